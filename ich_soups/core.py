@@ -58,7 +58,7 @@ def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #55ea9ed6
+# %% ../nbs/00_core.ipynb #0edfb447
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a training run."
@@ -68,7 +68,7 @@ class Config:
     pretrained: str = ''          # '' from scratch; 'timm'; 'pip'; or a path of weights
     size: int = 64                # width and height of the pictures in pixels
     crop_min: float = .35         # smallest share of the area that a random crop keeps (paper: 0.08, of larger pictures)
-    mix: float = 1.               # probability that a batch is mixed, half MixUp, half CutMix (alpha 1)
+    mix: float = .5               # probability that a batch is mixed, half MixUp, half CutMix (alpha 1; paper: 1)
     norm: str = 'model'           # mean and std: 'model' as in the weights' own configuration, 'imagenet' as in the paper
     epochs: int = 30              # passes over the training pictures (paper: 50)
     bs: int = 128                 # pictures per optimiser step
@@ -101,7 +101,7 @@ class Config:
     @classmethod
     def paper(cls, **over):
         "The published protocol: fine-tune a pre-trained model at 224 px for 50 epochs."
-        return cls(**(dict(profile='paper', data='ich17', arch='coatnet_0_rw_224', pretrained='timm', size=224, crop_min=.08, norm='imagenet',
+        return cls(**(dict(profile='paper', data='ich17', arch='coatnet_0_rw_224', pretrained='timm', size=224, crop_min=.08, mix=1., norm='imagenet',
                            epochs=50, bs=128, accum=2, lr=1e-4, wd=1e-3, fixed=(30, 35, 40, 45)) | over))
 
     def replace(self, **over): return replace(self, **over)

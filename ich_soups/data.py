@@ -379,7 +379,7 @@ class CropFlip(DisplayedTransform):
         grid = F.affine_grid(theta, (b, 3, self.size, self.size), align_corners=False)
         return TensorImage(F.grid_sample(t, grid, mode='bilinear', padding_mode='reflection', align_corners=False))
 
-# %% ../nbs/02_data.ipynb #ef242658
+# %% ../nbs/02_data.ipynb #ce2b1a5c
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def image_dls(
@@ -392,18 +392,17 @@ def image_dls(
     store:int|None=None,   # size kept for training crops; default: 1.25 x for photographs larger than `size`
     device=None            # default: the GPU if there is one
 ) -> DataLoaders:
-    "fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first augments."
+    "fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first augments. `dls.plain` is the train part without."
     pics = load_pictures(source, split_seed)
     if store is None: store = size if pics.array is not None or _is_small(pics, size) else round(1.25*size)
     dev = torch.device(device) if device is not None else default_device()
     norm = Normalize.from_stats(*stats, cuda=False)
-    def dl(split):
-        train = split == 'train'
-        ds = PixelDataset(pics.pixels(store if train else size), pics.labels, pics.idxs(split), pics.classes, SPLITS.index(split))
-        tfms = [IntToFloatTensor(), *([CropFlip(size, crop_min)] if train else []), norm]
-        return PixelDL(ds, bs=bs if train else 2*bs, shuffle=train, drop_last=train and len(ds) >= bs, num_workers=0, after_batch=tfms, device=dev)
-    dls = DataLoaders(*map(dl, SPLITS), device=dev)
-    dls.pictures = pics
+    def dl(split, augment, shuffle):
+        ds = PixelDataset(pics.pixels(store if augment else size), pics.labels, pics.idxs(split), pics.classes, 0 if augment else 1)
+        tfms = [IntToFloatTensor(), *([CropFlip(size, crop_min)] if augment else []), norm]
+        return PixelDL(ds, bs=bs if augment else 2*bs, shuffle=shuffle, drop_last=augment and len(ds) >= bs, num_workers=0, after_batch=tfms, device=dev)
+    dls = DataLoaders(*[dl(s, s == 'train', s == 'train') for s in SPLITS], device=dev)
+    dls.pictures, dls.plain = pics, dl('train', False, True)
     return dls
 
 # %% ../nbs/02_data.ipynb #d1176445

@@ -1,0 +1,92 @@
+"The project is what it says: notebooks and modules, figures and their notebooks, imports that only look back."
+import ast, json, os, re
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+COMMITTED = ROOT/'figures'
+FRESH = ROOT/'build'/'figures'
+
+
+def code(nb): return [''.join(c['source']) for c in json.loads(nb.read_text())['cells'] if c['cell_type'] == 'code']
+def exports(nb): return next((m[1] for s in code(nb) if (m := re.match(r'#\|\s*default_exp (\w+)', s))), None)
+
+
+def test_the_notebooks_are_there():
+    assert len(NOTEBOOKS) >= 18     # nbdev_test finds nothing and is content when its path is wrong
+    assert all(re.fullmatch(r'\d\d_\w+|index', p.stem) for p in NOTEBOOKS)
+
+
+def test_every_module_has_its_notebook_and_the_other_way_round():
+    made = {exports(p) for p in NOTEBOOKS if p.name < '2'} - {None}
+    have = {p.stem for p in (ROOT/'ich_soups').glob('*.py')} - {'__init__', '_modidx'}
+    assert made == have
+    assert not [p.name for p in NOTEBOOKS if p.name >= '2' and exports(p)]
+
+
+def imported(py):
+    "Sibling modules that a module imports at its top."
+    tree = ast.parse(py.read_text())
+    return {n.module.split('.')[1] for n in tree.body if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('ich_soups.')}
+
+
+def test_modules_import_only_lower_numbers():
+    number = {exports(p): p.name[:2] for p in NOTEBOOKS if exports(p)}
+    bad = [(m, s) for m, n in number.items() for s in imported(ROOT/'ich_soups'/f'{m}.py') if number[s] >= n]
+    assert not bad
+
+
+@pytest.mark.parametrize('module', ['soups', 'ensembles', 'metrics', 'plots', 'scenes', 'published'])
+def test_the_heart_imports_no_sibling(module):
+    assert not imported(ROOT/'ich_soups'/f'{module}.py')
+
+
+def test_notebooks_are_small_and_have_their_outputs():
+    for p in NOTEBOOKS:
+        assert p.stat().st_size < 500_000, f'{p.name} has {p.stat().st_size//1000} kB'
+        if p.name >= '2':
+            assert any(c.get('outputs') for c in json.loads(p.read_text())['cells']), f'{p.name} has no outputs; make figures'
+
+
+def test_figures_are_complete_and_each_has_one_notebook():
+    index = json.loads((COMMITTED/'index.json').read_text())
+    drawn = {n: [p.stem for p in NOTEBOOKS if any(re.search(rf"save_fig\([^)]*'{n}'", s) for s in code(p))] for n in index}
+    assert drawn == {n: [v['notebook']] for n, v in index.items()}
+    files = {p.name for p in COMMITTED.iterdir() if not p.name.startswith('.')}
+    assert files == {f'{n}.{e}' for n in index for e in ('png', 'svg', 'csv')} | {'index.json', 'README.md'}
+
+
+def test_nothing_names_a_machine():
+    text = {p: p.read_text(errors='ignore') for d in ('nbs', 'ich_soups', 'tests') for p in (ROOT/d).glob('*.*') if p.suffix in ('.ipynb', '.py')}
+    home = os.path.expanduser('~')
+    bad = [p.name for p, t in text.items() if str(ROOT) in t or (len(home) > 5 and f'{home}/' in t)]
+    assert not bad
+
+
+@pytest.fixture
+def fresh():
+    "Figures drawn by the notebooks in this very test run."
+    if not (FRESH/'results.csv').exists(): pytest.skip('build/figures is empty: make test draws them')
+    return FRESH
+
+
+def test_the_notebooks_draw_every_figure(fresh):
+    missing = set(json.loads((COMMITTED/'index.json').read_text())) - set(json.loads((fresh/'index.json').read_text()))
+    assert not missing
+
+
+def test_the_committed_results_can_be_had_again(fresh):
+    "Same rows, and every score inside the committed interval: another processor may round otherwise, but not tell another story."
+    for name, keys in (('results', ['model']), ('photos', ['data', 'model'])):
+        old, new = (pd.read_csv(d/f'{name}.csv').set_index(keys) for d in (COMMITTED, fresh))
+        assert list(old.index) == list(new.index) and list(old.columns) == list(new.columns)
+        for m in ('accuracy', 'f1', 'nll'):
+            out = new.index[~((new[m] >= old[f'{m}_lo']) & (new[m] <= old[f'{m}_hi']))]
+            assert not len(out), f'{name}: {m} of {list(out)} left its committed interval'
+
+
+def test_the_committed_drawings_are_the_drawings(fresh):
+    "What depends on no training is the same number for number."
+    for name in ('class_counts', 'coatnet_stages', 'samples'):
+        pd.testing.assert_frame_equal(pd.read_csv(COMMITTED/f'{name}.csv'), pd.read_csv(fresh/f'{name}.csv'))
