@@ -6,12 +6,13 @@
 __all__ = ['run_notebook', 'paper_notebooks', 'library_notebooks', 'run_all', 'readme_text', 'write_readme', 'out_of_sync',
            'main']
 
-# %% ../nbs/19_build.ipynb #914d084d
-import shutil, subprocess, sys, tempfile, time
+# %% ../nbs/19_build.ipynb #a9fb695d
+import base64, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from .core import home
+from .plots import shrink_png
 
-# %% ../nbs/19_build.ipynb #39395915
+# %% ../nbs/19_build.ipynb #c74c879e
 def run_notebook(
     path   # an .ipynb; overwritten with its outputs
 ):
@@ -23,15 +24,20 @@ def run_notebook(
     import re
     def skip(cell): return cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M)
     path, here = Path(path).resolve(), os.getcwd()
-    nb, shell = read_nb(path), CaptureShell(path)
+    nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
     try:
         os.chdir(path.parent)
         shell.run_all(nb, exc_stop=True, preproc=skip)
     finally: os.chdir(here)
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+        if c.cell_type == 'code': c.outputs = [_small(o) for o in c.outputs if o.get('name') != 'stderr']
     clean_nb(nb)
     write_nb(nb, path)
+
+def _small(output):
+    "The output, a picture in it in 256 colours."
+    if png := output.get('data', {}).get('image/png'): output['data']['image/png'] = base64.b64encode(shrink_png(base64.b64decode(''.join(png)))).decode() + '\n'
+    return output
 
 # %% ../nbs/19_build.ipynb #1e18dc67
 def paper_notebooks() -> list: return sorted((home()/'nbs').glob('[2-3][0-9]_*.ipynb')) + [home()/'nbs'/'index.ipynb']

@@ -15,10 +15,10 @@ from .metrics import confusion, from_confusion, paired_difference, paired_test, 
 from .models import has_bn
 from .soups import bn_batches, greedy_soup, recalibrate_bn, uniform_soup
 
-# %% ../nbs/18_compare.ipynb #d676a529
+# %% ../nbs/18_compare.ipynb #93a7f132
 def fresh_bn(
     run,          # a `Run`
-    n:int=2048    # training pictures to measure on
+    n:int=1024    # training pictures to measure on
 ):
     "A function that re-estimates the BatchNorm statistics of a model in place, or None if the architecture has no such layers."
     if not has_bn(run.model): return None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'IMAGENET', 'decode', 'stratified_split', 'Pictures', 'read_photos', 'write_split', 'Report', 'check_folder',
-           'fetch_git', 'load_pictures', 'PixelDataset', 'PixelDL', 'CropFlip', 'image_dls']
+           'fetch_git', 'list_archive', 'load_pictures', 'PixelDataset', 'PixelDL', 'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #df5e9cb9
 import csv, hashlib, io, json, os, warnings
@@ -270,7 +270,7 @@ def _groceries(split_seed=0):
     labels = np.array([classes.index(c) for c in df.finegrained_cat])
     return Pictures('groceries14', classes, labels, stratified_split(labels, split_seed), list(df.image_data), list(df.digest))
 
-# %% ../nbs/02_data.ipynb #71e090d5
+# %% ../nbs/02_data.ipynb #c0b6a1bc
 _AHE10 = ('https://github.com/shuxinqiao/Architectural-Heritage-Elements-Classification', '34f82a3aff14ed0b48a9615c97ec01e396838c40')
 
 def fetch_git(
@@ -294,22 +294,32 @@ def fetch_git(
             porcelain.reset(repo, 'hard', commit)
         except Exception as e: raise BadInput(f'{url} at {commit[:12]} could not be downloaded ({type(e).__name__}: {e}); check the connection, or give a folder instead') from None
         os.replace(tmp, to)
-        Path(tmp).mkdir()
+        Path(tmp).mkdir()  # for the temporary directory to remove
 
-# %% ../nbs/02_data.ipynb #e61a7f01
+# %% ../nbs/02_data.ipynb #a7d2fb8e
 def _from_env(name, split_seed):
     "The folder that the variable NAME names, or for `ahe10` a download if `ICH_SOUPS_DOWNLOAD` allows one."
     if folder := os.environ.get(name.upper()): return read_photos(folder, split_seed)
     if name == 'ahe10' and os.environ.get('ICH_SOUPS_DOWNLOAD'):
         fetch_git(*_AHE10, cache_dir()/'ahe10')
-        return read_photos(_find_classes(cache_dir()/'ahe10'), split_seed)
+        return read_photos(list_archive(cache_dir()/'ahe10'), split_seed)
     raise BadInput(f"{name} is not here: set {name.upper()} to its folder" + (", or ICH_SOUPS_DOWNLOAD=1 to fetch the public archive" if name == 'ahe10' else ''))
 
-def _find_classes(root):
-    "The first folder in or below `root` whose own folders hold pictures."
-    for d in [root, *sorted(p for p in root.rglob('*') if p.is_dir())]:
-        if len(subs := _subdirs(d)) > 1 and all(any(f.suffix.lower() in _EXTS for f in s.rglob('*')) for s in subs): return d
-    raise BadInput(f'{root} holds no class folders')
+def list_archive(
+    root   # a folder with class folders at any depth, perhaps under the split of somebody else
+) -> Path:
+    "Write a list of every distinct readable picture below `root`, labelled by the folder it lies in, to be split anew; returns its path."
+    root, seen = Path(root), set()
+    files = _pictures_in(root)
+    for f, (digest, why) in zip(files, _scan(root, files)):
+        if not why: seen.add((digest, f))
+    first = {d: f for d, f in sorted(seen, reverse=True)}   # of equal files the first by name
+    if not first: raise BadInput(f'{root} holds no readable pictures')
+    out = root.parent/f'{root.name}.csv'
+    with atomic(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
+        w = csv.writer(f, lineterminator='\n'); w.writerow(('path', 'label'))
+        w.writerows((f.relative_to(root.parent), f.parent.name) for f in sorted(first.values()))
+    return out
 
 _NAMED = {'scenes17': lambda s: _scenes(split_seed=s), 'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
 

@@ -88,9 +88,9 @@ def scores(
     ci |= {m: wilson(round(value[m]*n), n) for m in ('accuracy', 'top5')}
     return pd.DataFrame([(m, value[m], *ci[m]) for m in value], columns=['metric', 'value', 'lo', 'hi']).set_index('metric')
 
-# %% ../nbs/04_metrics.ipynb #70bbd58e
+# %% ../nbs/04_metrics.ipynb #ac87b741
 METRICS = dict(accuracy=lambda l, t: float((l.argmax(1) == t).mean()), f1=lambda l, t: float(from_confusion(confusion(l.argmax(1), t, l.shape[1]))['f1'][0]),
-               balanced=lambda l, t: float(from_confusion(confusion(l.argmax(1), t, l.shape[1]))['balanced'][0]), nll=lambda l, t: -nll(l, t))
+               balanced=lambda l, t: float(from_confusion(confusion(l.argmax(1), t, l.shape[1]))['balanced'][0]), neg_nll=lambda l, t: -nll(l, t))
 
 def metric(
     name:str   # one of `METRICS`

@@ -6,10 +6,11 @@
 __all__ = ['PAPER_MODELS', 'RELATIVES', 'tiny_densenet', 'tiny_vit8', 'create_model', 'data_stats', 'is_bn', 'has_bn',
            'stage_summary']
 
-# %% ../nbs/03_models.ipynb #e4fa732e
+# %% ../nbs/03_models.ipynb #6e32a70a
 import importlib, re, warnings
 from pathlib import Path
 import pandas as pd, timm, torch
+from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import register_model
 from timm.models.densenet import DenseNet
 from timm.models.vision_transformer import VisionTransformer
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .core import BadInput, seed_all, suggest
 
-# %% ../nbs/03_models.ipynb #7ca7fbe4
+# %% ../nbs/03_models.ipynb #f4b1a26b
 PAPER_MODELS = {'resnet50.tv_in1k': 'ResNet-50', 'densenet121.tv_in1k': 'DenseNet-121', 'vit_base_patch16_224': 'ViT-B/16',
                 'coatnet_0_rw_224.sw_in1k': 'CoAtNet-0', 'coatnet_2_rw_224.sw_in12k_ft_in1k': 'CoAtNet-2'}
 RELATIVES = {'test_resnet': 'small ResNet', 'tiny_densenet': 'small DenseNet', 'tiny_vit8': 'small ViT', 'test_coatnet': 'tiny CoAtNet'}
@@ -37,7 +38,7 @@ def tiny_densenet(pretrained=False, **kw):
 def tiny_vit8(pretrained=False, **kw):
     "A Vision Transformer on patches of 8 px, for small pictures."
     kw = {k: v for k, v in kw.items() if k not in ('pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')}
-    return VisionTransformer(**(dict(img_size=64, patch_size=8, embed_dim=96, depth=6, num_heads=3, mlp_ratio=3) | kw))
+    return VisionTransformer(**(dict(img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2) | kw))
 
 # %% ../nbs/03_models.ipynb #e1cb2e49
 def _head(model, n_classes):
@@ -60,13 +61,16 @@ def _try_size(model, arch, size):
         near = [s for s in sorted({max(32, size//32*32), (size//32+1)*32, 224}) if s != size and works(s)]
         raise BadInput(f'{arch} cannot take pictures of {size} px' + (f"; try {' or '.join(map(str, near))}" if near else '')) from None
 
-# %% ../nbs/03_models.ipynb #d12e698b
+# %% ../nbs/03_models.ipynb #1c69c1f6
 def _build(arch, n_classes, size, pretrained=False):
     "timm's model for pictures of `size`, told the size if it wants to know."
+    fused = use_fused_attn()
+    set_fused_attn(fused and torch.cuda.is_available())   # on a CPU in bf16 plain attention runs twice as fast as the fused kernel
     try: return timm.create_model(arch, pretrained=pretrained, num_classes=n_classes, img_size=size)
     except TypeError as e:
         if 'img_size' not in str(e): raise
         return timm.create_model(arch, pretrained=pretrained, num_classes=n_classes)
+    finally: set_fused_attn(bool(fused))
 
 def create_model(
     arch:str,           # any timm name, or one of `RELATIVES`

@@ -84,8 +84,8 @@ class SnapshotStore:
         for s in self.snapshots():
             if file_sha256(s.path) != s.sha256: raise BadInput(f'{s.path} has changed since it was written; delete {self.path.parent} to train anew')
 
-# %% ../nbs/05_snapshots.ipynb #67f78eba
-def lower_is_better(name): return 'loss' in name or 'error' in name or name in ('nll', 'ece')
+# %% ../nbs/05_snapshots.ipynb #e4e98f57
+def lower_is_better(name): return 'loss' in name or 'error' in name
 
 def kept_epochs(
     scores:dict,     # epoch -> dict of metrics
