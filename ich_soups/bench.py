@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['jpeg_folder', 'training_speed', 'main']
 
-# %% ../nbs/16_bench.ipynb #bee066c4
-import contextlib, sys, tempfile, time
+# %% ../nbs/16_bench.ipynb #467ecc49
+import contextlib, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
-from .core import Config, amp_dtype, device_name
+from .core import Config, amp_dtype, device_name, keep_memory
 from .data import image_dls, load_pictures
 from .models import create_model
 from .training import make_learner
@@ -36,7 +36,7 @@ def jpeg_folder(
             Image.fromarray(im).save(f, quality=90)
         yield Path(d)
 
-# %% ../nbs/16_bench.ipynb #22c1f84c
+# %% ../nbs/16_bench.ipynb #d5cddfbb
 def _bare(cfg, model, opt, batches):
     "Forward, backward and step on batches in memory, same precision and layout."
     dtype, t0 = amp_dtype(cfg.precision), time.perf_counter()
@@ -54,40 +54,51 @@ class _Clock(Callback):
     def after_batch(self): self.n += len(self.xb[0]) if self.training else 0
     def after_train(self): self.rates.append(self.n/(time.perf_counter()-self.t0))
 
-def _plain(model, opt, dl, mix, limit):
-    "One pass of the usual loop in float32, start of the workers included."
-    t0, n = time.perf_counter(), 0
-    for x, y in dl:
-        x, y = mix(x, y)
-        nn.functional.cross_entropy(model(x), y).backward()
-        opt.step(); opt.zero_grad()
-        if (n := n+len(x)) >= limit: break
-    return n/(time.perf_counter()-t0)
+def _plain(photos, cfg):
+    "One pass of the usual loop in float32 after a few batches to warm up, start of the workers included. Call it in a process of its own."
+    tfms = v2.Compose([v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.)), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
+    files = ImageFolder(str(photos), tfms)
+    dl = torch.utils.data.DataLoader(files, cfg.bs, shuffle=True, num_workers=2, drop_last=True)
+    model, mix = create_model(cfg.arch, len(files.classes), cfg.size, seed=0), v2.MixUp(num_classes=len(files.classes))
+    opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd)
+    def loop(batches):
+        n = 0
+        for x, y in batches:
+            x, y = mix(x, y)
+            nn.functional.cross_entropy(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            opt.step(); opt.zero_grad()
+            n += len(x)
+        return n
+    loop([next(iter(dl))]*3)
+    t0 = time.perf_counter()
+    return loop(dl)/(time.perf_counter()-t0)
 
-# %% ../nbs/16_bench.ipynb #e5a4db2e
+def _plain_elsewhere(photos, cfg):
+    "The same in a fresh process, so that none of our settings speeds it up."
+    code = f'from ich_soups.bench import _plain, Config; print(_plain({str(photos)!r}, {cfg!r}))'
+    return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
+
+# %% ../nbs/16_bench.ipynb #fa0b0380
 def training_speed(
     photos,                   # a folder of class folders
     cfg:Config=Config.tiny(), # architecture, size, batch size, precision
-    rounds:int=3,             # each way is timed so often, in turns
-    limit:int=10**9           # at most so many pictures a pass of the plain way
+    rounds:int=3              # each way is timed so often, in turns
 ) -> pd.DataFrame:
     "Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians over rounds."
+    keep_memory()
     dls = image_dls(load_pictures(photos), cfg.size, cfg.bs, cfg.crop_min)
     new = lambda: create_model(cfg.arch, dls.c, cfg.size, seed=0)
     adamw = lambda m: torch.optim.AdamW(m.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
     bare = new().to(memory_format=torch.channels_last)
     batches = [tuple(t.as_subclass(torch.Tensor) for t in b) for b in dls.train]
-    plain, mix = new(), v2.MixUp(num_classes=dls.c)
-    tfms = v2.Compose([v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.)), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
-    files = ImageFolder(str(photos), tfms)
-    loader = torch.utils.data.DataLoader(files, cfg.bs, shuffle=True, num_workers=2, drop_last=True, persistent_workers=False)
-    opt_b, opt_p, rows = adamw(bare), adamw(plain), []
+    opt, rows = adamw(bare), []
     for i in range(rounds+1):
         with tempfile.TemporaryDirectory() as d:
             clock = _Clock()
             learn = make_learner(cfg.replace(epochs=1), dls, d).add_cb(clock)
             with learn.no_bar(), learn.no_logging(): learn.fit(1)
-        rows.append(dict(bare=_bare(cfg, bare, opt_b, batches), ours=clock.rates[0], plain=_plain(plain, opt_p, loader, mix, limit)))
+        rows.append(dict(bare=_bare(cfg, bare, opt, batches), ours=clock.rates[0], plain=_plain_elsewhere(photos, cfg) if i else 1.))
     df = pd.DataFrame(rows[1:])           # the first round warms up
     ratio = lambda a, b: (df[a]/df[b]).median()
     return pd.DataFrame([dict(way='bare model', rate=df.bare.median()), dict(way='ours', rate=df.ours.median(), to_bare=ratio('ours', 'bare'), to_plain=ratio('ours', 'plain')),

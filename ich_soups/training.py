@@ -6,7 +6,7 @@
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'MixOrCut', 'Averages', 'EpochSeed', 'Journal',
            'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
-# %% ../nbs/06_training.ipynb #ccdd09dd
+# %% ../nbs/06_training.ipynb #8eed0e6a
 import math, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
-from .core import BadInput, Config, amp_dtype, atomic, device, load_config, provenance, runs_dir, seed_all, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, runs_dir, seed_all, write_json
 from .data import image_dls, load_pictures
 from .metrics import METRICS, metric, scores
 from .models import create_model, data_stats
@@ -255,7 +255,7 @@ def _read_state(path):
     try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
     except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
 
-# %% ../nbs/06_training.ipynb #26c358de
+# %% ../nbs/06_training.ipynb #1259c46c
 def get_run(
     cfg:Config,
     path=None   # default: a directory named by `cfg.key` below `runs_dir()`
@@ -273,6 +273,7 @@ def get_run(
 
 def _train(cfg, path):
     "Train from the start or from state.pt, and write DONE last."
+    keep_memory()
     t0, dls, state = time.time(), _dls(cfg), _read_state(path)
     write_json(path/'config.json', asdict(cfg))
     start = state['epoch'] if state else 0
