@@ -36,12 +36,12 @@ def jpeg_folder(
             Image.fromarray(im).save(f, quality=90)
         yield Path(d)
 
-# %% ../nbs/16_bench.ipynb #d5cddfbb
+# %% ../nbs/16_bench.ipynb #c171ff29
 def _bare(cfg, model, opt, batches):
     "Forward, backward and step on batches in memory, same precision and layout."
     dtype, t0 = amp_dtype(cfg.precision), time.perf_counter()
     for x, y in batches:
-        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32): out = model(x)
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32): out = model(x)
         nn.functional.cross_entropy(out.float(), y).backward()
         opt.step(); opt.zero_grad()
     return sum(len(y) for _, y in batches)/(time.perf_counter()-t0)
@@ -79,7 +79,7 @@ def _plain_elsewhere(photos, cfg):
     code = f'from ich_soups.bench import _plain, Config; print(_plain({str(photos)!r}, {cfg!r}))'
     return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
 
-# %% ../nbs/16_bench.ipynb #fa0b0380
+# %% ../nbs/16_bench.ipynb #7206a055
 def training_speed(
     photos,                   # a folder of class folders
     cfg:Config=Config.tiny(), # architecture, size, batch size, precision
@@ -90,7 +90,7 @@ def training_speed(
     dls = image_dls(load_pictures(photos), cfg.size, cfg.bs, cfg.crop_min)
     new = lambda: create_model(cfg.arch, dls.c, cfg.size, seed=0)
     adamw = lambda m: torch.optim.AdamW(m.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
-    bare = new().to(memory_format=torch.channels_last)
+    bare = new().to(dls.device, memory_format=torch.channels_last)
     batches = [tuple(t.as_subclass(torch.Tensor) for t in b) for b in dls.train]
     opt, rows = adamw(bare), []
     for i in range(rounds+1):

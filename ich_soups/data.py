@@ -6,8 +6,8 @@
 __all__ = ['SPLITS', 'IMAGENET', 'decode', 'stratified_split', 'Pictures', 'read_photos', 'write_split', 'Report', 'check_folder',
            'fetch_git', 'list_archive', 'load_pictures', 'PixelDataset', 'PixelDL', 'CropFlip', 'image_dls']
 
-# %% ../nbs/02_data.ipynb #df5e9cb9
-import csv, hashlib, io, json, os, warnings
+# %% ../nbs/02_data.ipynb #3d36be77
+import ast, csv, hashlib, io, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -55,16 +55,17 @@ def _threaded(f, items, what):
     with ThreadPoolExecutor(os.cpu_count() or 2) as ex:
         return list(tqdm(ex.map(f, items), total=len(items), desc=what, delay=3, leave=False, disable=None))
 
-# %% ../nbs/02_data.ipynb #9b8839ed
+# %% ../nbs/02_data.ipynb #411242ba
 def _scan(root, files):
     "Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`."
     memo_path = cache_dir()/'digests'/f'{hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()}.json'
     try: memo = json.loads(memo_path.read_text(encoding='utf-8'))
     except (OSError, ValueError): memo = {}
     def known(p):
-        st = p.stat()
+        try: st = p.stat()
+        except OSError as e: return (str(p), ['', '', f'{type(e).__name__}: {e.strerror}'])
         k, v = f'{st.st_size} {st.st_mtime_ns}', memo.get(str(p))
-        return (str(p), [k, *(v[1:] if v and v[0] == k else _check_file(p))])
+        return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p))])   # a failure is looked at again
     new = dict(_threaded(known, files, 'reading pictures'))
     if new != memo: write_json(memo_path, new)
     return [tuple(new[str(p)][1:]) for p in files]
@@ -152,16 +153,20 @@ def _one(self:Pictures, i, size):
     if self.array is not None: return np.asarray(Image.fromarray(self.array[i]).resize((size, size), Image.BICUBIC))
     return decode(self.items[i], size)
 
-# %% ../nbs/02_data.ipynb #abac9314
+# %% ../nbs/02_data.ipynb #50fd9a44
 _ALIASES = dict(train='train', training='train', val='val', valid='val', validation='val', dev='val', test='test', testing='test')
 
 def _subdirs(p): return sorted((d for d in p.iterdir() if d.is_dir() and not d.name.startswith('.')), key=lambda d: d.name)
 
 def _list_folder(root):
     "`(files, labels, parts or None)` of a folder in either layout."
-    dirs = _subdirs(root)
-    parts = {_ALIASES[d.name.lower()]: d for d in dirs if d.name.lower() in _ALIASES}
-    if parts and len(parts) == len(dirs):
+    dirs, parts = _subdirs(root), {}
+    for d in dirs:
+        if s := _ALIASES.get(d.name.lower()):
+            if s in parts: raise BadInput(f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one")
+            parts[s] = d
+    if 'train' in parts and (len(parts) > 1 or len(dirs) == 1):
+        if other := [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]: raise BadInput(f"{root} has {' and '.join(sorted(parts))} and beside them {other[0]!r} with pictures in it; move that folder away")
         if missing := [s for s in SPLITS if s not in parts]:
             raise BadInput(f"{root} has {' and '.join(sorted(parts))} but no {missing[0]!r} folder; add it, or put all class folders directly into {root} to have them split")
         rows = [(f, c.name, s) for s, d in parts.items() for c in _subdirs(d) for f in _pictures_in(c)]
@@ -178,7 +183,7 @@ def _list_csv(path):
     if any(part) and not all(part): raise BadInput(f"{path}, row {part.index(None)+2}: split is {rows[part.index(None)].get('split')!r}; write train, val or test in every row, or leave the column out")
     return [path.parent/r['path'] for r in rows], [r['label'] for r in rows], part if all(part) else None
 
-# %% ../nbs/02_data.ipynb #285baebd
+# %% ../nbs/02_data.ipynb #8ec0029a
 def read_photos(
     path,               # a folder, or a CSV list
     seed:int=0,         # of the split, where the source brings none
@@ -191,7 +196,7 @@ def read_photos(
     files, names, part = _list_folder(path) if path.is_dir() else _list_csv(path)
     scan = _scan(root, files)
     bad = [(f, why) for f, (_, why) in zip(files, scan) if why]
-    if bad and on_bad != 'skip': raise BadInput(f"{bad[0][0]} cannot be read ({bad[0][1]}){f' and {len(bad)-1} more' if len(bad) > 1 else ''}; remove or replace it, or pass on_bad='skip'")
+    if bad and on_bad != 'skip': raise BadInput(f"{bad[0][0]} cannot be read ({bad[0][1]}){f' and {len(bad)-1} more' if len(bad) > 1 else ''}; remove or replace it (check_folder lists all of them)")
     if bad: warnings.warn(f'{len(bad)} unreadable files are left out, the first is {bad[0][0]}')
     keep = [i for i, (_, why) in enumerate(scan) if not why]
     classes = sorted({names[i] for i in keep})
@@ -244,10 +249,11 @@ def check_folder(
     return Report(counts, [(f, why) for f, (_, why) in zip(files, scan) if why], [[f for f, *_ in g] for g in same],
                   [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1])
 
-# %% ../nbs/02_data.ipynb #67ea56bc
+# %% ../nbs/02_data.ipynb #ca004b3e
 def _scenes(n=7406, size=64, seed=0, split_seed=0):
     from ich_soups import scenes
-    version = hashlib.sha256(Path(scenes.__file__).read_bytes()).hexdigest()[:10]  # other drawing code, other pictures
+    code = ast.dump(ast.parse(Path(scenes.__file__).read_text(encoding='utf-8')))
+    version = hashlib.sha256(code.encode()).hexdigest()[:10]  # other drawing code, other pictures
     path = cache_dir()/'scenes'/f'{n}-{size}-{seed}-{version}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)+'.lock'):

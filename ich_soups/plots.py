@@ -7,11 +7,12 @@ __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_sampl
            'plot_trajectory', 'plot_forest', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
            'plot_interpolation']
 
-# %% ../nbs/11_plots.ipynb #a534c1f3
+# %% ../nbs/11_plots.ipynb #3e0c6acb
 import io, json
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from filelock import FileLock
+from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -105,7 +106,7 @@ def plot_counts(
     ax.set(xlabel='pictures'); ax.legend(loc='lower right'); ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../nbs/11_plots.ipynb #226d7304
+# %% ../nbs/11_plots.ipynb #7e8597bc
 def plot_stages(
     df   # columns model, stage, kind, params, flops, bn_layers
 ):
@@ -123,8 +124,8 @@ def plot_stages(
             ax.margins(y=.15); ax.set_ylabel(f'{label} ({sign})' if sign else label)
             if col == 'bn_layers': ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         axs[0, j].set_title(m); axs[-1, j].set_xticks(range(len(d)), [s.replace('stages.', 'stage ') for s in d.stage], rotation=35, ha='right')
-    handles = [plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, ec='white', lw=0) for c, h in kinds.values()]
-    fig.legend(handles, kinds, loc='outside lower center', ncols=3)
+    shown = {k: plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, ec='white', lw=0) for k, (c, h) in kinds.items() if k != 'head'}   # a head is too small to see
+    fig.legend(shown.values(), shown, loc='outside lower center', ncols=3)
     return fig
 
 # %% ../nbs/11_plots.ipynb #1a77bf2b
@@ -148,7 +149,7 @@ def plot_trajectory(
     fig.align_ylabels(axs[:, 0])
     return fig
 
-# %% ../nbs/11_plots.ipynb #050fd72d
+# %% ../nbs/11_plots.ipynb #113b8f6b
 _GROUPS = {'baseline': ('grey', 'v'), 'control': ('blue', 'o'), 'soup': ('orange', 'D'), 'ensemble': ('green', 's')}
 
 def plot_forest(
@@ -157,30 +158,30 @@ def plot_forest(
     reference=None                  # model whose value is drawn as a line
 ):
     "Value and interval of every model, one panel a metric."
-    fig, axs = plt.subplots(1, len(metrics), figsize=(3.3*len(metrics)+1.4, .27*len(df)+.9), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(1, len(metrics), figsize=(2.6*len(metrics)+2, .26*len(df)+.9), sharey=True, squeeze=False)
     y = np.arange(len(df))[::-1]
     for ax, (m, label) in zip(axs[0], metrics):
         for g, (c, mark) in _GROUPS.items():
-            i = (df.group == g).values
+            i = ((df.group == g) & df[m].notna()).values
             if i.any(): ax.errorbar(df[m][i], y[i], xerr=np.abs(df.loc[i, [f'{m}_lo', f'{m}_hi']].values.T - df[m][i].values), fmt=mark, color=COLOURS[c], ms=5, lw=1.2, label=g)
-        if reference: ax.axvline(df.set_index('model')[m][reference], color='black', lw=.7, ls=':', zorder=0)
-        ax.set(xlabel=f'{label}, 95 % interval'); ax.xaxis.set_major_formatter(PercentFormatter(1)); ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
+        if reference and pd.notna(at := df.set_index('model')[m].get(reference, np.nan)): ax.axvline(at, color='black', lw=.7, ls=':', zorder=0)
+        ax.set_xlabel(label); ax.xaxis.set_major_formatter(lambda v, _: f'{100*v:+.3g}' if 'minus' in label else f'{100*v:.3g}%'); ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
     axs[0, 0].set_yticks(y, df.model)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title='95 % intervals over test pictures')
     return fig
 
-# %% ../nbs/11_plots.ipynb #85a48b94
+# %% ../nbs/11_plots.ipynb #fce1d272
 def plot_confusions(
     df,       # columns model, true, predicted, share (of the true class, 0..1)
     classes   # names, in order
 ):
-    "Confusion matrices side by side, rows normalised."
+    "Confusion matrices side by side, rows normalised, on a square-root scale that shows the few among the many."
     models = df.model.unique()
     fig, axs = plt.subplots(1, len(models), figsize=(4.1*len(models)+1.3, 4.9), sharey=True, squeeze=False)
     for ax, m in zip(axs[0], models):
         cm = df[df.model == m].pivot(index='true', columns='predicted', values='share').loc[classes, classes]
-        sns.heatmap(cm, ax=ax, vmin=0, vmax=1, cmap='cividis', square=True, cbar=ax is axs[0, -1], xticklabels=True, yticklabels=True,
-                    cbar_kws=dict(format=PercentFormatter(1, 0), shrink=.6, label='share of the true class'))
+        sns.heatmap(cm, ax=ax, norm=PowerNorm(.5, 0, 1), cmap='cividis', square=True, cbar=ax is axs[0, -1], xticklabels=True, yticklabels=True,
+                    cbar_kws=dict(format=PercentFormatter(1, 0), ticks=[0, .01, .05, .1, .25, .5, 1], shrink=.6, label='share of the true class'))
         ax.set(title=m, xlabel='predicted', ylabel='true' if ax is axs[0, 0] else ''); ax.tick_params(length=0, labelsize=8)
     return fig
 
@@ -197,16 +198,18 @@ def plot_per_class(
     ax.set(xlabel='change of F1 on test, points, 95 % interval'); ax.xaxis.set_major_formatter(PercentFormatter(1, 0, symbol='')); ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #b91edc38
+# %% ../nbs/11_plots.ipynb #2ed9d202
 def plot_greedy_path(
-    df   # columns metric, order, step, tried, score, accepted (bool), best
+    df   # columns metric, order, step, round, tried, score, accepted (bool)
 ):
     "What greedy searches tried, what they took, and the best so far: a row of panels a metric, a column an order."
     metrics, orders = df.metric.unique(), df.order.unique()
     fig, axs = plt.subplots(len(metrics), len(orders), figsize=(3.7*len(orders), 2.3*len(metrics)+.3), squeeze=False, sharey='row', sharex='col')
     for (i, m), (j, o) in [(a, b) for a in enumerate(metrics) for b in enumerate(orders)]:
         d, ax = df[(df.metric == m) & (df.order == o)], axs[i, j]
-        ax.step(d.step, d.best, where='post', color=COLOURS['orange'], lw=1.5, label='soup so far')
+        ends = d.groupby('round').agg(step=('step', 'max'), best=('score', lambda s: s[d.accepted].max() if d.accepted[s.index].any() else np.nan)).ffill()
+        ax.step([*ends.step, d.step.max()], [*ends.best, ends.best.iloc[-1]], where='post', color=COLOURS['orange'], lw=1.5, label='soup after each round')
+        for x in ends.step[:-1] if o == 'best' else (): ax.axvline(x+.5, color=COLOURS['grey'], lw=.6, ls=':')
         for ok, c, mark, l in ((False, 'grey', 'x', 'tried, rejected'), (True, 'orange', 'D', 'accepted')):
             ax.plot(d.step[d.accepted == ok], d.score[d.accepted == ok], mark, color=COLOURS[c], ms=5, label=l)
         for _, r in d[d.accepted].iterrows(): ax.annotate(r.tried.replace('epoch_0', '').replace('epoch_', ''), (r.step, r.score), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8)

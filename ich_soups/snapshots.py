@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Snapshot', 'file_sha256', 'SnapshotStore', 'lower_is_better', 'kept_epochs', 'SnapshotCallback']
 
-# %% ../nbs/05_snapshots.ipynb #43b46f6f
-import hashlib, json, warnings
+# %% ../nbs/05_snapshots.ipynb #f94911f5
+import hashlib, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback
 from safetensors import safe_open
 from safetensors.torch import save_file
-from .core import BadInput, atomic, suggest, write_json
+from .core import BadInput, atomic, read_json, suggest, write_json
 from .metrics import METRICS
 
 # %% ../nbs/05_snapshots.ipynb #645272f6
@@ -37,14 +37,13 @@ def file_sha256(path) -> str:
     "Hash of a file, read in pieces."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
 
-# %% ../nbs/05_snapshots.ipynb #444c92fd
+# %% ../nbs/05_snapshots.ipynb #321b003f
 class SnapshotStore:
     "Snapshots of one run in a directory."
     def __init__(self, path):
         self.path = Path(path)
         f = self.path/'manifest.json'
-        try: self.entries = {int(k): v for k, v in json.loads(f.read_text()).items()} if f.exists() else {}
-        except ValueError: raise BadInput(f'{f} is damaged; delete the directory {self.path} to start that run anew') from None
+        self.entries = {int(k): v for k, v in read_json(f).items()} if f.exists() else {}
 
     def _file(self, epoch): return self.path/f'epoch_{epoch:03d}.safetensors'
     def _logits(self, epoch): return self.path/f'epoch_{epoch:03d}.logits.npy'
@@ -64,10 +63,10 @@ class SnapshotStore:
         self.sweep()
 
     def sweep(self):
-        "Delete files that the manifest does not mention."
+        "Delete snapshot files, finished or not, that the manifest does not mention; nothing else is touched."
         mine = {f for e in self.entries for f in (self._file(e), self._logits(e))} | {self.path/'manifest.json'}
-        for f in self.path.glob('*') if self.path.exists() else []:
-            if f not in mine and (f.name.startswith('epoch_') or f.name.startswith('.')): f.unlink(missing_ok=True)
+        for f in self.path.glob('*epoch_*') if self.path.exists() else []:
+            if f not in mine and re.fullmatch(r'(\.\d+\.\d+\.)?epoch_\d{3,}\.(safetensors|logits\.npy)', f.name): f.unlink(missing_ok=True)
 
     def _write(self): write_json(self.path/'manifest.json', self.entries)
     def __len__(self): return len(self.entries)
@@ -97,7 +96,7 @@ def kept_epochs(
     best = lambda m: sorted(scores, key=lambda e: (scores[e][m] if lower_is_better(m) else -scores[e][m], e))[:k]
     return {e for m in monitor for e in best(m)} | (set(fixed) & set(scores))
 
-# %% ../nbs/05_snapshots.ipynb #aa68b8c7
+# %% ../nbs/05_snapshots.ipynb #405dc1a6
 class SnapshotCallback(Callback):
     "Keep the best `k` epochs by each monitored metric, and a list of fixed ones."
     order, remove_on_fetch, _only_train_loop = 62, True, True
@@ -105,16 +104,19 @@ class SnapshotCallback(Callback):
         store='snapshots',                            # a directory or a `SnapshotStore`
         monitor=('valid_loss', 'accuracy', 'f1'),     # what best means; a recorded metric, or one of `METRICS`
         k:int=8,                                      # best epochs for each
-        epochs=None                                   # kept whatever their score
+        epochs=None,                                  # kept whatever their score
+        start:int=0                                   # epochs that the store may already hold, when a training is resumed
     ):
         self.store = store if isinstance(store, SnapshotStore) else SnapshotStore(store)
-        self.monitor, self.k, self.epochs = tuple(monitor), k, tuple(epochs or ())
+        self.monitor, self.k, self.epochs, self.start = tuple(monitor), k, tuple(epochs or ()), start
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         known = {*self.recorder.metric_names, *METRICS}
         for m in self.monitor:
             if m not in known: raise BadInput(f'{m!r} is not recorded and cannot be computed' + suggest(m, known))
+        if not self.run: return
+        if old := [e for e in self.store.entries if e > self.start]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
         self.store.sweep()
 
     def before_validate(self): self.logits, self.targs = [], []
@@ -127,6 +129,7 @@ class SnapshotCallback(Callback):
         if not getattr(self, 'logits', None): return
         logits, targs = torch.cat(self.logits).numpy(), torch.cat(self.targs).numpy()
         scores = self.scores = self._scores(logits, targs)
+        if absent := [m for m in self.monitor if m not in scores]: raise BadInput(f"{absent[0]!r} cannot be computed for this model; pass monitor=('valid_loss',) or another recorded metric")
         epoch = self.epoch + 1
         past = {e: v['scores'] for e, v in self.store.entries.items() if e < epoch} | {epoch: scores}
         keep = kept_epochs(past, self.monitor, self.k, self.epochs)

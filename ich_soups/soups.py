@@ -135,17 +135,18 @@ class Soup:
         model.load_state_dict(self.weights)
         return model
 
-# %% ../nbs/07_soups.ipynb #652c6cf2
+# %% ../nbs/07_soups.ipynb #7c9be483
 def uniform_soup(
     snapshots,    # checkpoints
     score=None    # weights -> float; only noted in the history
 ) -> Soup:
     "The plain mean of all checkpoints."
+    snapshots = list(snapshots)
     w, names = average(snapshots), [_name(s, i) for i, s in enumerate(snapshots)]
-    history = [dict(step=0, tried='all', score=score(w), accepted=True, size=len(names))] if score else []
+    history = [dict(step=0, tried='all', score=float(score(w)), accepted=True, size=len(names))] if score else []
     return Soup(w, names, [1/len(names)]*len(names), 'uniform', history)
 
-# %% ../nbs/07_soups.ipynb #f96cc8dd
+# %% ../nbs/07_soups.ipynb #da5f1aa7
 def _plus(total, w): return {k: total[k] + v.float() if v.is_floating_point() else v for k, v in w.items()}
 def _over(total, n, like): return {k: (v/n).to(like[k].dtype) if v.is_floating_point() else v for k, v in total.items()}
 
@@ -160,20 +161,21 @@ def greedy_soup(
     snapshots = list(snapshots)
     if not snapshots: raise ValueError('there is nothing to cook: no checkpoints')
     if order not in ('sorted', 'best') or ties not in ('reject', 'accept'): raise ValueError(f"order is 'sorted' or 'best', ties 'reject' or 'accept'; got {order!r}, {ties!r}")
-    singles = [score(load_weights(s)) for s in snapshots] if singles is None else list(singles)
+    singles = [float(s) for s in (singles if singles is not None else (score(load_weights(s)) for s in snapshots))]
     left = sorted(range(len(snapshots)), key=lambda i: (-singles[i], i))
     names, chosen = [_name(s, i) for i, s in enumerate(snapshots)], [left.pop(0)]
-    first = load_weights(snapshots[chosen[0]])
+    first = average([snapshots[chosen[0]]])   # a copy
     total, best, weights = _plus({k: torch.zeros(()) for k in first}, first), singles[chosen[0]], first
-    history = [dict(step=0, tried=names[chosen[0]], score=best, accepted=True, size=1)]
+    history = [dict(step=0, round=0, tried=names[chosen[0]], score=best, accepted=True, size=1)]
     better = (lambda a, b: a >= b) if ties == 'accept' else (lambda a, b: a > b)
 
+    rounds = 0
     while left:
-        found = None
+        found, rounds = None, rounds+1
         for i in left if order == 'best' else left[:1]:
             t = _plus(total, _match(load_weights(snapshots[i]), first, names[i]))
             w = _over(t, len(chosen)+1, first)
-            history.append(dict(step=len(history), tried=names[i], score=score(w), accepted=False, size=len(chosen)+1))
+            history.append(dict(step=len(history), round=rounds, tried=names[i], score=float(score(w)), accepted=False, size=len(chosen)+1))
             if better(history[-1]['score'], best) and (not found or history[-1]['score'] > found[0]['score']): found = history[-1], i, t, w
         if found:
             row, i, total, weights = found

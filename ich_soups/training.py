@@ -6,12 +6,12 @@
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'MixOrCut', 'Averages', 'EpochSeed', 'Journal',
            'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
-# %% ../nbs/06_training.ipynb #8eed0e6a
+# %% ../nbs/06_training.ipynb #b280c7ff
 import math, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-import json, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback import progress as _no_bar  # gives Learner its no_bar
@@ -26,8 +26,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
-from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, runs_dir, seed_all, write_json
-from .data import image_dls, load_pictures
+from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, write_json
+from .data import image_dls, load_pictures, write_split
 from .metrics import METRICS, metric, scores
 from .models import create_model, data_stats
 from .snapshots import SnapshotCallback, SnapshotStore
@@ -105,7 +105,7 @@ class Averages(Callback):
         self.setup()
         for k, m in self.models.items(): m.load_state_dict(state[k])
 
-# %% ../nbs/06_training.ipynb #90ecc6e7
+# %% ../nbs/06_training.ipynb #cc0907e2
 class EpochSeed(Callback):
     "Make each epoch's randomness a function of the seed and the epoch alone."
     order = -50
@@ -129,13 +129,14 @@ class Journal(Callback):
         row = dict(epoch=self.epoch+1, lr=self.opt.hypers[-1]['lr'], train_loss=torch.stack(self.losses).mean().item(), **self.snapshot.scores)
         self.rows.append(row)
         with atomic(self.path/'history.csv') as tmp: pd.DataFrame(self.rows).to_csv(tmp, index=False)
-        state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state())
+        state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state(),
+                     kept=sorted(self.snapshot.store.entries), data=self.dls.pictures.fingerprint)
         with atomic(self.path/'state.pt') as tmp: torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
         self.bar.update()
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_training.ipynb #77b6f05e
+# %% ../nbs/06_training.ipynb #1e93598c
 def _adamw(params, lr, wd=0., **kw): return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd, fused=True)
 
 def make_learner(
@@ -145,9 +146,9 @@ def make_learner(
     start:int=0  # epochs already done
 ) -> Learner:
     "The recipe as a fastai `Learner`; `fit` takes nothing but the number of epochs."
-    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(memory_format=torch.channels_last)
+    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(dls.device, memory_format=torch.channels_last)
     cbs = [EpochSeed(cfg.seed), *precision_cbs(cfg.precision), ParamScheduler({'lr': lr_schedule(cfg)}), Averages(cfg.ema, cfg.cycle, cfg.swa_from),
-           SnapshotCallback(SnapshotStore(Path(path)/'snapshots'), cfg.monitor, cfg.k, cfg.fixed), Journal(path, cfg.key, start)]
+           SnapshotCallback(SnapshotStore(Path(path)/'snapshots'), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start)]
     if cfg.mix: cbs.append(MixOrCut(dls.c, cfg.mix))
     if cfg.clip: cbs.append(GradientClip(cfg.clip))
     if cfg.accum > 1: cbs.append(GradientAccumulation(cfg.bs))
@@ -166,14 +167,14 @@ def predict_logits(
     with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
         return torch.cat([model(b[0].as_subclass(torch.Tensor).to(dev)).float().cpu() for b in dl]).numpy()
 
-# %% ../nbs/06_training.ipynb #29ef2a02
+# %% ../nbs/06_training.ipynb #56317028
 class Run:
     "A finished training: what is on disk, and what can be computed from it."
     def __init__(self, path):
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
-        self.provenance = json.loads((self.path/'DONE').read_text())
+        self.provenance = read_json(self.path/'DONE')
         self.store = SnapshotStore(self.path/'snapshots')
 
     @property
@@ -255,7 +256,7 @@ def _read_state(path):
     try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
     except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
 
-# %% ../nbs/06_training.ipynb #1259c46c
+# %% ../nbs/06_training.ipynb #b942dbbd
 def get_run(
     cfg:Config,
     path=None   # default: a directory named by `cfg.key` below `runs_dir()`
@@ -267,7 +268,7 @@ def get_run(
         if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
         if not (path/'DONE').exists():
             with _cpu_turn(): _train(cfg, path)
-        elif (was := json.loads((path/'DONE').read_text()).get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
+        elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
             raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
     return Run(path)
 
@@ -275,19 +276,22 @@ def _train(cfg, path):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
     t0, dls, state = time.time(), _dls(cfg), _read_state(path)
+    start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
+    if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
     write_json(path/'config.json', asdict(cfg))
-    start = state['epoch'] if state else 0
+    if isinstance(dls.pictures.items[0], Path): write_split(dls.pictures, path/'split.csv')
     learn = make_learner(cfg, dls, path, start)
     if not state: learn.snapshot.store.keep(set())
     else:
         learn.model.load_state_dict(state['model'])
         learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
         learn.averages.load(state['averages'])
+        if lost := [e for e in state['kept'] if e not in learn.snapshot.store.entries or not learn.snapshot.store._file(e).exists()]: raise BadInput(f'{path} has lost its snapshot of epoch {lost[0]}; restore the file and the manifest, or delete {path} to train anew')
         learn.snapshot.store.keep({e for e in learn.snapshot.store.entries if e <= start})
     if start < cfg.epochs:
         with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():
         with atomic(path/'averages'/f'{k}.safetensors') as tmp: save_file({n: v.detach().cpu().contiguous() for n, v in w.items()}, tmp)
-    write_json(path/'DONE', provenance(data=dls.pictures.fingerprint, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key))
+    write_json(path/'DONE', provenance(data=data, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key))
     (path/'state.pt').unlink(missing_ok=True)

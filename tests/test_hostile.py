@@ -1,8 +1,10 @@
 "Bad input gets one sentence that names the thing; nothing is lost or left half written."
-import shutil, warnings
+import os, shutil, warnings
 import numpy as np
 import pytest
 from PIL import Image
+from fastai.callback.core import Callback
+from ich_soups import training
 from ich_soups.core import BadInput, Config, cache_dir
 from ich_soups.data import check_folder, decode, image_dls, load_pictures, read_photos
 from ich_soups.training import get_run
@@ -68,6 +70,27 @@ def test_changed_photographs_are_noticed(home, photos):
     get_run(cfg)
     next((photos/'Chợ nổi').glob('*.jpg')).unlink()
     message(lambda: get_run(cfg), 'have changed')
+
+
+def test_photographs_that_change_while_a_run_is_interrupted(home, photos, monkeypatch):
+    cfg, healthy = Config.tiny(data=str(photos), size=32, epochs=2, bs=8), training.make_learner
+    class Crash(Callback):
+        def before_train(self):
+            if self.epoch == 1: raise KeyError('power cut')
+    monkeypatch.setattr(training, 'make_learner', lambda *a: healthy(*a).add_cb(Crash()))
+    with pytest.raises(KeyError): get_run(cfg)
+    monkeypatch.undo()
+    monkeypatch.setenv('ICH_SOUPS_HOME', str(home))
+    shutil.copy(next((photos/'Chợ nổi').glob('*.jpg')), photos/'Đua ghe ngo'/'new.jpg')
+    message(lambda: get_run(cfg), 'have changed', 'begun')
+
+
+def test_the_split_of_a_run_is_kept_and_can_be_read_again(home, photos):
+    cfg = Config.tiny(data=str(photos), size=32, epochs=1, bs=8)
+    run = get_run(cfg)
+    again = load_pictures(run.path/'split.csv', split_seed=7)
+    assert again.part.tolist() == run.pictures.part.tolist()
+    assert get_run(Config.tiny(data=os.path.relpath(photos), size=32, epochs=1, bs=8)).path == run.path
 
 
 def test_a_broken_cache_entry_is_made_again(home, photos):

@@ -49,6 +49,11 @@ def test_notebooks_are_small_and_have_their_outputs():
             assert any(c.get('outputs') for c in json.loads(p.read_text())['cells']), f'{p.name} has no outputs; make figures'
 
 
+def test_the_front_page_has_its_numbers():
+    cells = [c for c in json.loads((ROOT/'nbs'/'index.ipynb').read_text())['cells'] if ''.join(c['source']).startswith('#| echo: false')]
+    assert len(cells) >= 5 and all(c['outputs'] for c in cells), 'index.ipynb has cells without outputs; make figures'
+
+
 def test_figures_are_complete_and_each_has_one_notebook():
     index = json.loads((COMMITTED/'index.json').read_text())
     drawn = {n: [p.stem for p in NOTEBOOKS if any(re.search(rf"save_fig\([^)]*'{n}'", s) for s in code(p))] for n in index}
@@ -82,6 +87,7 @@ def test_the_committed_results_can_be_had_again(fresh):
         old, new = (pd.read_csv(d/f'{name}.csv').set_index(keys) for d in (COMMITTED, fresh))
         assert list(old.index) == list(new.index) and list(old.columns) == list(new.columns)
         for m in ('accuracy', 'f1', 'nll'):
+            assert old[[f'{m}_lo', f'{m}_hi']].notna().all(axis=None)
             out = new.index[~((new[m] >= old[f'{m}_lo']) & (new[m] <= old[f'{m}_hi']))]
             assert not len(out), f'{name}: {m} of {list(out)} left its committed interval'
 

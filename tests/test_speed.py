@@ -1,0 +1,15 @@
+"Speed, with room for a busy machine; `make bench` measures."
+import time
+from ich_soups.bench import jpeg_folder, training_speed
+from ich_soups.scenes import scenes17
+
+
+def test_a_collection_is_drawn_in_seconds():
+    t0 = time.time()
+    assert len(scenes17().labels) == 7406
+    assert time.time()-t0 < 20
+
+
+def test_training_is_close_to_the_bare_model_and_far_from_the_plain_way(home):
+    with jpeg_folder(2000) as d: speed = training_speed(d, rounds=3).set_index('way')
+    assert speed.to_bare['ours'] > .75 and speed.to_plain['ours'] > 2, speed
