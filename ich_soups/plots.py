@@ -149,7 +149,10 @@ def plot_trajectory(
     fig.align_ylabels(axs[:, 0])
     return fig
 
-# %% ../nbs/11_plots.ipynb #113b8f6b
+# %% ../nbs/11_plots.ipynb #0043fdac
+def _percent(v, _=None): return f'{100*v:.3g}%'
+def _points(v, _=None): return f'{100*v:+.3g}' if v else '0'
+
 _GROUPS = {'baseline': ('grey', 'v'), 'control': ('blue', 'o'), 'soup': ('orange', 'D'), 'ensemble': ('green', 's')}
 
 def plot_forest(
@@ -165,7 +168,7 @@ def plot_forest(
             i = ((df.group == g) & df[m].notna()).values
             if i.any(): ax.errorbar(df[m][i], y[i], xerr=np.abs(df.loc[i, [f'{m}_lo', f'{m}_hi']].values.T - df[m][i].values), fmt=mark, color=COLOURS[c], ms=5, lw=1.2, label=g)
         if reference and pd.notna(at := df.set_index('model')[m].get(reference, np.nan)): ax.axvline(at, color='black', lw=.7, ls=':', zorder=0)
-        ax.set_xlabel(label); ax.xaxis.set_major_formatter(lambda v, _: f'{100*v:+.3g}' if 'minus' in label else f'{100*v:.3g}%'); ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
+        ax.set_xlabel(label); ax.xaxis.set_major_formatter(_points if 'minus' in label else _percent); ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
     axs[0, 0].set_yticks(y, df.model)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title='95 % intervals over test pictures')
     return fig
