@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['jpeg_folder', 'training_speed', 'main']
 
-# %% ../nbs/16_bench.ipynb #467ecc49
+# %% ../nbs/16_bench.ipynb #09109d7e
 import contextlib, subprocess, sys, tempfile, time
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastai.callback.core import Callback
-from fastai.callback import progress as _no_bar
+from fastai.callback import progress as _no_bar  # gives Learner its no_bar
 from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder

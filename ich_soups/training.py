@@ -6,7 +6,7 @@
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'MixOrCut', 'Averages', 'EpochSeed', 'Journal',
            'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
-# %% ../nbs/06_training.ipynb #b280c7ff
+# %% ../nbs/06_training.ipynb #7ee9d253
 import math, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, write_json
 from .data import image_dls, load_pictures, write_split
-from .metrics import METRICS, metric, scores
+from .metrics import metric, scores
 from .models import create_model, data_stats
 from .snapshots import SnapshotCallback, SnapshotStore
 

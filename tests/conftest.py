@@ -32,5 +32,5 @@ def photos(tmp_path, drawn):
 @pytest.fixture
 def ahe10():
     "The photographs of Architectural Heritage Elements."
-    if not os.environ.get('AHE10'): pytest.skip('AHE10 does not name the folder of Architectural Heritage Elements')
+    if not os.environ.get('AHE10'): pytest.skip('to run this, set AHE10 to the folder of Architectural Heritage Elements')
     return Path(os.environ['AHE10'])

@@ -72,7 +72,7 @@ def test_nothing_names_a_machine():
 @pytest.fixture
 def fresh():
     "Figures drawn by the notebooks in this very test run."
-    if not (FRESH/'results.csv').exists(): pytest.skip('build/figures is empty: make test draws them')
+    if not (FRESH/'results.csv').exists(): pytest.skip('to run this, use make test: its notebooks draw build/figures')
     return FRESH
 
 
