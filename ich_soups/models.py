@@ -6,7 +6,7 @@
 __all__ = ['PAPER_MODELS', 'RELATIVES', 'tiny_densenet', 'tiny_vit8', 'create_model', 'data_stats', 'is_bn', 'has_bn',
            'stage_summary']
 
-# %% ../nbs/03_models.ipynb #6e32a70a
+# %% ../nbs/03_models.ipynb #e3daf25b
 import importlib, re, warnings
 from pathlib import Path
 import pandas as pd, timm, torch
@@ -16,6 +16,7 @@ from timm.models.densenet import DenseNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from .checkpoints import load_weights
 from .core import BadInput, seed_all, suggest
 
 # %% ../nbs/03_models.ipynb #f4b1a26b
@@ -61,7 +62,7 @@ def _try_size(model, arch, size):
         near = [s for s in sorted({max(32, size//32*32), (size//32+1)*32, 224}) if s != size and works(s)]
         raise BadInput(f'{arch} cannot take pictures of {size} px' + (f"; try {' or '.join(map(str, near))}" if near else '')) from None
 
-# %% ../nbs/03_models.ipynb #1c69c1f6
+# %% ../nbs/03_models.ipynb #5a487a9f
 def _build(arch, n_classes, size, pretrained=False):
     "timm's model for pictures of `size`, told the size if it wants to know."
     fused = use_fused_attn()
@@ -90,27 +91,13 @@ def create_model(
             raise BadInput(f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use its own size or a multiple of 32') from None
         raise BadInput(f"the pre-trained weights of {arch} could not be fetched ({type(e).__name__}); give a local file with pretrained='/path/weights.safetensors'") from None
     _try_size(model, arch, size)
-    if pretrained not in ('', 'timm'): _load_body(model, _pip_weights(arch, model) if pretrained == 'pip' else _read_weights(pretrained), arch)
+    if pretrained not in ('', 'timm'): _load_body(model, _pip_weights(arch, model) if pretrained == 'pip' else load_weights(pretrained), arch)
     head = _head(model, n_classes)
     nn.init.xavier_uniform_(head.weight)
     if head.bias is not None: nn.init.zeros_(head.bias)
     return model
 
-# %% ../nbs/03_models.ipynb #24d8c6ce
-def _read_weights(path):
-    "A state dict from a safetensors or torch file, never executing what is in it."
-    path = Path(path)
-    if not path.is_file(): raise BadInput(f'the weights {path} do not exist')
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            return load_file(path)
-        sd = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise BadInput(f'{path} holds no readable weights ({type(e).__name__}); give a .safetensors file or a plain state dict') from None
-    for k in ('model_state_dict', 'state_dict', 'model', 'model_ema'):
-        if isinstance(sd.get(k), dict): return sd[k]
-    return sd
-
+# %% ../nbs/03_models.ipynb #2b89c2d7
 def _load_body(model, weights, arch):
     "Load every tensor but a classifier of another width; anything else that does not fit is an error."
     own = model.state_dict()

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Snapshot', 'file_sha256', 'SnapshotStore', 'lower_is_better', 'kept_epochs', 'SnapshotCallback']
 
-# %% ../nbs/05_snapshots.ipynb #f94911f5
+# %% ../nbs/05_snapshots.ipynb #73b613e4
 import hashlib, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback
-from safetensors import safe_open
 from safetensors.torch import save_file
+from .checkpoints import load_weights
 from .core import BadInput, atomic, read_json, suggest, write_json
 from .metrics import METRICS
 
-# %% ../nbs/05_snapshots.ipynb #645272f6
+# %% ../nbs/05_snapshots.ipynb #f9d0cd20
 @dataclass(frozen=True)
 class Snapshot:
     "A saved state of a run. Weights are read from disk when asked for."
@@ -30,7 +30,7 @@ class Snapshot:
     def name(self): return self.path.stem
     def weights(self) -> dict:
         "The state dict, on the CPU."
-        with safe_open(self.path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}
+        return load_weights(self.path)
     def logits(self) -> np.ndarray: return np.load(self.logits_path)
 
 def file_sha256(path) -> str:

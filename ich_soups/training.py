@@ -6,12 +6,13 @@
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'MixOrCut', 'Averages', 'EpochSeed', 'Journal',
            'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
-# %% ../nbs/06_training.ipynb #7ee9d253
+# %% ../nbs/06_training.ipynb #d32ed724
 import math, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from fastai.torch_core import to_device
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback import progress as _no_bar  # gives Learner its no_bar
@@ -30,6 +31,7 @@ from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load
 from .data import image_dls, load_pictures, write_split
 from .metrics import metric, scores
 from .models import create_model, data_stats
+from .scorers import Scorer
 from .snapshots import SnapshotCallback, SnapshotStore
 
 # %% ../nbs/06_training.ipynb #ecbff5f2
@@ -203,7 +205,7 @@ class Run:
 
     def __repr__(self): return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
 
-# %% ../nbs/06_training.ipynb #e3302999
+# %% ../nbs/06_training.ipynb #ceba845c
 @patch
 def logits_of(self:Run,
     weights:dict,        # a state dict
@@ -227,9 +229,10 @@ def logits(self:Run, split='val') -> np.ndarray:
 
 @patch
 def scorer(self:Run, name='accuracy', split='val', prepare=None):
-    "A function of weights to one number, higher is better, for a recipe to search with."
-    m, t = metric(name), self.targs(split)
-    return lambda weights: m(self.logits_of(weights, split, prepare), t)
+    "A `Scorer`: a function of weights to one number, higher is better, for a recipe to search with."
+    dl = self.dls[('train', 'val', 'test').index(split)]
+    inputs = lambda idx: dl.after_batch(to_device(dl.dataset.batch(idx), dl.device))[0].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
+    return Scorer(self.model, inputs, self.targs(split), metric(name), prepare, amp_dtype(self.cfg.precision))
 
 def evaluate(
     run:Run,
