@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAFE_TYPES', 'PARTS', 'SUFFIXES', 'Place', 'without_prefix', 'Checkpoint', 'load_weights', 'find_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #a2f7746d
-import collections, json, math, pickle, re, zipfile
+# %% ../nbs/01_checkpoints.ipynb #627ff9b6
+import collections, json, math, os, pickle, re, threading, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -129,7 +129,16 @@ def without_prefix(
     while (m := _PREFIX.match(next(iter(d), ''))) and all(k.startswith(m[0]) for k in d): d = {k.removeprefix(m[0]): v for k, v in d.items()}
     return d
 
-# %% ../nbs/01_checkpoints.ipynb #797d47e2
+# %% ../nbs/01_checkpoints.ipynb #94f26e8a
+_turn = threading.Lock()
+
+def _read_at(file, view, start):
+    "Bytes read into `view`; from several threads too."
+    if hasattr(os, 'preadv'): return os.preadv(file.fileno(), [view], start)
+    with _turn:
+        file.seek(start)
+        return file.readinto(view)
+
 class Checkpoint:
     "The tensors of one file. `BadInput` says what is wrong with the file."
     def __init__(self,
@@ -165,11 +174,10 @@ class Checkpoint:
 
     def readinto(self, buffer, start):
         "Fill `buffer` with the bytes from `start` on."
-        self.file.seek(start)
-        view, done = memoryview(buffer).cast('B'), 0
-        while done < len(view):
-            if not (n := self.file.readinto(view[done:])): raise BadInput(f'the checkpoint {self.path} ended early; it may be cut short')
-            done += n
+        view = memoryview(buffer).cast('B')
+        while len(view):
+            if not (n := _read_at(self.file, view, start)): raise BadInput(f'the checkpoint {self.path} ended early; it may be cut short')
+            view, start = view[n:], start+n
 
 def load_weights(
     o,           # a path, a state dict, or an object with a `path`
