@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_samples', 'plot_counts', 'plot_stages',
            'plot_trajectory', 'plot_forest', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
-           'plot_interpolation']
+           'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_anytime']
 
 # %% ../nbs/11_plots.ipynb #3e0c6acb
 import io, json
@@ -239,4 +239,74 @@ def plot_interpolation(
             if m != 'loss': ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
         axs[i, 0].set_ylabel('val loss (nats)' if m == 'loss' else f'val {m}')
     axs[-1, -1].legend(fontsize=8)
+    return fig
+
+# %% ../nbs/11_plots.ipynb #9924b99b
+def plot_cost(
+    df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
+):
+    "What each way costs, as a multiple of a single checkpoint, on a logarithmic axis."
+    models = df.model.unique()
+    quantities = list(df.quantity.unique())
+    fig, axs = plt.subplots(1, len(models), figsize=(3.3*len(models)+1.6, .3*len(quantities)+1.2), sharex=True, squeeze=False)
+    for ax, m in zip(axs[0], models):
+        for k, (w, c, mark) in enumerate(zip(df.way.unique(), ('orange', 'green', 'purple'), 'Dsv')):
+            d = df[(df.model == m) & (df.way == w)]
+            y = [len(quantities)-quantities.index(q)+.12-.24*k for q in d.quantity]
+            ax.errorbar(d.ratio, y, xerr=[d.ratio-d.lo, d.hi-d.ratio], fmt=mark, ms=5, lw=1.2, color=COLOURS[c], label=w)
+        ax.axvline(1, color='black', lw=.7, ls=':', zorder=0)
+        ax.set(xscale='log', title=m, xlabel='multiple of a single checkpoint'); ax.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8']); ax.minorticks_off(); ax.grid(axis='x', alpha=.3)
+        ax.set_yticks([len(quantities)-quantities.index(q) for q in quantities], quantities if ax is axs[0, 0] else ['']*len(quantities)); ax.tick_params(axis='y', length=0)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
+    return fig
+
+_DATA = dict(scenes17=('blue', 'o'), ahe10=('orange', 'D'), groceries14=('green', 's'))
+
+def plot_recipes(
+    df,        # columns schedule, data, name, kind ('control' or 'soup'), diff (points), lo, hi
+    order,     # names, from top to bottom
+    reference  # what the differences are to
+):
+    "Difference of every recipe to a reference, a panel a schedule, a colour a collection."
+    schedules = list(df.schedule.unique())
+    fig, axs = plt.subplots(1, len(schedules), figsize=(3*len(schedules)+1.8, .24*len(order)+1.2), sharey=True, squeeze=False)
+    for ax, s in zip(axs[0], schedules):
+        for k, data in enumerate(df.data.unique()):
+            d = df[(df.schedule == s) & (df.data == data)]
+            c, mark = _DATA[data]
+            y = [len(order)-order.index(n)+.14-.28*k for n in d.name]
+            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[c], label=f'{data}, {d.seeds.max()} seeds' if len(d) else data)
+        ax.axvline(0, color='black', lw=.7, zorder=0); ax.axhline(len(order)-(df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()+.5, color='grey', lw=.6, ls=':')
+        ax.set(title=s, xlabel=f'test accuracy minus\n{reference}, points'); ax.grid(axis='x', alpha=.3); ax.tick_params(axis='y', length=0); ax.legend(fontsize=7.5, loc='lower left')
+    axs[0, 0].set_yticks([len(order)-i for i in range(len(order))], order)
+    return fig
+
+def plot_tails(
+    df   # columns data, schedule, name, value, lo, hi; schedules in order
+):
+    "Test accuracy of a few rows under each schedule, a panel a collection."
+    fig, axs = plt.subplots(1, df.data.nunique(), figsize=(4.3*df.data.nunique()+1, 3.3), squeeze=False)
+    for ax, data in zip(axs[0], df.data.unique()):
+        d = df[df.data == data]
+        schedules = list(d.schedule.unique())
+        for k, (n, c, mark) in enumerate(zip(d.name.unique(), ('grey', 'black', 'orange', 'blue', 'green', 'purple'), 'xoDsv^')):
+            r = d[d.name == n].set_index('schedule').loc[schedules]
+            x = np.arange(len(r)) + .09*(k-2)
+            ax.errorbar(x, r.value, yerr=[r.value-r.lo, r.hi-r.value], fmt=mark, ms=5, lw=1, color=COLOURS.get(c, c), label=n)
+        ax.set(title=data, xlabel='learning rate in the last 40 % of the steps'); ax.set_xticks(range(len(schedules)), [s.replace('flat:', 'held at ') for s in schedules], rotation=20, ha='right')
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.grid(axis='y', alpha=.3)
+    axs[0, 0].set_ylabel('test accuracy')
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
+    return fig
+
+def plot_anytime(
+    curve,   # columns name, epoch, value, lo, hi: soups at every epoch
+    ends     # columns epoch, value, lo, hi: runs annealed to end at that epoch
+):
+    "The score of a soup at every epoch, against runs that were annealed to end there."
+    fig, ax = plt.subplots(figsize=(6.2, 3.4))
+    for (n, d), c in zip(curve.groupby('name', sort=False), ('grey', 'blue', 'orange', 'green')):
+        ax.plot(d.epoch, d.value, color=COLOURS[c], lw=1.5, label=n); ax.fill_between(d.epoch, d.lo, d.hi, color=COLOURS[c], alpha=.18, lw=0)
+    ax.errorbar(ends.epoch, ends.value, yerr=[ends.value-ends.lo, ends.hi-ends.value], fmt='k^', ms=6, lw=1.2, label='a run annealed to end here')
+    ax.set(xlabel='epochs of training', ylabel='test accuracy'); ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.grid(alpha=.3); ax.legend(fontsize=8, loc='lower right')
     return fig

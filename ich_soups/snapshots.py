@@ -37,11 +37,14 @@ def file_sha256(path) -> str:
     "Hash of a file, read in pieces."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
 
-# %% ../nbs/05_snapshots.ipynb #321b003f
+# %% ../nbs/05_snapshots.ipynb #47c94845
 class SnapshotStore:
     "Snapshots of one run in a directory."
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self,
+        path,          # made if needed
+        dtype=None     # of kernels and matrices on disk, e.g. `torch.bfloat16` for half the space; vectors, few and delicate, stay as they are
+    ):
+        self.path, self.dtype = Path(path), dtype
         f = self.path/'manifest.json'
         self.entries = {int(k): v for k, v in read_json(f).items()} if f.exists() else {}
 
@@ -50,11 +53,13 @@ class SnapshotStore:
 
     def put(self, epoch, weights, scores, logits=None):
         "Store an epoch; a second time replaces the first."
-        with atomic(self._file(epoch)) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, tmp, metadata=dict(epoch=str(epoch)))
+        with atomic(self._file(epoch)) as tmp: save_file({k: self._stored(v) for k, v in weights.items()}, tmp, metadata=dict(epoch=str(epoch)))
         if logits is not None:
             with atomic(self._logits(epoch)) as tmp: np.save(tmp, np.asarray(logits, np.float32))
         self.entries[epoch] = dict(scores={k: float(v) for k, v in scores.items()}, sha256=file_sha256(self._file(epoch)))
         self._write()
+
+    def _stored(self, v): return v.detach().cpu().contiguous().to(self.dtype if self.dtype and v.is_floating_point() and v.ndim > 1 else v.dtype)
 
     def keep(self, epochs):
         "Forget and delete every other epoch."

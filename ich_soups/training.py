@@ -138,7 +138,7 @@ class Journal(Callback):
         self.bar.update()
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_training.ipynb #1e93598c
+# %% ../nbs/06_training.ipynb #3cecc394
 def _adamw(params, lr, wd=0., **kw): return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd, fused=True)
 
 def make_learner(
@@ -150,7 +150,7 @@ def make_learner(
     "The recipe as a fastai `Learner`; `fit` takes nothing but the number of epochs."
     model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(dls.device, memory_format=torch.channels_last)
     cbs = [EpochSeed(cfg.seed), *precision_cbs(cfg.precision), ParamScheduler({'lr': lr_schedule(cfg)}), Averages(cfg.ema, cfg.cycle, cfg.swa_from),
-           SnapshotCallback(SnapshotStore(Path(path)/'snapshots'), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start)]
+           SnapshotCallback(SnapshotStore(Path(path)/'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start)]
     if cfg.mix: cbs.append(MixOrCut(dls.c, cfg.mix))
     if cfg.clip: cbs.append(GradientClip(cfg.clip))
     if cfg.accum > 1: cbs.append(GradientAccumulation(cfg.bs))
