@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: figures test outputs bench clean setup
+.PHONY: figures full test outputs bench clean setup
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README
 	$(BIN)/python -m ich_soups.build figures
@@ -15,8 +15,13 @@ test: setup               ## everything: in sync, every notebook, every test; fi
 	ICH_SOUPS_FIGURES=$(CURDIR)/build/figures $(BIN)/nbdev_test --n_workers 1 --do_print --timing
 	ICH_SOUPS_FIGURES=$(CURDIR)/build/figures $(BIN)/python -m pytest tests -v --durations=5
 
-bench: setup              ## training speed against the bare model and the plain pipeline; PHOTOS=folder for your own
+bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model; PHOTOS=folder for your own
+	$(BIN)/python -m ich_soups.bench averaging
+	$(BIN)/python -m ich_soups.bench search
 	$(BIN)/python -m ich_soups.bench training $(PHOTOS)
+
+full: setup               ## the long tables anew: hours
+	$(BIN)/python -m ich_soups.study anew
 
 outputs: setup            ## run the library notebooks and keep their outputs
 	$(BIN)/python -m ich_soups.build outputs
@@ -27,7 +32,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	@echo "setting up $(VENV): about 6 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[dev,photos]'
+	$(BIN)/pip install --quiet -e '.[dev,photos,search,onnx]'
 	touch $@
 
 clean:                    ## forget builds; runs and caches stay

@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=['='], interpolation=None)
 parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
-extras = {e: cfg[f'{e}_requirements'].split() for e in ('photos', 'dev')}
+extras = {e: cfg[f'{e}_requirements'].split() for e in ('photos', 'search', 'onnx', 'dev')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

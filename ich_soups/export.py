@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 from .core import BadInput, atomic
 
-# %% ../nbs/12_export.ipynb #f27f7437
+# %% ../nbs/12_export.ipynb #6a0430ba
 def _needs_onnx():
     "The onnxruntime module, or what to install."
     try:
@@ -53,6 +53,7 @@ class OnnxModel:
         ort = _needs_onnx()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')   # idle threads would take time from another session
         try: self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
         except Exception as e: raise BadInput(f'{path} cannot be read as an ONNX model ({type(e).__name__}); export it again') from None
     def __call__(self, pixels) -> np.ndarray: return self.session.run(['logits'], {'pixels': np.asarray(pixels, np.float32)})[0]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISHES', 'COSTLY', 'KEYS', 'SCHEDULES', 'ENDS', 'Dish', 'pool', 'control_rows', 'soup_row', 'long_table', 'add_rows',
-           'origin', 'study_run', 'scenes_cfg', 'photos_cfg', 'plan', 'curve_rows', 'study_curve', 'curve_plan', 'main',
-           'over_seeds', 'against']
+           'origin', 'study_run', 'present', 'scenes_cfg', 'photos_cfg', 'plan', 'curve_rows', 'study_curve',
+           'curve_plan', 'main', 'over_seeds', 'against']
 
 # %% ../nbs/27_recipes.ipynb #5d9990f4
 import subprocess, sys, time
@@ -23,7 +23,7 @@ from .snapshots import kept_epochs
 from .soups import recipe, uniform_soup
 from .training import get_run, predict_logits
 
-# %% ../nbs/27_recipes.ipynb #0d9ed590
+# %% ../nbs/27_recipes.ipynb #52ef37da
 @dataclass(frozen=True)
 class Dish:
     "One way to make a soup of a run."
@@ -37,7 +37,8 @@ class Dish:
 DISHES = [Dish('uniform, best epochs', 'uniform', pool='best'), Dish('uniform', 'uniform'), Dish('last 5', 'last'), Dish('SWA, one in 3', 'swa', options=dict(every=3)), Dish('EMA of epochs', 'ema'),
           Dish('model stock', 'stock'), Dish('class experts', 'experts'),
           Dish('greedy, best epochs', 'greedy', pool='best'), Dish('greedy', 'greedy'), Dish('greedy by loss', 'greedy', 'neg_nll'), Dish('greedy by macro-F1', 'greedy', 'f1'), Dish('greedy, fresh BN in search', 'greedy', bn=True),
-          Dish('greedy, best first', 'greedy_best'), Dish('greedy, several passes', 'greedy_passes'), Dish('pruned', 'pruned'), Dish('pruned by loss', 'pruned', 'neg_nll'), Dish('post-hoc EMA by loss', 'posthoc_ema', 'neg_nll')]
+          Dish('greedy, best first', 'greedy_best'), Dish('greedy, several passes', 'greedy_passes'), Dish('pruned', 'pruned'), Dish('pruned by loss', 'pruned', 'neg_nll'), Dish('post-hoc EMA by loss', 'posthoc_ema', 'neg_nll'),
+          Dish('greedy by loss, best epochs', 'greedy', 'neg_nll', 'best'), Dish('pruned by loss, best epochs', 'pruned', 'neg_nll', 'best'), Dish('post-hoc EMA by loss, best epochs', 'posthoc_ema', 'neg_nll', 'best')]
 COSTLY = [Dish('exhaustive', 'exhaustive', options=dict(limit=5000)), Dish('learned', 'learned', 'neg_nll', options=dict(steps=6)), Dish('learned, free sign', 'learned_free', 'neg_nll', options=dict(steps=6)),
           Dish('learned per stage', 'learned_stages', 'neg_nll', options=dict(steps=6)), Dish('Bayesian, by loss', 'bayes', 'neg_nll', options=dict(trials=25))]
 
@@ -81,7 +82,7 @@ def soup_row(run, dish, bn) -> dict:
     return dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric, ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=time.time()-t0,
                 **_scored(run, lambda split: run.logits_of(soup.weights, split)))
 
-# %% ../nbs/27_recipes.ipynb #b0ff6638
+# %% ../nbs/27_recipes.ipynb #a516d37f
 def long_table() -> Path: return (checkout() or Path())/'figures'/'long'
 
 def add_rows(
@@ -102,22 +103,37 @@ def origin(run) -> dict:
     "Which training a row is of, and how the row came about."
     head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
     c, p = run.cfg, run.provenance
-    return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, seed=c.seed), dict(device=p['device'], date=p['date'], precision=p['precision'], training_seconds=p['seconds'], commit=head)
+    return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, lr=c.lr, seed=c.seed), dict(device=p['device'], date=p['date'], precision=p['precision'], training_seconds=p['seconds'], commit=head)
 
-KEYS = ('data', 'arch', 'epochs', 'schedule', 'seed', 'name')
+KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'seed', 'name')
 
 def study_run(
     cfg:Config,
-    costly:bool=True   # also the recipes that take long
+    costly:bool=True,  # also the recipes that take long
+    anew:bool=False    # also what is in the table already
 ) -> list:
-    "Train if need be, cook every dish, and put the rows into the long table."
+    "Train if need be, cook every dish that is not in the long table, and put the rows there; returns them."
+    names = [d.name for d in DISHES + (COSTLY if costly else [])]
+    if not anew and not set(names) - present(cfg): return []
     run = get_run(cfg)
+    have = set() if anew else present(cfg)
     bn, (what, how) = fresh_bn(run, 1024 if cfg.data == 'scenes17' else 512), origin(run)
-    rows = control_rows(run, bn) + [soup_row(run, d, bn) for d in DISHES + (COSTLY if costly else [])]
+    rows = [] if have else control_rows(run, bn)
+    rows += [soup_row(run, d, bn) for d in DISHES + (COSTLY if costly else []) if d.name not in have]
     add_rows(long_table()/'recipes.csv', [what | r | how for r in rows], KEYS)
     return rows
 
-# %% ../nbs/27_recipes.ipynb #f4ff2449
+def present(
+    cfg:Config,
+    table='recipes'   # which long table
+) -> set:
+    "The names that a long table has for that run."
+    f = long_table()/f'{table}.csv'
+    if not f.exists(): return set()
+    df = pd.read_csv(f)
+    return set(df[np.all([df[k] == getattr(cfg, k) for k in KEYS[:-1]], axis=0)].name)
+
+# %% ../nbs/27_recipes.ipynb #d054fef5
 SCHEDULES = ('restarts', 'flat:0.03', 'flat:0.1', 'flat:0.3', 'flat:1.0', 'annealed')
 
 def scenes_cfg(schedule, seed, epochs=30): return Config.tiny(schedule=schedule, seed=seed, epochs=epochs, fixed=tuple(range(1, epochs+1)))
@@ -125,8 +141,8 @@ def photos_cfg(schedule, seed): return Config.tiny(profile='photos', data='ahe10
 
 def plan() -> list:
     "All runs of the study, and whether the costly recipes are tried on them."
-    main = ('restarts', 'flat:0.3', 'annealed')
-    return ([(scenes_cfg(s, k), k < 2) for k in range(5) for s in main] + [(photos_cfg(s, k), k < 2) for k in range(5) for s in main]
+    main = ('restarts', 'flat:1.0', 'annealed')
+    return ([(scenes_cfg(s, k), k < 2) for k in range(5) for s in main] + [(photos_cfg(s, k), k < 1) for k in range(5) for s in main]
             + [(scenes_cfg(s, k), False) for k in range(3) for s in SCHEDULES if s not in main])
 
 # %% ../nbs/27_recipes.ipynb #3c09b818
@@ -154,17 +170,17 @@ def curve_plan() -> list:
     "The runs behind the anytime table."
     return [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')] + [scenes_cfg('annealed', k, e) for k in range(3) for e in (*ENDS, 30)]
 
-# %% ../nbs/27_recipes.ipynb #6d69c01b
+# %% ../nbs/27_recipes.ipynb #228f8d63
 def main(args=None):
     "python -m ich_soups.study: everything in both long tables that is not there yet; with `anew`, everything"
     anew = (sys.argv[1:] if args is None else args) == ['anew']
-    for name, todo in (('recipes', [(c, lambda c=c, k=k: study_run(c, k)) for c, k in plan()]), ('anytime', [(c, lambda c=c: study_curve(c)) for c in curve_plan()])):
-        f = long_table()/f'{name}.csv'
-        have = set() if anew or not f.exists() else set(pd.read_csv(f)[list(KEYS[:-1])].drop_duplicates().itertuples(index=False, name=None))
-        for i, (c, work) in enumerate(todo, 1):
-            if tuple(getattr(c, k) for k in KEYS[:-1]) in have: continue
-            print(f'{name}: run {i} of {len(todo)}, {c.key}', flush=True)
-            work()
+    runs, curves = plan(), curve_plan()
+    for i, (c, costly) in enumerate(runs, 1):
+        print(f'recipes: run {i} of {len(runs)}, {c.key}', flush=True)
+        study_run(c, costly, anew)
+    for i, c in enumerate(curves, 1):
+        print(f'anytime: run {i} of {len(curves)}, {c.key}', flush=True)
+        if anew or not present(c, 'anytime'): study_curve(c)
 
 if __name__ == '__main__' and '__file__' in globals(): main()
 
