@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Taste', 'Scorer', 'slope']
 
-# %% ../nbs/04_scorers.ipynb #2668e7a2
+# %% ../nbs/04_scorers.ipynb #4f178851
 import contextlib
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
+from .checkpoints import fit_names
 from .core import BadInput
 
-# %% ../nbs/04_scorers.ipynb #3eef909c
+# %% ../nbs/04_scorers.ipynb #c54c4112
 @dataclass
 class Taste:
     "What is known of some weights after scoring them."
@@ -41,7 +42,7 @@ class Scorer:
     def __call__(self, weights) -> float: return self.taste(weights).score
 
     def load(self, weights):
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(fit_names(weights, self.model))
         if self.prepare: self.prepare(self.model)
         self.model.eval()
 
@@ -71,8 +72,9 @@ class Scorer:
             out = self.logits(idx)
             if filled is None: filled = 1e4*np.eye(out.shape[1], dtype=np.float32)[self.targs]     # perfect until known better
             filled[idx] = out
+            if not np.isfinite(out).all(): return Taste(-np.inf)                                       # broken weights are worse than any
             if at+self.bs >= len(order): break
-            if self.early and floor is not None and not _may_win(self.metric(filled, self.targs), floor, ties): return Taste(self.metric(filled, self.targs), False)
+            if self.early and floor is not None and not _may_win(bound := float(self.metric(filled, self.targs)), floor, ties): return Taste(bound, False)
         return Taste(float(self.metric(filled, self.targs)), True, filled)
 
 def _margin(logits, targs):
@@ -83,13 +85,14 @@ def _margin(logits, targs):
 
 def _may_win(bound, floor, ties): return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
 
-# %% ../nbs/04_scorers.ipynb #8d92cbfb
+# %% ../nbs/04_scorers.ipynb #72e16791
 def slope(
     score,     # a `Scorer` with weights loaded
     idx        # int [n], pictures
 ) -> tuple:
     "Cross-entropy over those pictures, and its gradient for each parameter by name."
     score.model.zero_grad(set_to_none=True)
+    score.model.requires_grad_(True)
     total, targs = 0., torch.from_numpy(score.targs)
     for at in range(0, len(idx), 4*score.bs):
         part = idx[at:at+4*score.bs]

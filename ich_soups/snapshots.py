@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['Snapshot', 'file_sha256', 'SnapshotStore', 'lower_is_better', 'kept_epochs', 'SnapshotCallback']
 
-# %% ../nbs/05_snapshots.ipynb #73b613e4
+# %% ../nbs/05_snapshots.ipynb #3fcc63df
 import hashlib, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback
-from safetensors.torch import save_file
-from .checkpoints import load_weights
+from .checkpoints import load_weights, save_weights
 from .core import BadInput, atomic, read_json, suggest, write_json
 from .metrics import METRICS
 
@@ -37,7 +36,7 @@ def file_sha256(path) -> str:
     "Hash of a file, read in pieces."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
 
-# %% ../nbs/05_snapshots.ipynb #47c94845
+# %% ../nbs/05_snapshots.ipynb #80cb6484
 class SnapshotStore:
     "Snapshots of one run in a directory."
     def __init__(self,
@@ -53,13 +52,13 @@ class SnapshotStore:
 
     def put(self, epoch, weights, scores, logits=None):
         "Store an epoch; a second time replaces the first."
-        with atomic(self._file(epoch)) as tmp: save_file({k: self._stored(v) for k, v in weights.items()}, tmp, metadata=dict(epoch=str(epoch)))
+        save_weights({k: self._stored(v) for k, v in weights.items()}, self._file(epoch), dict(epoch=str(epoch)))
         if logits is not None:
             with atomic(self._logits(epoch)) as tmp: np.save(tmp, np.asarray(logits, np.float32))
         self.entries[epoch] = dict(scores={k: float(v) for k, v in scores.items()}, sha256=file_sha256(self._file(epoch)))
         self._write()
 
-    def _stored(self, v): return v.detach().cpu().contiguous().to(self.dtype if self.dtype and v.is_floating_point() and v.ndim > 1 else v.dtype)
+    def _stored(self, v): return v.to(self.dtype) if self.dtype and v.is_floating_point() and v.ndim > 1 else v
 
     def keep(self, epochs):
         "Forget and delete every other epoch."

@@ -8,39 +8,41 @@ __all__ = ['RECIPES', 'bn_batches', 'recalibrate_bn', 'Soup', 'greedy_soup', 'gr
            'experts_soup', 'exhaustive_soup', 'stage_of', 'learned_soup', 'bayes_soup', 'recipe', 'average',
            'load_weights']
 
-# %% ../nbs/07_soups.ipynb #85209080
+# %% ../nbs/07_soups.ipynb #d565321d
 import contextlib, json, math, random
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 import numpy as np, torch
-from safetensors.torch import save_file
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from .averaging import average, checkpoint_name, side_by_side
-from .checkpoints import Checkpoint, load_weights
-from .core import BadInput, atomic
+from .averaging import as_list, average, checkpoint_name, open_all, side_by_side
+from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
+from .core import BadInput
 from .scorers import Scorer, Taste, slope
 
 # %% ../nbs/07_soups.ipynb #c9ee5ecc
 _all_ = ['average', 'load_weights']   # part of this module's face
 
-# %% ../nbs/07_soups.ipynb #e0889f0a
+# %% ../nbs/07_soups.ipynb #781817ec
 def bn_batches(
     dl,            # yields `(x, ...)`, e.g. the training loader
     n:int=2048,    # about so many pictures
     seed:int=0     # of their order and augmentation
 ) -> list:
     "A fixed list of input batches for `recalibrate_bn`; the random state of the caller is left as it was."
-    out, seen, state = [], 0, random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed); random.seed(seed)
-        if hasattr(dl, 'rng'): dl.rng = random.Random(seed)
-        for b in dl:
-            out.append(b[0].as_subclass(torch.Tensor))
-            if (seen := seen + len(out[-1])) >= n: break
-    random.setstate(state)
+    out, seen, state, rng = [], 0, random.getstate(), getattr(dl, 'rng', None)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed); random.seed(seed)
+            if rng is not None: dl.rng = random.Random(seed)
+            for b in dl:
+                out.append(b[0].as_subclass(torch.Tensor))
+                if (seen := seen + len(out[-1])) >= n: break
+    finally:
+        random.setstate(state)
+        if rng is not None: dl.rng = rng
     return out
 
 def recalibrate_bn(
@@ -53,7 +55,7 @@ def recalibrate_bn(
     with torch.autocast(dev.type, dtype) if dtype not in (None, torch.float32) else contextlib.nullcontext(): update_bn(dl, model, dev)
     model.train(was)
 
-# %% ../nbs/07_soups.ipynb #0da494de
+# %% ../nbs/07_soups.ipynb #9b01235e
 @dataclass
 class Soup:
     "Averaged weights with their provenance."
@@ -67,68 +69,67 @@ class Soup:
     def save(self, path):
         "Write a safetensors file with the provenance in its header; atomically."
         meta = {k: getattr(self, k) for k in ('ingredients', 'coefs', 'recipe', 'history', 'info')}
-        with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, tmp, metadata=dict(soup=json.dumps(meta)))
+        save_weights(self.weights, path, dict(soup=json.dumps(meta)))
 
     @classmethod
     def load(cls, path):
         "Read a soup back; `BadInput` if the file is no soup."
         if 'soup' not in (c := Checkpoint(path)).meta: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
-        return cls(weights={k: c.get(k) for k in c.keys()}, **json.loads(c.meta['soup']))
+        try: return cls(weights={k: c.get(k) for k in c.keys()}, **json.loads(c.meta['soup']))
+        except (TypeError, ValueError): raise BadInput(f'what {path} says of its soup cannot be read; average() reads its weights') from None
 
     def load_into(self, model):
         "Put the weights into `model`, which must have the same tensors, perhaps behind a prefix such as `module.`; returns it."
-        own = model.state_dict()
-        prefix = next((k.removesuffix(w) for w in list(self.weights)[:1] for k in own if k.endswith(w)), '')
-        model.load_state_dict({prefix+k: v for k, v in self.weights.items()})
+        model.load_state_dict(fit_names(self.weights, model))
         return model
 
-# %% ../nbs/07_soups.ipynb #357a98cd
+# %% ../nbs/07_soups.ipynb #a8a58dcf
+def _number(s): return float(s) if not math.isnan(s) else -math.inf      # weights that score NaN are worse than any
+
 def _taste(score, weights, floor=None, ties=False, base=None):
-    return score.taste(weights, floor, ties, base) if isinstance(score, Scorer) else Taste(float(score(weights)))
+    return score.taste(weights, floor, ties, base) if isinstance(score, Scorer) else Taste(_number(score(weights)))
 
 def _logits(snapshots, score):
     "Cached validation logits float32 [K, N, C], or None where some are missing or belong to other pictures."
     if not isinstance(score, Scorer): return None
     try: out = np.stack([s.logits() for s in snapshots])
-    except (AttributeError, TypeError, FileNotFoundError): return None
+    except (AttributeError, TypeError, ValueError, FileNotFoundError): return None
     return out if out.ndim == 3 and out.shape[1] == len(score.targs) else None
 
 def _singles(snapshots, score, singles, logits):
     "The score of each checkpoint alone: given, from cached logits, or measured."
-    if singles is not None: return [float(s) for s in singles]
+    if singles is not None and len(singles) != len(snapshots): raise BadInput(f'{len(snapshots)} checkpoints have as many scores; got {len(singles)}')
+    if singles is not None: return [_number(s) for s in singles]
     if logits is not None: return [float(score.metric(l, score.targs)) for l in logits]
-    return [float(score(load_weights(s))) for s in snapshots]
+    return [_taste(score, load_weights(s)).score for s in snapshots]
 
 def _check(snapshots, score=True):
-    snapshots = list(snapshots)
+    snapshots = as_list(snapshots)
     if not snapshots: raise BadInput('there is nothing to cook: no checkpoints')
     if score is None: raise BadInput('this recipe chooses, so it needs a score: a function of weights to a number, higher is better')
-    return snapshots, [checkpoint_name(s, i) for i, s in enumerate(snapshots)]
+    _, names = open_all(snapshots)                                    # all of one model, or it says which is not
+    return snapshots, [n if names.count(n) == 1 else f'{n} #{i}' for i, n in enumerate(names)]
 
 class _Pot:
-    "A running sum of checkpoints, so that trying one more or one less reads one file."
-    def __init__(self, snapshots, names): self.snapshots, self.names, self.total, self.n, self.like = snapshots, names, {}, 0, None
-    def _of(self, i):
-        w = load_weights(self.snapshots[i])
-        if self.like is None: self.like = w
-        if odd := w.keys() ^ self.like.keys(): raise BadInput(f'{self.names[i]} is not a checkpoint of this model: the tensor {sorted(odd)[0]!r} is missing or extra')
-        for k, v in w.items():
-            if v.shape != self.like[k].shape: raise BadInput(f'{self.names[i]}: tensor {k!r} has shape {tuple(v.shape)}, in {self.names[0]} it has {tuple(self.like[k].shape)}')
-        floats = [k for k, v in w.items() if v.is_floating_point()]
-        if not math.isfinite(sum(torch._foreach_norm([w[k] for k in floats]))):
-            raise BadInput(f'{self.names[i]}: tensor {next(k for k in floats if not torch.isfinite(w[k]).all())!r} holds NaN or infinity; leave that checkpoint out')
-        return w
+    "A running sum of checkpoints in float64, so that trying one more or one less reads one file."
+    def __init__(self, snapshots, names): self.snapshots, self.names, self.total, self.n = snapshots, names, {}, 0
     def tried(self, i, sign=1):
         "The sum and the mean with checkpoint `i` added, or taken out."
-        w, n = self._of(i), self.n + sign
+        w, n = load_weights(self.snapshots[i]), self.n + sign
         floats = [k for k, v in w.items() if v.is_floating_point()]
-        add = torch._foreach_mul([w[k].float() for k in floats], float(sign))
-        if self.n: torch._foreach_add_(add, [self.total[k] for k in floats])
-        mean = {k: v.to(w[k].dtype) for k, v in zip(floats, torch._foreach_div(add, float(n)))}
-        return dict(zip(floats, add)), {k: mean.get(k, v) for k, v in w.items()}
+        if odd := [k for k in floats if not torch.isfinite(w[k]).all()]: raise BadInput(f'{self.names[i]}: tensor {odd[0]!r} holds NaN or infinity; leave that checkpoint out')
+        if not floats: return {}, w
+        total = torch._foreach_mul([w[k].double() for k in floats], float(sign))
+        if self.n: torch._foreach_add_(total, [self.total[k] for k in floats])
+        mean = {k: v.to(w[k].dtype) for k, v in zip(floats, torch._foreach_div(total, float(n)))}
+        return dict(zip(floats, total)), {k: mean.get(k, v) for k, v in w.items()}
     def take(self, total, sign=1): self.total, self.n = total, self.n + sign
+    def served(self, mean, chosen):
+        "The mean as a soup's weights: types and whole numbers as `average` has them, and nobody else's tensors."
+        like = average([self.snapshots[i] for i in chosen])
+        return {k: mean[k].to(v.dtype).clone() if v.is_floating_point() else v for k, v in like.items()}
 
-# %% ../nbs/07_soups.ipynb #5226e4b8
+# %% ../nbs/07_soups.ipynb #6a8d371a
 def greedy_soup(
     snapshots,              # checkpoints
     score,                  # weights -> float, higher is better; a `Scorer` stops early, with the same result
@@ -168,9 +169,9 @@ def greedy_soup(
             chosen.append(i); pot.take(sum_)
         elif order == 'best': break
         left.remove(left[0] if not found else found[1])
-    return Soup(weights, [names[i] for i in chosen], [1/len(chosen)]*len(chosen), f'greedy-{order}' + (f', {screen} screened' if screen else ''), history)
+    return Soup(pot.served(weights, chosen), [names[i] for i in chosen], [1/len(chosen)]*len(chosen), f'greedy-{order}' + (f', {screen} screened' if screen else ''), history)
 
-# %% ../nbs/07_soups.ipynb #a943280d
+# %% ../nbs/07_soups.ipynb #01a42499
 def greedy_passes_soup(
     snapshots,      # checkpoints
     score,          # as in `greedy_soup`
@@ -198,7 +199,7 @@ def greedy_passes_soup(
                 pot.take(total, sign); best, weights, base, changed = t.score, mean, t.logits, True
                 chosen = [j for j in chosen if j != i] + ([i] if sign > 0 else [])
         if not changed: break
-    return Soup(weights, [names[i] for i in chosen], [1/len(chosen)]*len(chosen), 'greedy_passes', history)
+    return Soup(pot.served(weights, chosen), [names[i] for i in chosen], [1/len(chosen)]*len(chosen), 'greedy_passes', history)
 
 def pruned_soup(
     snapshots,      # checkpoints
@@ -212,21 +213,21 @@ def pruned_soup(
     for i in chosen: total, weights = pot.tried(i); pot.take(total)
     t = _taste(score, weights)
     best, base, history = t.score, t.logits, [dict(step=0, round=0, tried='all', score=t.score, exact=True, accepted=True, size=len(names))]
-    changed = True
+    changed, sweep = True, 0
     while changed and pot.n > 1:
-        changed = False
+        changed, sweep = False, sweep+1
         for i in list(chosen):
             if pot.n < 2: break
             total, mean = pot.tried(i, -1)
             t = _taste(score, mean, best, True, base)
             accepted = t.exact and t.score >= best
-            history.append(dict(step=len(history), round=history[-1]['round'] + (i == chosen[0]), tried='-'+names[i], score=t.score, exact=t.exact, accepted=accepted, size=pot.n-1))
+            history.append(dict(step=len(history), round=sweep, tried='-'+names[i], score=t.score, exact=t.exact, accepted=accepted, size=pot.n-1))
             if accepted:
                 pot.take(total, -1); chosen.remove(i)
                 best, weights, base, changed = t.score, mean, t.logits if t.logits is not None else base, True
-    return Soup(weights, [names[i] for i in chosen[::-1]], [1/len(chosen)]*len(chosen), 'pruned', history)
+    return Soup(pot.served(weights, chosen), [names[i] for i in chosen[::-1]], [1/len(chosen)]*len(chosen), 'pruned', history)
 
-# %% ../nbs/07_soups.ipynb #5aa1f732
+# %% ../nbs/07_soups.ipynb #4cbfe0f7
 def _epochs(snapshots): return np.array([getattr(s, 'epoch', i+1) for i, s in enumerate(snapshots)], float)
 
 def _mixed(snapshots, names, ws, recipe, score=None, history=None, **info):
@@ -262,6 +263,7 @@ def swa_soup(
 ) -> Soup:
     "The mean of the checkpoints after a share of the training."
     snapshots, names = _check(snapshots)
+    if every < 1 or not 0 <= start < 1: raise BadInput(f'start is a share of the training from 0 to 1, and every a positive number of epochs; got {start} and {every}')
     e = _epochs(snapshots)
     ws = ((e > start*e.max()) & (e % every == 0)) | (e == e.max())
     return _mixed(snapshots, names, ws.astype(float), 'swa', score)
@@ -275,18 +277,19 @@ def ema_soup(
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
     return _mixed(snapshots, names, decay**rank.astype(float), f'ema {decay:g}', score)
 
-# %% ../nbs/07_soups.ipynb #29e42ac3
+# %% ../nbs/07_soups.ipynb #17eaa906
 def power_ema(
-    epochs,        # float [K], rising
+    epochs,        # float [K]
     width:float    # σ, from 0 (the last one alone) to 0.289 (equal)
 ) -> np.ndarray:
     "Coefficients of a power-function EMA over those epochs; the first stands for as long as the second."
     if not 0 < width < .2887: raise BadInput(f'the width of a power-function EMA lies between 0 and 0.288; got {width}')
     gamma = np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max()
-    e = np.asarray(epochs, float)
+    e, at, count = np.unique(np.asarray(epochs, float), return_inverse=True, return_counts=True)
+    e = e + max(0, 1-e[0])                                               # epochs counted from 0
     before = max(0, 2*e[0]-e[1]) if len(e) > 1 else 0
-    w = np.diff(np.concatenate([[before], e])**1./e[-1]) if abs(gamma) < 1e-12 else np.diff((np.concatenate([[before], e])/e[-1])**(gamma+1))
-    return w/w.sum()
+    w = np.diff((np.concatenate([[before], e])/e[-1])**(gamma+1))
+    return (w/w.sum()/count)[at]                                         # checkpoints of one epoch share its weight
 
 def posthoc_ema_soup(
     snapshots, score,                        # as in `greedy_soup`
@@ -297,6 +300,7 @@ def posthoc_ema_soup(
     order = np.argsort(_epochs(snapshots), kind='stable')
     snapshots, names = [snapshots[i] for i in order], [names[i] for i in order]
     best, history, base = None, [], None
+    if not widths: raise BadInput('there are no widths to try')
     for s in widths:
         ws = power_ema(_epochs(snapshots), s)
         t = _taste(score, average(snapshots, ws), best and best[0], base=base)
@@ -304,7 +308,7 @@ def posthoc_ema_soup(
         history.append(dict(step=len(history), tried=f'width {s:g}', score=t.score, exact=t.exact, accepted=better, size=len(names)))
     return _mixed(snapshots, names, best[1], 'posthoc_ema', history=history, width=best[2])
 
-# %% ../nbs/07_soups.ipynb #e9148a9f
+# %% ../nbs/07_soups.ipynb #711e2349
 def stock_soup(
     snapshots, score=None,  # as in `uniform_soup`
     anchor=None             # a checkpoint; default: the earliest of them
@@ -321,10 +325,11 @@ def stock_soup(
     for n, _, x in side_by_side([anchor, *snapshots]):
         d = (x[1:] - x[:1]).double()
         gram[n], size[n] = gram.get(n, 0) + d @ d.T, size.get(n, 0) + x.shape[1]
+        if not torch.isfinite(gram[n]).all(): average([anchor, *snapshots])     # says who holds NaN
     ts = {n: _stock_ratio(g.numpy()) for n, g in gram.items()}
     coefs = lambda n: [1-ts.get(n, 1), *[ts.get(n, 1)/k]*k]
     weights = average([anchor, *snapshots], coefs)
-    t = sum(ts[n]*size[n] for n in ts)/sum(size.values())
+    t = sum(ts[n]*size[n] for n in ts)/max(1, sum(size.values()))
     history = [] if score is None else [dict(step=0, tried='all', score=float(score(weights)), exact=True, accepted=True, size=k+1)]
     return Soup(weights, names, [1-t, *[t/k]*k], 'stock', history, dict(ratio=t))
 
@@ -335,7 +340,7 @@ def _stock_ratio(gram):
     cos = (gram/np.outer(norm, norm))[np.triu_indices(k, 1)].mean().clip(0, 1)
     return float(k*cos/(1+(k-1)*cos))
 
-# %% ../nbs/07_soups.ipynb #ade79df3
+# %% ../nbs/07_soups.ipynb #a1801a91
 def class_scores(
     logits,  # float [K, N, C]
     targs    # int [N]
@@ -352,9 +357,9 @@ def experts_soup(
     "Each checkpoint weighs as many classes as it is the best at."
     snapshots, names = _check(snapshots, score)
     if (logits := _logits(snapshots, score)) is None: raise BadInput('class experts are found from cached validation logits; give snapshots of a run, and a Scorer')
-    f1 = class_scores(logits, score.targs)
+    f1 = class_scores(logits, score.targs)[:, np.unique(score.targs)]           # of the classes that are there
     groups = np.arange(f1.shape[1])
-    if len(names) > 2:
+    if len(names) > 2 and len(groups) > 1:
         with np.errstate(invalid='ignore'): corr = np.nan_to_num(np.corrcoef(f1.T))
         far = np.clip(1-corr, 0, 2)[np.triu_indices(len(corr), 1)]
         groups = fcluster(linkage(far, 'average'), 1-together, 'distance')
@@ -386,7 +391,7 @@ def exhaustive_soup(
         history.append(dict(step=len(history), tried=' '.join(names[i] for i in sub), score=t.score, exact=t.exact, accepted=better, size=len(sub), looked=look))
     return _mixed(snapshots, names, np.isin(np.arange(k), best[1]).astype(float), 'exhaustive', history=history, subsets=len(looks))
 
-# %% ../nbs/07_soups.ipynb #e6f2227a
+# %% ../nbs/07_soups.ipynb #c0c497fa
 def stage_of(
     name:str   # of a tensor, e.g. stages.1.0.conv.weight
 ) -> str:
@@ -394,20 +399,27 @@ def stage_of(
     head, *rest = name.split('.')
     return f'{head}.{rest[0]}' if rest and rest[0].isdigit() else head
 
+def _prefix(model, snapshot):
+    "What the model's names have in front of the checkpoint's."
+    w = load_weights(snapshot)
+    return next(iter(fit_names(w, model))).removesuffix(next(iter(w)))
+
 class _Mixer:
     "Coefficients [G, K] as a function of free parameters, and their descent."
     def __init__(self, snapshots, score, sign, group, l2, lr, fixed):
         self.snapshots, self.score, self.sign, self.l2, self.fixed = snapshots, score, sign, l2, fixed
-        names = list(load_weights(snapshots[0]))
+        names, self.ahead = list(load_weights(snapshots[0])), _prefix(score.model, snapshots[0])
         self.group = {n: group(n) for n in names}
         self.groups = sorted(set(self.group.values()))
         self.u = torch.zeros(len(self.groups), len(snapshots), requires_grad=True)
         self.opt = torch.optim.Adam([self.u], lr=lr if sign == 'simplex' else lr/len(snapshots))
     def coefs(self): return self.u.softmax(1) if self.sign == 'simplex' else 1/self.u.shape[1] + self.u - self.u.mean(1, keepdim=True)
-    def of(self, name): return self.now[self.groups.index(self.group[name])]
+    def of(self, name):
+        "The coefficients of a tensor; running statistics stay uniform, since a variance must not become negative."
+        return self.now[self.groups.index(self.group[name])] if 'running_' not in name else [1/self.u.shape[1]]*self.u.shape[1]
     def load(self):
         self.now = [c/c.sum() for c in self.coefs().detach().double().numpy()]
-        self.score.model.load_state_dict(average(self.snapshots, self.of) | self.fixed)
+        self.score.model.load_state_dict(fit_names(average(self.snapshots, self.of) | self.fixed, self.score.model))
         self.score.model.eval()
     def step(self, idx):
         "One step on those pictures; returns the loss before it."
@@ -415,7 +427,7 @@ class _Mixer:
         loss, grads = slope(self.score, idx)
         d = torch.zeros_like(self.u)
         for n, lo, x in side_by_side(self.snapshots):
-            if n in grads: d[self.groups.index(self.group[n])] += x @ grads[n].flatten()[lo:lo+x.shape[1]]
+            if (p := self.ahead+n) in grads: d[self.groups.index(self.group[n])] += x @ grads[p].flatten()[lo:lo+x.shape[1]]
         c = self.coefs()
         self.opt.zero_grad()
         ((c*d).sum() + self.l2*((c - 1/c.shape[1])**2).sum()).backward()
@@ -441,19 +453,22 @@ def learned_soup(
     if sign not in ('simplex', 'free') or per not in ('model', 'stage'): raise BadInput(f"sign is 'simplex' or 'free', per is 'model' or 'stage'; got {sign!r}, {per!r}")
     if not isinstance(score, Scorer): raise BadInput('learned coefficients need a gradient; give a Scorer, not a plain function')
     label = 'learned' + ('' if sign == 'simplex' else ', free sign') + ('' if per == 'model' else ' per stage')
+    if folds < 2 or steps < 1: raise BadInput(f'cross-validation needs two folds or more and a step; got {folds} and {steps}')
     if len(names) == 1: return _mixed(snapshots, names, [1.], label)
     score.load(average(snapshots))
-    fixed = {k: v.detach().cpu().clone() for k, v in score.model.named_buffers() if score.prepare and ('running_' in k or 'num_batches' in k)}
+    stats = {k: v.detach().cpu().clone() for k, v in score.model.named_buffers() if score.prepare and ('running_' in k or 'num_batches' in k)}
+    fixed = {k: stats[p+k] for p in [_prefix(score.model, snapshots[0])] for k in load_weights(snapshots[0]) if p+k in stats}
     new = lambda: _Mixer(snapshots, score, sign, stage_of if per == 'stage' else lambda n: '', l2, lr, fixed)
     everything = np.random.default_rng(seed).permutation(len(score.targs))
     folds = min(folds, len(everything))
     held = np.zeros((folds, steps+1))
-    for f, part in enumerate(np.array_split(everything, folds) if folds > 1 else ()):
+    for f, part in enumerate(np.array_split(everything, folds)):
         m, rest = new(), np.setdiff1d(everything, part)
         for s in range(steps+1):
             held[f, s] = m.loss(part)
             if s < steps: m.step(rest)
-    n = int(held.mean(0).argmin())
+    mean = np.nan_to_num(held.mean(0), nan=np.inf)
+    n = int((mean <= mean.min() + 1e-6).argmax())                    # the fewest steps of equals
     m, history = new(), [dict(step=s, tried=f'{s} steps', score=-float(held[:, s].mean()), exact=True, accepted=s == n, size=len(names)) for s in range(steps+1)]
     for s in range(n): m.step(everything)
     m.load()

@@ -6,7 +6,7 @@
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'MixOrCut', 'Averages', 'EpochSeed', 'Journal',
            'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
-# %% ../nbs/06_training.ipynb #d32ed724
+# %% ../nbs/06_training.ipynb #246740e4
 import math, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
@@ -22,11 +22,11 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastai.optimizer import OptimWrapper
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
+from .checkpoints import load_weights, save_weights
 from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, write_json
 from .data import image_dls, load_pictures, write_split
 from .metrics import metric, scores
@@ -169,7 +169,7 @@ def predict_logits(
     with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
         return torch.cat([model(b[0].as_subclass(torch.Tensor).to(dev)).float().cpu() for b in dl]).numpy()
 
-# %% ../nbs/06_training.ipynb #56317028
+# %% ../nbs/06_training.ipynb #97922f7d
 class Run:
     "A finished training: what is on disk, and what can be computed from it."
     def __init__(self, path):
@@ -197,7 +197,7 @@ class Run:
     def targs(self, split): return self.pictures.labels[self.pictures.idxs(split)]
     def weights(self, name):
         "The state dict of 'last', 'ema' or 'swa'."
-        return load_file(self.path/'averages'/f'{name}.safetensors')
+        return load_weights(self.path/'averages'/f'{name}.safetensors')
     def best(self, name='accuracy'):
         "The snapshot with the best validation score; the earlier one of equals."
         sign = -1 if 'loss' in name else 1
@@ -259,7 +259,7 @@ def _read_state(path):
     try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
     except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
 
-# %% ../nbs/06_training.ipynb #b942dbbd
+# %% ../nbs/06_training.ipynb #8c56f4fe
 def get_run(
     cfg:Config,
     path=None   # default: a directory named by `cfg.key` below `runs_dir()`
@@ -295,6 +295,6 @@ def _train(cfg, path):
         with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():
-        with atomic(path/'averages'/f'{k}.safetensors') as tmp: save_file({n: v.detach().cpu().contiguous() for n, v in w.items()}, tmp)
+        save_weights(w, path/'averages'/f'{k}.safetensors')
     write_json(path/'DONE', provenance(data=data, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key))
     (path/'state.pt').unlink(missing_ok=True)
