@@ -241,7 +241,7 @@ def plot_interpolation(
     axs[-1, -1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #9924b99b
+# %% ../nbs/11_plots.ipynb #2dd76e49
 def plot_cost(
     df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
@@ -275,10 +275,12 @@ def plot_recipes(
             d = df[(df.schedule == s) & (df.data == data)]
             c, mark = _DATA[data]
             y = [len(order)-order.index(n)+.14-.28*k for n in d.name]
-            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[c], label=f'{data}, {d.seeds.max()} seeds' if len(d) else data)
-        ax.axvline(0, color='black', lw=.7, zorder=0); ax.axhline(len(order)-(df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()+.5, color='grey', lw=.6, ls=':')
-        ax.set(title=s, xlabel=f'test accuracy minus\n{reference}, points'); ax.grid(axis='x', alpha=.3); ax.tick_params(axis='y', length=0); ax.legend(fontsize=7.5, loc='lower left')
+            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[c], label=data)
+        ax.axvline(0, color='black', lw=.7, zorder=0); ax.axhline((df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()+.5, color='grey', lw=.8, ls=':')
+        ax.set(title=s); ax.grid(alpha=.3); ax.tick_params(axis='y', length=0); ax.set_ylim(.3, len(order)+.7)
     axs[0, 0].set_yticks([len(order)-i for i in range(len(order))], order)
+    fig.supxlabel(f'test accuracy minus {reference}, points', fontsize=9)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
 def plot_tails(
@@ -294,7 +296,7 @@ def plot_tails(
             x = np.arange(len(r)) + .09*(k-2)
             ax.errorbar(x, r.value, yerr=[r.value-r.lo, r.hi-r.value], fmt=mark, ms=5, lw=1, color=COLOURS.get(c, c), label=n)
         ax.set(title=data, xlabel='learning rate in the last 40 % of the steps'); ax.set_xticks(range(len(schedules)), [s.replace('flat:', 'held at ') for s in schedules], rotation=20, ha='right')
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.grid(axis='y', alpha=.3)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10])); ax.grid(axis='y', alpha=.3)
     axs[0, 0].set_ylabel('test accuracy')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig

@@ -184,7 +184,7 @@ def main(args=None):
 
 if __name__ == '__main__' and '__file__' in globals(): main()
 
-# %% ../nbs/27_recipes.ipynb #634fbd33
+# %% ../nbs/27_recipes.ipynb #a45363d2
 def over_seeds(
     values   # one a seed
 ) -> dict:
@@ -203,4 +203,4 @@ def against(
     ref = df[df.name == reference].set_index(['data', 'arch', 'epochs', 'lr', 'schedule', 'seed'])[metric]
     at = lambda r: ref.get((r.data, r.arch, r.epochs, r.lr, schedule or r.schedule, r.seed), np.nan)
     d = df.assign(diff=df[metric] - [at(r) for r in df.itertuples()]).dropna(subset=['diff'])
-    return d.groupby(['data', 'schedule', 'kind', 'name'], sort=False)['diff'].apply(lambda v: pd.Series(over_seeds(v))).unstack().reset_index()
+    return d.groupby(['data', 'schedule', 'kind', 'name'], sort=False)['diff'].apply(lambda v: pd.Series(over_seeds(v))).unstack().reset_index().astype(dict(seeds=int))

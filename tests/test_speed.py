@@ -1,6 +1,6 @@
 "Speed, with room for a busy machine; `make bench` measures."
 import time
-from ich_soups.bench import jpeg_folder, training_speed
+from ich_soups.bench import averaging_speed, jpeg_folder, training_speed
 from ich_soups.scenes import scenes17
 
 
@@ -13,3 +13,9 @@ def test_a_collection_is_drawn_in_seconds():
 def test_training_is_close_to_the_bare_model_and_far_from_the_plain_way(home):
     with jpeg_folder(2000) as d: speed = training_speed(d, rounds=3).set_index('way')
     assert speed.to_bare['ours'] > .65 and speed.to_plain['ours'] > 1.8, speed
+
+
+def test_averaging_is_near_the_disk_and_its_memory_depends_on_nothing():
+    t = averaging_speed('coatnet_0_rw_224', k=4, more=(16, 48), rounds=2)
+    assert t.ratio.median() < 5, t
+    assert t.peak_MiB.max() < 50 and t.peak_MiB[:3].max()-t.peak_MiB[:3].min() < 10, t

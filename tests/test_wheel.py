@@ -24,7 +24,7 @@ def test_it_works_outside_the_checkout_without_nbdev(wheel, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path/'site')!r})
-for m in ('nbdev', 'execnb', 'nbconvert', 'IPython'): sys.modules[m] = None
+for m in ('nbdev', 'execnb', 'nbconvert', 'IPython', 'optuna', 'onnx', 'onnxruntime', 'mlxtend'): sys.modules[m] = None
 import importlib
 for m in {MODULES!r}: importlib.import_module('ich_soups.' + m)
 import ich_soups
