@@ -56,10 +56,10 @@ def finish(run, soup, prepare):
         soup.info['batchnorm'] = 're-estimated on training pictures'
     return soup
 
-# %% ../nbs/18_compare.ipynb #db37ab1c
+# %% ../nbs/18_compare.ipynb #42215a18
 def cook(
     run,                      # a `Run`
-    name:str='greedy',        # one of `RECIPES`
+    name:str='posthoc_ema',   # one of `RECIPES`
     metric:str='neg_nll',     # what a search improves on val: the loss, which sees every picture's confidence
     snapshots=None            # which of the run's; default: all it kept
 ) -> Soup:
