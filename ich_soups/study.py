@@ -7,16 +7,15 @@ __all__ = ['DISHES', 'COSTLY', 'KEYS', 'SCHEDULES', 'ENDS', 'Dish', 'pool', 'con
            'origin', 'study_run', 'present', 'scenes_cfg', 'photos_cfg', 'plan', 'curve_rows', 'study_curve',
            'curve_plan', 'main', 'over_seeds', 'against']
 
-# %% ../nbs/27_recipes.ipynb #5d9990f4
+# %% ../nbs/27_recipes.ipynb #b77035e5
 import subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
 from filelock import FileLock
-from scipy.special import log_softmax
 from scipy.stats import t as student
 from .compare import finish, fresh_bn
-from .core import Config, atomic, checkout, load_config, runs_dir
+from .core import Config, atomic, checkout
 from .ensembles import soft_voting
 from .metrics import METRICS
 from .snapshots import kept_epochs
