@@ -71,7 +71,7 @@ def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #94eb37b0
+# %% ../nbs/00_core.ipynb #aa348bb2
 COLLECTIONS = ('scenes17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
 
 def _data_name(data):
@@ -106,6 +106,7 @@ class Config:
     split_seed: int = 0           # of the split, so that seeds share a test set
     precision: str = 'auto'       # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
     store: str = 'fp32'           # 'bf16' keeps the snapshots in half the space
+    bootstrap: int = 0            # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
 
     def __post_init__(self):
         for f in fields(self):
@@ -115,6 +116,7 @@ class Config:
             if getattr(self, n) < 1: raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
         if not re.fullmatch(r'restarts|annealed|flat:(0?\.\d+|1(\.0*)?)', self.schedule):
             raise BadInput(f'unknown schedule {self.schedule!r}' + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1')))
+        if self.bootstrap < 0: raise BadInput(f'bootstrap is 0 or the number of a replicate; got {self.bootstrap}')
         if self.store not in ('fp32', 'bf16'): raise BadInput(f'unknown store {self.store!r}' + suggest(self.store, ('fp32', 'bf16')))
         if self.precision not in ('auto', 'bf16', 'fp16', 'fp32'):
             raise BadInput(f'unknown precision {self.precision!r}' + suggest(self.precision, ('auto', 'bf16', 'fp16', 'fp32')))
@@ -133,7 +135,7 @@ class Config:
     @property
     def key(self) -> str:
         "Names the run: what it is, in words, and a hash of every field."
-        d = {k: v for k, v in asdict(self).items() if (k, v) != ('store', 'fp32')}   # a field that came later: its default leaves older keys as they were
+        d = {k: v for k, v in asdict(self).items() if (k, v) not in (('store', 'fp32'), ('bootstrap', 0))}   # fields that came later: their defaults leave older keys as they were
         h = hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:8]
         words = '-'.join([Path(self.data).name or self.data, self.arch, self.schedule, f's{self.seed}', h])
         return re.sub(r'[^\w.-]+', '_', words)

@@ -395,7 +395,7 @@ class CropFlip(DisplayedTransform):
         grid[..., 1] = (h[:, None]*line + ((2*v-1)*(1-h))[:, None])[:, :, None]
         return TensorImage(F.grid_sample(t, grid, mode='bilinear', padding_mode='reflection', align_corners=False))
 
-# %% ../nbs/02_data.ipynb #ce2b1a5c
+# %% ../nbs/02_data.ipynb #09930e3d
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def image_dls(
@@ -406,6 +406,7 @@ def image_dls(
     stats=((.5,)*3, (.5,)*3),  # mean and std of the channels, from the model's configuration
     split_seed:int=0,      # of the split, where the source brings none
     store:int|None=None,   # size kept for training crops; default: 1.25 x for photographs larger than `size`
+    bootstrap:int=0,       # k: as many training pictures, drawn with replacement, the k-th such draw
     device=None            # default: the GPU if there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first augments. `dls.plain` is the train part without."
@@ -413,8 +414,11 @@ def image_dls(
     if store is None: store = size if pics.array is not None or _is_small(pics, size) else round(1.25*size)
     dev = torch.device(device) if device is not None else default_device()
     norm = Normalize.from_stats(*stats, cuda=False)
+    def idxs(split):
+        i = pics.idxs(split)
+        return np.random.default_rng([split_seed, bootstrap]).choice(i, len(i)) if bootstrap and split == 'train' else i
     def dl(split, augment, shuffle):
-        ds = PixelDataset(pics.pixels(store if augment else size), pics.labels, pics.idxs(split), pics.classes, 0 if augment else 1)
+        ds = PixelDataset(pics.pixels(store if augment else size), pics.labels, idxs(split), pics.classes, 0 if augment else 1)
         tfms = [IntToFloatTensor(), *([CropFlip(size, crop_min)] if augment else []), norm]
         return PixelDL(ds, bs=bs if augment else 2*bs, shuffle=shuffle, drop_last=augment and len(ds) >= bs, num_workers=0, after_batch=tfms, device=dev)
     dls = DataLoaders(*[dl(s, s == 'train', s == 'train') for s in SPLITS], device=dev)

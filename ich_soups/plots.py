@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_samples', 'plot_counts', 'plot_stages',
            'plot_trajectory', 'plot_forest', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
-           'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_anytime']
+           'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_decomposition', 'plot_maps',
+           'plot_distances', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime']
 
-# %% ../nbs/11_plots.ipynb #3e0c6acb
+# %% ../nbs/11_plots.ipynb #ba2f2356
 import io, json
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from filelock import FileLock
 from matplotlib.colors import PowerNorm
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
 from PIL import Image
 
 # %% ../nbs/11_plots.ipynb #d7900551
@@ -241,7 +245,7 @@ def plot_interpolation(
     axs[-1, -1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #2dd76e49
+# %% ../nbs/11_plots.ipynb #db98b98c
 def plot_cost(
     df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
@@ -269,12 +273,12 @@ def plot_recipes(
 ):
     "Difference of every recipe to a reference, a panel a schedule, a colour a collection."
     schedules = list(df.schedule.unique())
-    fig, axs = plt.subplots(1, len(schedules), figsize=(3*len(schedules)+1.8, .24*len(order)+1.2), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(1, len(schedules), figsize=(3*len(schedules)+1.8, .27*len(order)+1.2), sharey=True, squeeze=False)
     for ax, s in zip(axs[0], schedules):
         for k, data in enumerate(df.data.unique()):
             d = df[(df.schedule == s) & (df.data == data)]
             c, mark = _DATA[data]
-            y = [len(order)-order.index(n)+.14-.28*k for n in d.name]
+            y = [len(order)-order.index(n)+.22*((df.data.nunique()-1)/2-k) for n in d.name]
             ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[c], label=data)
         ax.axvline(0, color='black', lw=.7, zorder=0); ax.axhline((df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()+.5, color='grey', lw=.8, ls=':')
         ax.set(title=s); ax.grid(alpha=.3); ax.tick_params(axis='y', length=0); ax.set_ylim(.3, len(order)+.7)
@@ -299,6 +303,130 @@ def plot_tails(
         ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10])); ax.grid(axis='y', alpha=.3)
     axs[0, 0].set_ylabel('test accuracy')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
+    return fig
+
+def plot_decomposition(
+    parts,    # columns panel, model, part, value: the parts of the expected loss, stacked
+    changes   # columns panel, model, part, value, lo, hi: change against a reference, per cent of its total
+):
+    "Bias, variance and noise of each model, and how they change; a row of panels for each way of drawing the training sets."
+    panels, models = parts.panel.unique(), list(parts.model.unique())
+    fig, axs = plt.subplots(len(panels), 2, figsize=(8.6, (.3*len(models)+.75)*len(panels)+.5), squeeze=False, sharey='row', sharex='col')
+    y = {m: len(models)-i for i, m in enumerate(models)}
+    for (a, b), p in zip(axs, panels):
+        d, left = parts[parts.panel == p], np.zeros(len(models))
+        for part, c, h in zip(d.part.unique(), ('blue', 'orange', 'grey'), ('', '//', '..')):
+            v = d[d.part == part].set_index('model').value.reindex(models)
+            a.barh([y[m] for m in models], v, left=left, height=.62, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=part)
+            left += v.fillna(0).values
+        for k, (part, c, mark) in enumerate(zip(parts.part.unique(), ('blue', 'orange'), 'oD')):
+            e = changes[(changes.panel == p) & (changes.part == part)]
+            b.errorbar(e.value, [y[m]+.12-.24*k for m in e.model], xerr=[e.value-e.lo, e.hi-e.value], fmt=mark, ms=4.5, lw=1.2, color=COLOURS[c])
+        b.axvline(0, color='black', lw=.7, zorder=0); b.grid(axis='x', alpha=.3)
+        a.set_yticks(list(y.values()), list(y)); a.set_title(p)
+        for ax in (a, b): ax.tick_params(axis='y', length=0)
+    axs[-1, 0].set_xlabel('expected squared loss on test'); axs[-1, 1].set_xlabel('change, % of the total of the single best')
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
+    return fig
+
+_KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v')}
+
+def plot_maps(
+    df   # columns panel, model, kind, x, y, accuracy, stress
+):
+    "Models as points, the nearer the more alike; the accuracy is written beside each, and the stress of the map above it."
+    panels = df.panel.unique()
+    fig, axs = plt.subplots(1, len(panels), figsize=(4*len(panels), 4), squeeze=False)
+    for ax, p in zip(axs[0], panels):
+        d = df[df.panel == p]
+        for kind, (c, mark) in _KINDS.items():
+            e = d[d.kind == kind]
+            if len(e): ax.plot(e.x, e.y, mark, ms=8 if kind in ('ingredient', 'copy') else 10, color=COLOURS[c], label=kind, alpha=.85, mec='white', zorder=2 if kind in ('ingredient', 'copy') else 3)
+        for r in d.itertuples():
+            if pd.notna(r.accuracy): ax.annotate(f'{100*r.accuracy:.1f}', (r.x, r.y), xytext=(0, 7), textcoords='offset points', ha='center', fontsize=7.5)
+        ax.set_title(f'{p}\n(stress {d.stress.iloc[0]:.2f})'); ax.set_aspect('equal', 'datalim'); ax.margins(.16); ax.grid(alpha=.3)
+        ax.xaxis.set_major_locator(MaxNLocator(4)); ax.yaxis.set_major_locator(MaxNLocator(5))
+    fig.supxlabel('map, in the units of the distance', fontsize=9)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
+    return fig
+
+def plot_distances(
+    dist,    # float [M, M]
+    names,   # of the models
+    label    # of the distance, with its unit
+):
+    "A heat map of distances between models, ordered by a dendrogram (average linkage)."
+    tree = linkage(squareform(np.asarray(dist), checks=False), 'average', optimal_ordering=True)
+    fig, (top, ax) = plt.subplots(2, 1, figsize=(.34*len(names)+2.4, .34*len(names)+2.6), gridspec_kw=dict(height_ratios=[1, 4.2]))
+    order = dendrogram(tree, ax=top, color_threshold=0, above_threshold_color='black')['leaves']
+    top.set_xticks([]); top.set_ylabel(label); top.spines['bottom'].set_visible(False)
+    d = pd.DataFrame(dist, names, names).iloc[order, order]
+    sns.heatmap(d, ax=ax, cmap='cividis', cbar_kws=dict(label=label, shrink=.8, location='bottom', pad=.02), mask=np.eye(len(d), dtype=bool), xticklabels=True, yticklabels=True)
+    ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90)
+    return fig
+
+def plot_plane(
+    df,     # columns bn, metric, x, y, value: a full grid
+    marks   # columns name, kind, x, y
+):
+    "A metric over the plane through three checkpoints, a column a metric, a row a way of treating BatchNorm; the checkpoints and soups are marked."
+    rows, metrics = df.bn.unique(), df.metric.unique()
+    fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), 3.6*len(rows)+.3), sharex=True, sharey=True, squeeze=False)
+    for j, m in enumerate(metrics):
+        levels = np.quantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8))
+        for i, b in enumerate(rows):
+            z, ax = df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'), axs[i, j]
+            f = ax.contourf(z.columns, z.index, z.values, np.unique(levels), cmap='cividis_r' if m == 'loss' else 'cividis')
+            for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
+                e = marks[marks.kind == kind]
+                ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)
+            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(6, 5), textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
+            ax.set_title(f'BatchNorm {b}'); ax.set_aspect('equal')
+            if i == len(rows)-1: ax.set_xlabel('L2 distance in weight space')
+        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format=None if m == 'loss' else PercentFormatter(1, 0), shrink=.8)
+    axs[0, 0].legend(loc='lower right', fontsize=8, frameon=True)
+    return fig
+
+def plot_reliability(
+    df,      # columns data, model, scaled, bin, n, confidence, accuracy, lo, hi: of `metrics.reliability`
+    eces     # columns data, model, scaled, ece
+):
+    "Accuracy against confidence, a row a collection, a column a model, before and after temperature scaling."
+    datas, models = df.data.unique(), df.model.unique()
+    fig, axs = plt.subplots(len(datas), len(models), figsize=(2.25*len(models)+.6, 2.5*len(datas)+.4), sharex=True, sharey=True, squeeze=False)
+    for (i, dt), (j, m) in [(a, b) for a in enumerate(datas) for b in enumerate(models)]:
+        ax = axs[i, j]
+        ax.plot([0, 1], [0, 1], color='black', lw=.7, ls=':')
+        for s, c, mark, l in ((False, 'blue', 'o', 'as it is'), (True, 'orange', 'D', 'temperature fitted on val')):
+            d = df[(df.data == dt) & (df.model == m) & (df.scaled == s)]
+            e = eces[(eces.data == dt) & (eces.model == m) & (eces.scaled == s)].ece
+            if len(d): ax.errorbar(d.confidence, d.accuracy, yerr=[d.accuracy-d.lo, d.hi-d.accuracy], fmt=mark+'-', ms=3.5, lw=1, color=COLOURS[c], label=l)
+            if len(e): ax.text(.04, .93-.1*s, f'ECE {100*e.iloc[0]:.1f} %', color=COLOURS[c], fontsize=8, transform=ax.transAxes)
+        ax.set_title(m if i == 0 else '')
+        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, 0)); axis.set_major_locator(MaxNLocator(3))
+        if j == 0: ax.set_ylabel(f'{dt}\naccuracy in the bin')
+        if i == len(datas)-1: ax.set_xlabel('mean confidence')
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
+    return fig
+
+def plot_corruptions(
+    df   # columns data, corruption, strength (0 to 5), model, value, lo, hi: difference to the reference in points; and accuracy, of the reference
+):
+    "What each model gains over a reference as pictures get worse, a row a collection, a column a corruption; above each the reference's own accuracy."
+    datas, kinds = df.data.unique(), df.corruption.unique()
+    fig, axs = plt.subplots(len(datas), len(kinds), figsize=(2.5*len(kinds)+.7, 2.5*len(datas)+.5), sharex=True, sharey='row', squeeze=False)
+    for (i, dt), (j, k) in [(a, b) for a in enumerate(datas) for b in enumerate(kinds)]:
+        ax, here = axs[i, j], df[(df.data == dt) & (df.corruption == k)]
+        for q, (m, c, mark) in enumerate(zip(df.model.unique(), ('blue', 'orange', 'green', 'purple'), 'sD^v')):
+            d = here[here.model == m]
+            ax.errorbar(d.strength+.1*(q-1), d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=mark+'-', ms=3.5, lw=.9, color=COLOURS[c], label=m)
+        ax.axhline(0, color='black', lw=.7)
+        ref = here.drop_duplicates('strength').sort_values('strength').accuracy
+        ax.set_title(f'{k}\n' if i == 0 else '\n'); ax.text(0, 1.02, 'single: ' + ' '.join(f'{100*v:.0f}' for v in ref) + ' %', transform=ax.transAxes, fontsize=7.5, color='dimgrey')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.grid(axis='y', alpha=.3)
+        if i == len(datas)-1: ax.set_xlabel('strength')
+        if j == 0: ax.set_ylabel(f'{dt}\naccuracy minus single, points')
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
     return fig
 
 def plot_anytime(

@@ -243,8 +243,8 @@ def evaluate(
     "The scores of those weights with their intervals, as `metrics.scores` gives them."
     return scores(run.logits_of(weights, split, prepare), run.targs(split))
 
-# %% ../nbs/06_training.ipynb #69921b42
-def _dls(cfg): return image_dls(cfg.data, cfg.size, cfg.bs//cfg.accum, cfg.crop_min, data_stats(cfg.arch, cfg.norm), cfg.split_seed)
+# %% ../nbs/06_training.ipynb #0ddac8b1
+def _dls(cfg): return image_dls(cfg.data, cfg.size, cfg.bs//cfg.accum, cfg.crop_min, data_stats(cfg.arch, cfg.norm), cfg.split_seed, bootstrap=cfg.bootstrap)
 
 def _cpu_turn():
     "Held while training with several CPU threads."
