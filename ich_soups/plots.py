@@ -245,7 +245,7 @@ def plot_interpolation(
     axs[-1, -1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #db98b98c
+# %% ../nbs/11_plots.ipynb #cc9212b0
 def plot_cost(
     df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
@@ -310,11 +310,12 @@ def plot_decomposition(
     changes   # columns panel, model, part, value, lo, hi: change against a reference, per cent of its total
 ):
     "Bias, variance and noise of each model, and how they change; a row of panels for each way of drawing the training sets."
-    panels, models = parts.panel.unique(), list(parts.model.unique())
-    fig, axs = plt.subplots(len(panels), 2, figsize=(8.6, (.3*len(models)+.75)*len(panels)+.5), squeeze=False, sharey='row', sharex='col')
-    y = {m: len(models)-i for i, m in enumerate(models)}
+    panels, rows = parts.panel.unique(), parts.groupby('panel', sort=False).model.nunique()
+    fig, axs = plt.subplots(len(panels), 2, figsize=(8.6, .3*rows.sum()+.75*len(panels)+.5), squeeze=False, sharey='row', sharex='col', gridspec_kw=dict(height_ratios=list(rows)))
     for (a, b), p in zip(axs, panels):
-        d, left = parts[parts.panel == p], np.zeros(len(models))
+        d = parts[parts.panel == p]
+        models = list(d.model.unique())
+        y, left = {m: len(models)-i for i, m in enumerate(models)}, np.zeros(len(models))
         for part, c, h in zip(d.part.unique(), ('blue', 'orange', 'grey'), ('', '//', '..')):
             v = d[d.part == part].set_index('model').value.reindex(models)
             a.barh([y[m] for m in models], v, left=left, height=.62, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=part)
@@ -359,7 +360,7 @@ def plot_distances(
     tree = linkage(squareform(np.asarray(dist), checks=False), 'average', optimal_ordering=True)
     fig, (top, ax) = plt.subplots(2, 1, figsize=(.34*len(names)+2.4, .34*len(names)+2.6), gridspec_kw=dict(height_ratios=[1, 4.2]))
     order = dendrogram(tree, ax=top, color_threshold=0, above_threshold_color='black')['leaves']
-    top.set_xticks([]); top.set_ylabel(label); top.spines['bottom'].set_visible(False)
+    top.set_xticks([]); top.set_ylabel('mean'); top.spines['bottom'].set_visible(False)
     d = pd.DataFrame(dist, names, names).iloc[order, order]
     sns.heatmap(d, ax=ax, cmap='cividis', cbar_kws=dict(label=label, shrink=.8, location='bottom', pad=.02), mask=np.eye(len(d), dtype=bool), xticklabels=True, yticklabels=True)
     ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90)
