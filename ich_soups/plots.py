@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_samples', 'plot_counts', 'plot_stages',
            'plot_trajectory', 'plot_forest', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
            'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_decomposition', 'plot_maps',
-           'plot_distances', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime']
+           'plot_distances', 'plot_permutation', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime']
 
 # %% ../nbs/11_plots.ipynb #ba2f2356
 import io, json
@@ -153,7 +153,7 @@ def plot_trajectory(
     fig.align_ylabels(axs[:, 0])
     return fig
 
-# %% ../nbs/11_plots.ipynb #0043fdac
+# %% ../nbs/11_plots.ipynb #7379ad40
 def _percent(v, _=None): return f'{100*v:.3g}%'
 def _points(v, _=None): return f'{100*v:+.3g}' if v else '0'
 
@@ -162,7 +162,8 @@ _GROUPS = {'baseline': ('grey', 'v'), 'control': ('blue', 'o'), 'soup': ('orange
 def plot_forest(
     df,                             # rows in order; columns model, group, and for each metric `m`: m, m_lo, m_hi
     metrics=(('accuracy', 'test accuracy'), ('f1', 'test macro-F1')),
-    reference=None                  # model whose value is drawn as a line
+    reference=None,                 # model whose value is drawn as a line
+    over='test pictures'            # what the intervals are over
 ):
     "Value and interval of every model, one panel a metric."
     fig, axs = plt.subplots(1, len(metrics), figsize=(2.6*len(metrics)+2, .26*len(df)+.9), sharey=True, squeeze=False)
@@ -174,7 +175,7 @@ def plot_forest(
         if reference and pd.notna(at := df.set_index('model')[m].get(reference, np.nan)): ax.axvline(at, color='black', lw=.7, ls=':', zorder=0)
         ax.set_xlabel(label); ax.xaxis.set_major_formatter(_points if 'minus' in label else _percent); ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
     axs[0, 0].set_yticks(y, df.model)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title='95 % intervals over test pictures')
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title=f'95 % intervals over {over}')
     return fig
 
 # %% ../nbs/11_plots.ipynb #fce1d272
@@ -245,7 +246,7 @@ def plot_interpolation(
     axs[-1, -1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #cc9212b0
+# %% ../nbs/11_plots.ipynb #01e094b3
 def plot_cost(
     df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
@@ -366,13 +367,27 @@ def plot_distances(
     ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90)
     return fig
 
+def plot_permutation(
+    df   # columns search, ingredients, greedy (mean distance), lo, median, hi (of subsets), p
+):
+    "The mean distance between greedy's ingredients, against that within random subsets of the same size."
+    fig, ax = plt.subplots(figsize=(6.6, .42*len(df)+1))
+    y = np.arange(len(df))[::-1]
+    ax.errorbar(df['median'], y, xerr=[df['median']-df.lo, df.hi-df['median']], fmt='o', color=COLOURS['grey'], lw=5, ms=7, alpha=.7, label='subsets: median, 5 to 95 %')
+    ax.plot(df.greedy, y, 'D', color=COLOURS['orange'], ms=7, label='greedy soup')
+    for g, h, p, i in zip(df.greedy, df.hi, df.p, y): ax.annotate(f'p = {p:.2g}', (max(g, h), i), xytext=(8, 0), textcoords='offset points', va='center', fontsize=8)
+    ax.set_yticks(y, [f'{s} ({n} taken)' for s, n in zip(df.search, df.ingredients)]); ax.tick_params(axis='y', length=0); ax.margins(x=.2, y=.15)
+    ax.set(xlabel='mean distance between ingredients (root of Jensen-Shannon)'); fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=2)
+    return fig
+
 def plot_plane(
     df,     # columns bn, metric, x, y, value: a full grid
     marks   # columns name, kind, x, y
 ):
     "A metric over the plane through three checkpoints, a column a metric, a row a way of treating BatchNorm; the checkpoints and soups are marked."
     rows, metrics = df.bn.unique(), df.metric.unique()
-    fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), 3.6*len(rows)+.3), sharex=True, sharey=True, squeeze=False)
+    shape = np.ptp(df.y)/np.ptp(df.x)
+    fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), (3.2*shape+.35)*len(rows)+.5), sharex=True, sharey=True, squeeze=False)
     for j, m in enumerate(metrics):
         levels = np.quantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8))
         for i, b in enumerate(rows):
@@ -381,11 +396,11 @@ def plot_plane(
             for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
                 e = marks[marks.kind == kind]
                 ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)
-            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(6, 5), textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
+            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(0, 7), ha='center', textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
             ax.set_title(f'BatchNorm {b}'); ax.set_aspect('equal')
             if i == len(rows)-1: ax.set_xlabel('L2 distance in weight space')
-        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format=None if m == 'loss' else PercentFormatter(1, 0), shrink=.8)
-    axs[0, 0].legend(loc='lower right', fontsize=8, frameon=True)
+        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format='%.2f' if m == 'loss' else PercentFormatter(1, 0), shrink=.8)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
 def plot_reliability(
