@@ -73,16 +73,18 @@ def bias_variance(
     out = dict(bias2=b, variance=v, noise=n, total=b+v+n, **more)
     return out if each else {k: float(x.mean()) for k, x in out.items()}
 
-# %% ../nbs/09_bias_variance.ipynb #08b6738e
+# %% ../nbs/09_bias_variance.ipynb #06a05dfd
 def bootstrap_draws(
     f,             # a function of indices int [R] of the draws to one number or an array, e.g. a change in per cent
     n_draws:int,   # R
     n_boot:int=300,
-    seed:int=0
+    seed:int=0,
+    plug_in=None   # what resamples scatter around, where `f` allows for few draws: `f` of all draws without that; default: `f` of all draws
 ) -> tuple:
     "`(value, lo, hi)`: of all draws, and the 95 % interval of the basic bootstrap over draws (Davison and Hinkley 1997, eq. 2.10). Resamples that hold a single draw are drawn again."
     r, value, boot = np.random.default_rng(seed), f(np.arange(n_draws)), []
     while len(boot) < n_boot:
         if len(set(i := r.integers(0, n_draws, n_draws))) > 1: boot.append(f(i))
     lo, hi = np.quantile(boot, (.025, .975), axis=0)
-    return value, 2*value-hi, 2*value-lo
+    centre = value if plug_in is None else plug_in
+    return value, value-(hi-centre), value-(lo-centre)

@@ -246,7 +246,7 @@ def plot_interpolation(
     axs[-1, -1].legend(fontsize=8)
     return fig
 
-# %% ../nbs/11_plots.ipynb #01e094b3
+# %% ../nbs/11_plots.ipynb #3b333dd8
 def plot_cost(
     df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
@@ -396,10 +396,10 @@ def plot_plane(
             for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
                 e = marks[marks.kind == kind]
                 ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)
-            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(0, 7), ha='center', textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
+            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(0, -15 if r.name.startswith('mean') else 7), ha='center', textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
             ax.set_title(f'BatchNorm {b}'); ax.set_aspect('equal')
             if i == len(rows)-1: ax.set_xlabel('L2 distance in weight space')
-        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format='%.2f' if m == 'loss' else PercentFormatter(1, 0), shrink=.8)
+        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format='%.2f' if m == 'loss' else PercentFormatter(1, 1), shrink=.8)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
