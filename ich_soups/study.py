@@ -7,14 +7,14 @@ __all__ = ['DISHES', 'COSTLY', 'KEYS', 'RATES', 'SCHEDULES', 'ENDS', 'Dish', 'po
            'add_rows', 'origin', 'study_run', 'study_rows', 'present', 'scenes_cfg', 'photos_cfg', 'tuned_cfg', 'plan',
            'curve_rows', 'study_curve', 'curve_plan', 'main', 'over_seeds', 'against']
 
-# %% ../nbs/27_recipes.ipynb #b77035e5
+# %% ../nbs/27_recipes.ipynb #8dd9ecf8
 import subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
 from filelock import FileLock
 from scipy.stats import t as student
-from .compare import finish, fresh_bn
+from .compare import finish, fresh_bn, with_bn
 from .core import Config, atomic, checkout
 from .ensembles import soft_voting
 from .metrics import METRICS
@@ -49,7 +49,7 @@ def pool(
     keep = {e for e in range(1, run.cfg.epochs+1) if e > run.cfg.epochs/2} if name == 'half' else kept_epochs({s.epoch: s.scores for s in run.snapshots}, ('valid_loss', 'accuracy', 'f1'), 8)
     return [s for s in run.snapshots if s.epoch in keep]
 
-# %% ../nbs/27_recipes.ipynb #639c2d00
+# %% ../nbs/27_recipes.ipynb #968345bd
 def _scored(run, of):
     "Scores on val and test; `of` gives logits [N, C] or [M, N, C] of a split, and several models count with their mean."
     out = {}
@@ -78,6 +78,7 @@ def soup_row(run, dish, bn) -> dict:
     "Cook, give fresh statistics, score."
     snaps, score, t0 = pool(run, dish.pool), run.scorer(dish.metric, 'val', bn if dish.bn else None), time.time()
     soup = finish(run, recipe(dish.recipe)(snaps, score, **dish.options), bn)
+    if len(soup.ingredients) == 1: soup.weights = with_bn(run, soup.weights, bn)   # as its references have them
     return dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric, ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=time.time()-t0,
                 **_scored(run, lambda split: run.logits_of(soup.weights, split)))
 
