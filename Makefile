@@ -32,7 +32,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	@echo "setting up $(VENV): about 6 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[dev,photos,search,onnx]'
+	$(BIN)/pip install --quiet -e '.[dev,all]'
 	touch $@
 
 clean:                    ## forget builds; runs and caches stay
