@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'IMAGENET', 'decode', 'stratified_split', 'Pictures', 'read
 # %% ../nbs/02_data.ipynb #3d36be77
 import ast, csv, hashlib, io, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,12 +27,13 @@ from .core import BadInput, atomic, cache_dir, device as default_device, suggest
 
 # %% ../nbs/02_data.ipynb #ac12f960
 def decode(
-    src,       # a path, or the bytes of a picture file
+    src,       # a path, the bytes of a picture file, or an image of Pillow, which is left as it is
     size:int   # width and height of the result in pixels
 ) -> np.ndarray:
     "Upright RGB, uint8 [size, size, 3]. Transparent parts become white. Raises what Pillow raises on a bad file."
-    with Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
-        im.draft('RGB', (2*size, 2*size))  # a JPEG much larger than needed is decoded at a fraction of its size
+    given = isinstance(src, Image.Image)
+    with nullcontext(src) if given else Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) as im:
+        if not given: im.draft('RGB', (2*size, 2*size))  # a JPEG much larger than needed is decoded at a fraction of its size
         im = ImageOps.exif_transpose(im)
         if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im, np.float32)/257).clip(0, 255).astype(np.uint8))
         if im.has_transparency_data:
