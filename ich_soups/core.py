@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLLECTIONS', 'BadInput', 'suggest', 'checkout', 'home', 'runs_dir', 'cache_dir', 'figures_dir', 'atomic',
-           'read_json', 'write_json', 'Config', 'load_config', 'seed_all', 'device', 'device_name', 'amp_dtype',
-           'keep_memory', 'provenance']
+           'sweep_temporary', 'read_json', 'write_json', 'Config', 'load_config', 'seed_all', 'device', 'device_name',
+           'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
-import ctypes, difflib, hashlib, importlib.util, json, os, platform, random, re
+import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
@@ -45,19 +45,40 @@ def cache_dir() -> Path: return home()/'cache'
 def figures_dir() -> Path: return Path(os.environ.get('ICH_SOUPS_FIGURES') or home()/'figures')
 
 # %% ../nbs/00_core.ipynb #807182bf
+_FULL = re.compile(r'No space left|File too large|Disk quota|inline_container|\d+ requested and \d+ written')   # the system's words, torch's, NumPy's
+
+def _is_full(e): return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not isinstance(e, BadInput) and bool(_FULL.search(str(e)))
+
+def _flush(path, flags=os.O_RDONLY):
+    fd = os.open(path, flags)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
 @contextmanager
 def atomic(
     path   # final name; its parents are made
 ):
-    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not."
+    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{os.getpid()}.{random.SystemRandom().randrange(10**6)}.{path.name}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        _flush(tmp, os.O_RDWR)
         os.replace(tmp, path)
+        if os.name == 'posix': _flush(path.parent)
+    except Exception as e:
+        if _is_full(e): raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again') from e
+        raise
     finally: tmp.unlink(missing_ok=True)
+
+def sweep_temporary(
+    folder,          # only this folder, not those below it
+    name:str='*'     # what the finished file would have been called
+):
+    "Delete what killed writers left behind. Call it where a lock says that nobody is writing."
+    for f in Path(folder).glob(f'.*.*.{name}'):
+        if re.match(r'\.\d+\.\d+\.', f.name): f.unlink(missing_ok=True)
 
 def read_json(path) -> dict:
     "What `write_json` wrote; `BadInput` if it is missing or damaged."
@@ -160,11 +181,15 @@ def seed_all(
     return seed
 
 # %% ../nbs/00_core.ipynb #4f0bddcb
-def device() -> torch.device: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def device() -> torch.device:
+    "Where models run: the GPU if there is one, or what `ICH_SOUPS_DEVICE` says, e.g. `cpu` or `cuda:1`; `BadInput` if that is not here."
+    name = os.environ.get('ICH_SOUPS_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu')
+    try: torch.empty(0, device=name); return torch.device(name)
+    except (RuntimeError, AssertionError): raise BadInput(f'there is no device {name!r} here; use cpu' + (f' or cuda:0 to cuda:{torch.cuda.device_count()-1}' if torch.cuda.is_available() else '')) from None
 
 def device_name() -> str:
     "For people: the GPU's name, or the processor and the number of threads in use."
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    if device().type == 'cuda': return torch.cuda.get_device_name(device())
     cpu = platform.processor() or platform.machine()
     try: cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): pass
@@ -175,12 +200,12 @@ def amp_dtype(
 ) -> torch.dtype:
     "The dtype that autocast should use here; float32 means none."
     if precision != 'auto': return dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)[precision]
-    if torch.cuda.is_available(): return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device().type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if getattr(torch.cpu, '_is_avx512_bf16_supported', bool)() else torch.float32
 
 def keep_memory():
     "Let glibc keep freed memory instead of returning it to the system after every batch: a quarter more speed on a CPU. Elsewhere nothing happens."
-    if platform.system() != 'Linux' or torch.cuda.is_available(): return
+    if platform.system() != 'Linux' or device().type != 'cpu': return
     try: libc = ctypes.CDLL('libc.so.6')
     except OSError: return
     libc.mallopt(-4, 0)   # M_MMAP_MAX: large blocks come from the heap too

@@ -54,17 +54,24 @@ class SnapshotStore:
         "Store an epoch; a second time replaces the first."
         save_weights({k: self._stored(v) for k, v in weights.items()}, self._file(epoch), dict(epoch=str(epoch)))
         if logits is not None:
-            with atomic(self._logits(epoch)) as tmp: np.save(tmp, np.asarray(logits, np.float32))
-        self.entries[epoch] = dict(scores={k: float(v) for k, v in scores.items()}, sha256=file_sha256(self._file(epoch)))
+            with atomic(self._logits(epoch)) as tmp, open(tmp, 'wb') as f: np.save(f, np.asarray(logits, np.float32))
+        self.entries[epoch] = dict(scores={k: float(v) for k, v in scores.items()}, sha256=file_sha256(self._file(epoch)), sizes=self._sizes(epoch))
         self._write()
+
+    def _sizes(self, epoch): return {f.name: f.stat().st_size for f in (self._file(epoch), self._logits(epoch)) if f.exists()}
 
     def _stored(self, v): return v.to(self.dtype) if self.dtype and v.is_floating_point() and v.ndim > 1 else v
 
     def keep(self, epochs):
-        "Forget and delete every other epoch."
+        "Forget every other epoch; `sweep` deletes their files."
         self.entries = {e: v for e, v in self.entries.items() if e in epochs}
         self._write()
-        self.sweep()
+
+    def restore(self, entries):
+        "Go back to the entries of an earlier moment. `BadInput` names a file that has gone or been cut short since."
+        self.entries = {int(k): v for k, v in entries.items()}
+        self._check()
+        self._write()
 
     def sweep(self):
         "Delete snapshot files, finished or not, that the manifest does not mention; nothing else is touched."
@@ -75,11 +82,18 @@ class SnapshotStore:
     def _write(self): write_json(self.path/'manifest.json', self.entries)
     def __len__(self): return len(self.entries)
 
+    def _check(self):
+        "Whether the files are there in full length, which costs nothing; `verify` reads them."
+        for e, v in self.entries.items():
+            for name, size in v.get('sizes', {self._file(e).name: None}).items():
+                f = self.path/name
+                if not f.exists(): raise BadInput(f'{f} is missing although the manifest lists it; restore the file, or delete {self.path.parent} to train anew')
+                if size is not None and f.stat().st_size != size: raise BadInput(f'{f} has {f.stat().st_size} bytes where {size} were written; restore the file, or delete {self.path.parent} to train anew')
+
     def snapshots(self) -> list:
-        "All of them, by epoch. Raises `BadInput` if there are none, or if a file is missing."
-        if not self.entries: raise BadInput(f'{self.path} holds no snapshots; train a run, or give the files')
-        for e in self.entries:
-            if not self._file(e).exists(): raise BadInput(f'{self._file(e)} is missing although the manifest lists it; restore the file, or delete {self.path.parent} to train anew')
+        "All of them, by epoch. Raises `BadInput` if there are none, or if a file is missing or cut short."
+        if not self.entries: raise BadInput(f'{self.path} holds no snapshots; train a run, or give the files' if not (self.path/'manifest.json').exists() else f'{self.path} lists no snapshots; delete {self.path.parent} to train anew')
+        self._check()
         return [Snapshot(self._file(e), e, v['scores'], v['sha256'], self._logits(e) if self._logits(e).exists() else None) for e, v in sorted(self.entries.items())]
 
     def verify(self):
@@ -123,6 +137,8 @@ class SnapshotCallback(Callback):
         if old := [e for e in self.store.entries if e > self.start]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
         self.store.sweep()
 
+    def before_epoch(self): self.store.sweep()     # by now whoever writes a state to resume from has written it
+    def after_fit(self): self.store.sweep()
     def before_validate(self): self.logits, self.targs = [], []
     def after_pred(self):
         if self.training: return

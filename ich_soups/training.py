@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, sweep_temporary, write_json
 from .data import image_dls, load_pictures, write_split
 from .metrics import metric, scores
 from .models import create_model, data_stats
@@ -114,13 +114,14 @@ class EpochSeed(Callback):
     def __init__(self, seed): self.seed = seed
     def before_epoch(self): self.dls.train.rng = random.Random(seed_all(self.seed, self.epoch))
 
+def _write_history(path, rows):
+    with atomic(path/'history.csv') as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+
 class Journal(Callback):
     "Write history.csv and state.pt after each epoch, and show where the training is."
     order = 80
-    def __init__(self, path, title, start=0): self.path, self.title, self.start = Path(path), title, start
+    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows = Path(path), title, start, list(rows)
     def before_fit(self):
-        f = self.path/'history.csv'
-        self.rows = pd.read_csv(f).query('epoch <= @self.start').to_dict('records') if self.start and f.exists() else []
         self.bar = tqdm(total=self.n_epoch, initial=self.start, desc=self.title, unit='epoch', file=sys.__stderr__, leave=False,
                         mininterval=.1 if sys.__stderr__ and sys.__stderr__.isatty() else 15)
     def before_train(self): self.losses = []
@@ -130,9 +131,9 @@ class Journal(Callback):
         if self.epoch < self.start: return
         row = dict(epoch=self.epoch+1, lr=self.opt.hypers[-1]['lr'], train_loss=torch.stack(self.losses).mean().item(), **self.snapshot.scores)
         self.rows.append(row)
-        with atomic(self.path/'history.csv') as tmp: pd.DataFrame(self.rows).to_csv(tmp, index=False)
+        _write_history(self.path, self.rows)
         state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state(),
-                     kept=sorted(self.snapshot.store.entries), data=self.dls.pictures.fingerprint)
+                     rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint)
         with atomic(self.path/'state.pt') as tmp: torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
         self.bar.update()
@@ -145,12 +146,14 @@ def make_learner(
     cfg:Config,
     dls,         # of `image_dls`
     path,        # the run's directory
-    start:int=0  # epochs already done
+    start:int=0, # epochs already done
+    rows=(),     # of the history so far
+    cbs=()       # more fastai callbacks, which look on: a logger
 ) -> Learner:
     "The recipe as a fastai `Learner`; `fit` takes nothing but the number of epochs."
     model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(dls.device, memory_format=torch.channels_last)
     cbs = [EpochSeed(cfg.seed), *precision_cbs(cfg.precision), ParamScheduler({'lr': lr_schedule(cfg)}), Averages(cfg.ema, cfg.cycle, cfg.swa_from),
-           SnapshotCallback(SnapshotStore(Path(path)/'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start)]
+           SnapshotCallback(SnapshotStore(Path(path)/'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start, rows), *cbs]
     if cfg.mix: cbs.append(MixOrCut(dls.c, cfg.mix))
     if cfg.clip: cbs.append(GradientClip(cfg.clip))
     if cfg.accum > 1: cbs.append(GradientAccumulation(cfg.bs))
@@ -248,7 +251,7 @@ def _dls(cfg): return image_dls(cfg.data, cfg.size, cfg.bs//cfg.accum, cfg.crop_
 
 def _cpu_turn():
     "Held while training with several CPU threads."
-    if torch.cuda.is_available() or torch.get_num_threads() == 1:
+    if device().type == 'cuda' or torch.get_num_threads() == 1:
         import contextlib
         return contextlib.nullcontext()
     return FileLock(str(runs_dir()/'.training.lock'))
@@ -262,37 +265,40 @@ def _read_state(path):
 # %% ../nbs/06_training.ipynb #8c56f4fe
 def get_run(
     cfg:Config,
-    path=None   # default: a directory named by `cfg.key` below `runs_dir()`
+    path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
+    cbs=()      # fastai callbacks that look on while it is trained, such as a logger; they are no part of the run
 ) -> Run:
-    "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged."
+    "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged, or the disk is full."
     path = Path(path or runs_dir()/cfg.key)
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path/'.lock')):
         if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
         if not (path/'DONE').exists():
-            with _cpu_turn(): _train(cfg, path)
+            with _cpu_turn(): _train(cfg, path, cbs)
         elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
             raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
     return Run(path)
 
-def _train(cfg, path):
+def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
+    sweep_temporary(path)
     t0, dls, state = time.time(), _dls(cfg), _read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
     if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
     write_json(path/'config.json', asdict(cfg))
     if isinstance(dls.pictures.items[0], Path): write_split(dls.pictures, path/'split.csv')
-    learn = make_learner(cfg, dls, path, start)
-    if not state: learn.snapshot.store.keep(set())
-    else:
+    write_json(path/'snapshots'/'manifest.json', state['entries'] if state else {})     # what was listed when the state was written
+    learn = make_learner(cfg, dls, path, start, state['rows'] if state else (), cbs)
+    learn.snapshot.store.restore(learn.snapshot.store.entries)
+    if state:
+        _write_history(path, state['rows'])
         learn.model.load_state_dict(state['model'])
         learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
         learn.averages.load(state['averages'])
-        if lost := [e for e in state['kept'] if e not in learn.snapshot.store.entries or not learn.snapshot.store._file(e).exists()]: raise BadInput(f'{path} has lost its snapshot of epoch {lost[0]}; restore the file and the manifest, or delete {path} to train anew')
-        learn.snapshot.store.keep({e for e in learn.snapshot.store.entries if e <= start})
     if start < cfg.epochs:
         with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
+    learn.snapshot.store.sweep()
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():
         save_weights(w, path/'averages'/f'{k}.safetensors')
