@@ -28,7 +28,7 @@ def as_list(snapshots): return [snapshots] if isinstance(snapshots, (str, Path, 
 def _placed(source): return isinstance(next(iter(source.places.values())), Place)
 
 def open_all(
-    snapshots   # paths, state dicts, or objects with a `path`
+    snapshots   # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
 ) -> tuple:
     "The opened checkpoints and their names; `BadInput` unless they all have the same tensors."
     snapshots = as_list(snapshots)
@@ -36,7 +36,7 @@ def open_all(
     names = [checkpoint_name(o, i) for i, o in enumerate(snapshots)]
     sources = []
     for o, n in zip(snapshots, names):
-        sources.append(s := _Held(o) if isinstance(o, dict) else Checkpoint(getattr(o, 'path', o)))
+        sources.append(s := _Held(o) if isinstance(o, dict) else o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o)))
         if _placed(s) and _placed(sources[0]) and s.places == sources[0].places: s.places = sources[0].places    # one index in memory for all
         first = sources[0]
         if odd := s.places.keys() ^ first.places.keys(): raise BadInput(f"{names[0]} and {n} are not checkpoints of one model: only one of them has the tensor {sorted(odd)[0]!r}")

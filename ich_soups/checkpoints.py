@@ -197,6 +197,8 @@ class Checkpoint:
         places, self.meta = _safe_index(self.file, size)
         return places
 
+    @property
+    def name(self): return self.path.stem
     def keys(self): return self.places.keys()
     def get(self, name) -> torch.Tensor:
         "One tensor, read now."
@@ -214,12 +216,12 @@ class Checkpoint:
             view, start = view[n:], start+n
 
 def load_weights(
-    o,           # a path, a state dict, or an object with a `path`
+    o,           # a path, a state dict, a `Checkpoint`, or an object with a `path`
     part=None    # as in `Checkpoint`
 ) -> dict:
     "All tensors of one checkpoint, a state dict on the CPU."
     if isinstance(o, dict): return without_prefix(_unwrap(o, part))
-    c = Checkpoint(getattr(o, 'path', o), part)
+    c = o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o), part)
     return {k: c.get(k) for k in c.keys()}
 
 # %% ../nbs/01_checkpoints.ipynb #06b6699f
@@ -248,17 +250,19 @@ def save_weights(
     with atomic(path) as tmp: save_file(out, tmp, metadata=meta)
 
 # %% ../nbs/01_checkpoints.ipynb #4b244f50
-SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt')
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar')
 
 def find_checkpoints(
     path   # a file, a folder of them, or a run's directory
 ) -> list:
-    "The checkpoint files, by epoch or by name; `BadInput` if there are none."
+    "The checkpoint files, by epoch or by name, a file with several names once; `BadInput` if there are none."
     path = Path(path)
     if path.is_file(): return [path]
     if not path.exists(): raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
     folder = path/'snapshots' if (path/'snapshots').is_dir() else path
     number = lambda f: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', f.name)]
-    files = sorted((f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith('.')), key=number)
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and f.is_file() and not f.name.startswith('.')), key=number)
+    one = {(s.st_dev, s.st_ino): f for f in sorted(files, key=lambda f: any(c.isdigit() for c in f.stem)) for s in [f.stat()]}   # timm's model_best is another name of an epoch, which is the name to keep
+    files = [f for f in files if f in one.values()]
     if not files: raise BadInput(f"{folder} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
     return files
