@@ -371,8 +371,9 @@ class PixelDataset:
 # %% ../nbs/02_data.ipynb #91237c16
 class PixelDL(TfmdDL):
     "A `TfmdDL` that takes whole batches from a `PixelDataset`."
+    share = slice(None)   # of every batch: processes that train together take `slice(rank, None, processes)` each
     def create_batches(self, samps):
-        for idxs in chunked(samps, self.bs, self.drop_last): yield self.dataset.batch(np.fromiter(idxs, int))
+        for idxs in chunked(samps, self.bs, self.drop_last): yield self.dataset.batch(np.fromiter(idxs, int)[self.share])
     def _one_pass(self): self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
 
 # %% ../nbs/02_data.ipynb #a391a085
