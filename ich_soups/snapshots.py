@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastcore.basics import patch
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, atomic, read_json, suggest, write_json
+from .core import BadInput, atomic, read_json, suggest, sweep_temporary, write_json
 from .metrics import METRICS
 
 # %% ../nbs/05_snapshots.ipynb #f9d0cd20
@@ -76,8 +78,9 @@ class SnapshotStore:
     def sweep(self):
         "Delete snapshot files, finished or not, that the manifest does not mention; nothing else is touched."
         mine = {f for e in self.entries for f in (self._file(e), self._logits(e))} | {self.path/'manifest.json'}
-        for f in self.path.glob('*epoch_*') if self.path.exists() else []:
-            if f not in mine and re.fullmatch(r'(\.\d+\.\d+\.)?epoch_\d{3,}\.(safetensors|logits\.npy)', f.name): f.unlink(missing_ok=True)
+        sweep_temporary(self.path)
+        for f in self.path.glob('epoch_*') if self.path.exists() else []:
+            if f not in mine and re.fullmatch(r'epoch_\d{3,}\.(safetensors|logits\.npy)', f.name): f.unlink(missing_ok=True)
 
     def _write(self): write_json(self.path/'manifest.json', self.entries)
     def __len__(self): return len(self.entries)
@@ -102,7 +105,11 @@ class SnapshotStore:
             if file_sha256(s.path) != s.sha256: raise BadInput(f'{s.path} has changed since it was written; delete {self.path.parent} to train anew')
 
 # %% ../nbs/05_snapshots.ipynb #e4e98f57
-def lower_is_better(name): return 'loss' in name or 'error' in name
+def lower_is_better(
+    name:str   # of a metric
+) -> bool:
+    "Whether less of it is better: losses and errors by any of their usual names."
+    return not name.startswith('neg_') and bool(re.search(r'loss|error|perplexity|brier|mse|mae|msle|rmspe|nll', name.lower()))
 
 def kept_epochs(
     scores:dict,     # epoch -> dict of metrics
@@ -136,6 +143,7 @@ class SnapshotCallback(Callback):
         if not self.run: return
         if old := [e for e in self.store.entries if e > self.start]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
         self.store.sweep()
+        self.learn.snapshot_store = self.store   # this callback is gone when `fit` returns; the snapshots stay with the Learner
 
     def before_epoch(self): self.store.sweep()     # by now whoever writes a state to resume from has written it
     def after_fit(self): self.store.sweep()
@@ -161,3 +169,16 @@ class SnapshotCallback(Callback):
         recorded = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:]))
         computed = {m: METRICS[m](logits, targs) for m in METRICS if logits.ndim == 2 and not np.issubdtype(targs.dtype, np.floating)}
         return {k: float(v) for k, v in (computed | recorded).items() if isinstance(v, (int, float)) and k != 'train_loss'}  # that one depends on where fit began
+
+# %% ../nbs/05_snapshots.ipynb #5a61037d
+@patch
+def soup(self:Learner,
+    recipe='posthoc_ema',  # one of `soups.RECIPES`, or a function `(snapshots, score) -> Soup`
+    metric=None,           # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
+    store=None,            # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
+    load:bool=True         # whether the model gets the soup's weights
+):
+    "One `Soup` of this Learner's snapshots, chosen on its validation set, BatchNorm statistics measured anew."
+    from ich_soups.learner import soup_of
+    return soup_of(self, recipe, metric, store, load)
+
