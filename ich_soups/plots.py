@@ -331,7 +331,7 @@ def plot_decomposition(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
-_KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v')}
+_KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v'), 'default soup': ('red', 'P'), 'other soup': ('brown', 'X')}
 
 def plot_maps(
     df   # columns panel, model, kind, x, y, accuracy, stress
