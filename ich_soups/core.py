@@ -80,13 +80,16 @@ def sweep_temporary(
     for f in Path(folder).glob(f'.*.*.{name}'):
         if re.match(r'\.\d+\.\d+\.', f.name): f.unlink(missing_ok=True)
 
-def read_json(path) -> dict:
+def read_json(
+    path,
+    root=None   # the directory whose loss would heal a damaged file; default: the file's
+) -> dict:
     "What `write_json` wrote; `BadInput` if it is missing or damaged."
     try:
         if isinstance(d := json.loads(Path(path).read_text(encoding='utf-8')), dict): return d
         why = 'it holds something else'
     except (OSError, ValueError) as e: why = type(e).__name__
-    raise BadInput(f'{path} is not readable ({why}); delete the directory {Path(path).parent} to start that run anew')
+    raise BadInput(f'{path} is not readable ({why}); delete the directory {root or Path(path).parent} to start that run anew')
 
 def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."

@@ -47,7 +47,10 @@ class SnapshotStore:
     ):
         self.path, self.dtype = Path(path), dtype
         f = self.path/'manifest.json'
-        self.entries = {int(k): v for k, v in read_json(f).items()} if f.exists() else {}
+        self.entries = {int(k): v for k, v in read_json(f, self._root).items()} if f.exists() else {}
+
+    @property
+    def _root(self): return self.path.parent if (self.path.parent/'config.json').exists() else self.path    # of the run, if it is one
 
     def _file(self, epoch): return self.path/f'epoch_{epoch:03d}.safetensors'
     def _logits(self, epoch): return self.path/f'epoch_{epoch:03d}.logits.npy'
@@ -90,19 +93,19 @@ class SnapshotStore:
         for e, v in self.entries.items():
             for name, size in v.get('sizes', {self._file(e).name: None}).items():
                 f = self.path/name
-                if not f.exists(): raise BadInput(f'{f} is missing although the manifest lists it; restore the file, or delete {self.path.parent} to train anew')
-                if size is not None and f.stat().st_size != size: raise BadInput(f'{f} has {f.stat().st_size} bytes where {size} were written; restore the file, or delete {self.path.parent} to train anew')
+                if not f.exists(): raise BadInput(f'{f} is missing although the manifest lists it; restore the file, or delete {self._root} to train anew')
+                if size is not None and f.stat().st_size != size: raise BadInput(f'{f} has {f.stat().st_size} bytes where {size} were written; restore the file, or delete {self._root} to train anew')
 
     def snapshots(self) -> list:
         "All of them, by epoch. Raises `BadInput` if there are none, or if a file is missing or cut short."
-        if not self.entries: raise BadInput(f'{self.path} holds no snapshots; train a run, or give the files' if not (self.path/'manifest.json').exists() else f'{self.path} lists no snapshots; delete {self.path.parent} to train anew')
+        if not self.entries: raise BadInput(f'{self.path} holds no snapshots; train a run, give the files, or, if there were some, delete {self._root} to train anew')
         self._check()
         return [Snapshot(self._file(e), e, v['scores'], v['sha256'], self._logits(e) if self._logits(e).exists() else None) for e, v in sorted(self.entries.items())]
 
     def verify(self):
         "Compare every file with its hash; `BadInput` names the first that differs."
         for s in self.snapshots():
-            if file_sha256(s.path) != s.sha256: raise BadInput(f'{s.path} has changed since it was written; delete {self.path.parent} to train anew')
+            if file_sha256(s.path) != s.sha256: raise BadInput(f'{s.path} has changed since it was written; delete {self._root} to train anew')
 
 # %% ../nbs/05_snapshots.ipynb #e4e98f57
 def lower_is_better(
@@ -181,4 +184,3 @@ def soup(self:Learner,
     "One `Soup` of this Learner's snapshots, chosen on its validation set, BatchNorm statistics measured anew."
     from ich_soups.learner import soup_of
     return soup_of(self, recipe, metric, store, load)
-

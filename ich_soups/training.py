@@ -182,10 +182,17 @@ class Run:
         self.provenance = read_json(self.path/'DONE')
         self.store = SnapshotStore(self.path/'snapshots')
 
+    def _file(self, name):
+        "The path of a file of the run; `BadInput` if it is missing, or not as long as when the run was done."
+        f, size = self.path/name, self.provenance.get('sizes', {}).get(name)
+        if f.exists() and f.stat().st_size == (f.stat().st_size if size is None else size): return f
+        raise BadInput(f"{f} {'has been cut short or changed' if f.exists() else 'is missing'}; restore it, or delete {self.path} to train anew")
+
     @property
     def snapshots(self): return self.store.snapshots()
     @cached_property
-    def history(self): return pd.read_csv(self.path/'history.csv')
+    def history(self):
+        return pd.read_csv(self._file('history.csv'))
     @cached_property
     def dls(self): return _dls(self.cfg)
     @cached_property
@@ -200,7 +207,7 @@ class Run:
     def targs(self, split): return self.pictures.labels[self.pictures.idxs(split)]
     def weights(self, name):
         "The state dict of 'last', 'ema' or 'swa'."
-        return load_weights(self.path/'averages'/f'{name}.safetensors')
+        return load_weights(self._file(f'averages/{name}.safetensors'))
     def best(self, name='accuracy'):
         "The snapshot with the best validation score; the earlier one of equals."
         sign = -1 if 'loss' in name else 1
@@ -277,12 +284,13 @@ def get_run(
             with _cpu_turn(): _train(cfg, path, cbs)
         elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
             raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
+        (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
 
 def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
-    sweep_temporary(path)
+    for d in (path, path/'snapshots', path/'averages', path/'logits'): sweep_temporary(d)
     t0, dls, state = time.time(), _dls(cfg), _read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
     if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
@@ -302,5 +310,5 @@ def _train(cfg, path, cbs=()):
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():
         save_weights(w, path/'averages'/f'{k}.safetensors')
-    write_json(path/'DONE', provenance(data=data, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key))
-    (path/'state.pt').unlink(missing_ok=True)
+    sizes = {str(f.relative_to(path).as_posix()): f.stat().st_size for f in (path/'history.csv', *(path/'averages').glob('*.safetensors'))}
+    write_json(path/'DONE', provenance(data=data, sizes=sizes, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key))
