@@ -159,6 +159,7 @@ class SnapshotCallback(Callback):
     def after_epoch(self):
         if not getattr(self, 'logits', None): return
         logits, targs = torch.cat(self.logits).numpy(), torch.cat(self.targs).numpy()
+        if logits.ndim == 2 and targs.shape == (len(logits), 1): targs = targs[:, 0]    # a table's labels come as a column
         scores = self.scores = self._scores(logits, targs)
         if absent := [m for m in self.monitor if m not in scores]: raise BadInput(f"{absent[0]!r} cannot be computed for this model; pass monitor=('valid_loss',) or another recorded metric")
         epoch = self.epoch + 1
@@ -170,7 +171,7 @@ class SnapshotCallback(Callback):
 
     def _scores(self, logits, targs):
         recorded = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:]))
-        computed = {m: METRICS[m](logits, targs) for m in METRICS if logits.ndim == 2 and not np.issubdtype(targs.dtype, np.floating)}
+        computed = {m: METRICS[m](logits, targs) for m in METRICS if logits.ndim == 2 and targs.ndim == 1 and not np.issubdtype(targs.dtype, np.floating)}
         return {k: float(v) for k, v in (computed | recorded).items() if isinstance(v, (int, float)) and k != 'train_loss'}  # that one depends on where fit began
 
 # %% ../nbs/05_snapshots.ipynb #5a61037d
