@@ -8,8 +8,8 @@ __all__ = ['MANY', 'LIMITS', 'REPORT_SOUPS', 'SHOWN', 'STYLE', 'MACROS', 'PAGE',
            'Evidence', 'gather', 'same_data', 'run_label', 'plot_names', 'figure', 'thumbnail', 'prose', 'as_table',
            'pct', 'between', 'data_section', 'samples_section', 'training_section', 'results_section', 'across_section',
            'confusion_section', 'classes_section', 'mistakes', 'picture_name', 'mistakes_section',
-           'calibration_section', 'map_section', 'speed', 'cost_section', 'reading_section', 'made_section',
-           'summary_section', 'render', 'write_report']
+           'calibration_section', 'map_section', 'speed', 'cost_section', 'reading_section', 'made_section', 'named',
+           'of_what', 'summary_section', 'render', 'write_report']
 
 # %% ../nbs/19_report.ipynb #b3cbf093
 import base64, io, os, platform, re, shlex, sys, time, warnings
@@ -194,6 +194,15 @@ def _judge(wide, learned, way, cfg):
     return 'fine', 'Training pictures are learned, new ones nearly as well, and the val loss is flat: **nothing to repair**. What is left is more data, or better weights to start from.', []
 
 # %% ../nbs/19_report.ipynb #2688800f
+def _share(p, targs):
+    "A function of indices of runs to the share of variance among them: from the inner products of the runs alone, so that a resample costs nothing."
+    gram = sum(np.einsum('rnc,snc->rs', b, b, optimize=True) for b in np.array_split(p, max(1, p.shape[1]//512), 1))/p.shape[1]
+    loss = gram.diagonal() - 2*p[:, np.arange(len(targs)), targs].mean(1) + 1
+    def share(i, unbiased=True):
+        variance = gram[i, i].mean() - gram[np.ix_(i, i)].mean()
+        return variance*(len(i)/(len(i)-1) if unbiased else 1)/loss[i].mean()
+    return share
+
 def decompose(
     probs:dict,   # name -> float [R, N, C], probabilities of R runs
     targs         # int [N]
@@ -201,9 +210,8 @@ def decompose(
     "One row a model: bias and noise, variance, total of the expected squared loss, and the share of the variance with its 95 % interval over runs (from four runs on)."
     rows = []
     for m, p in probs.items():
-        share = lambda i, unbiased=True: (d := bias_variance(p[i], targs, unbiased=unbiased))['variance']/d['total']
-        d, ci = bias_variance(p, targs, unbiased=True), (np.nan, np.nan)
-        if len(p) >= 4: ci = np.clip(bootstrap_draws(share, len(p), 200, plug_in=share(np.arange(len(p)), False))[1:], 0, 1)
+        d, share, ci = bias_variance(p, targs, unbiased=True), _share(p, targs), (np.nan, np.nan)
+        if len(p) >= 4: ci = np.clip(bootstrap_draws(share, len(p), 1000, plug_in=share(np.arange(len(p)), False))[1:], 0, 1)
         rows.append(dict(model=m, bias_and_noise=d['bias2']+d['noise'], variance=d['variance'], total=d['total'], share=d['variance']/d['total'], lo=ci[0], hi=ci[1]))
     return pd.DataFrame(rows)
 
@@ -239,8 +247,9 @@ class Evidence:
     def val_loss(self, name): return nll(self.val[name], self.run.targs('val'))
     @property
     def best(self):
-        "What val favours among everything that costs one pass."
-        return min(self.val, key=self.val_loss)
+        "What val favours among everything that costs one pass: the lowest loss; of those within a thousandth of a nat of it, the first."
+        loss = {m: self.val_loss(m) for m in self.val}
+        return next(m for m, l in loss.items() if l <= min(loss.values())+.001)
     @property
     def soup(self):
         "The soup that val favours."
@@ -350,8 +359,9 @@ def thumbnail(
 
 # %% ../nbs/19_report.ipynb #ace5730e
 def prose(s) -> Markup:
-    "A sentence with `**bold**`, `*slanted*` and backticks as HTML; all else is escaped."
+    "A sentence with `**bold**`, `*slanted*`, backticks and links to sections as HTML; all else is escaped."
     s = str(escape(s))
+    s = re.sub(r'\[([^\]]+)\]\((#\w+)\)', r'<a href="\2">\1</a>', s)
     for mark, tag in ((r'\*\*(.+?)\*\*', 'strong'), (r'`(.+?)`', 'code'), (r'(?<![\w*])\*(.+?)\*(?!\w)', 'em')): s = re.sub(mark, rf'<{tag}>\1</{tag}>', s)
     return Markup(s)
 
@@ -363,7 +373,7 @@ def as_table(
 ) -> dict:
     "A table as the page wants it."
     rows = [['' if v is None or (isinstance(v, float) and np.isnan(v)) else str(v) for v in r] for r in df.itertuples(index=False)]
-    return dict(columns=list(df.columns), rows=rows, caption=caption, mark=mark, code=[c in code for c in df.columns], numeric=[bool(rows) and all(re.match(r'^[-+±\d(]|^$', r[i]) for r in rows) for i in range(len(df.columns))])
+    return dict(columns=list(df.columns), rows=rows, caption=caption, mark=mark, kind=['c' if c in code else 'n' if rows and all(re.match(r'[-+\d]|$', r[i]) for r in rows) else 't' if any(len(r[i]) > 24 for r in rows) else '' for i, c in enumerate(df.columns)])
 
 def pct(v, digits=1): return f'{100*v:.{digits}f} %'
 def between(r, m, f='.1f'): return f'[{100*r[m+"_lo"]:{f}}, {100*r[m+"_hi"]:{f}}]'
@@ -419,8 +429,8 @@ def training_section(es, shown=3):
     return _section('training', 'The training', text, [figure(plot_trajectory(df, pd.concat([rate(r) for r in runs[:shown]])), 'Learning rate, training and validation loss, and validation accuracy and macro-F1 by epoch, with the kept snapshots marked.')], notes=notes)
 
 def _about_loss(c):
-    mixed = f', and in {100*c.mix:.0f} % of the batches mixed,' if c.mix else ''
-    return f'The dashed training loss is of cropped, flipped{mixed} pictures, seen while the weights still moved. It may stay above the val loss for ever; the distance of the two says nothing about over-fitting. The reading below uses plain training pictures instead.'
+    between, mixed = (', ', f' and, in {100*c.mix:.0f} % of the batches, mixed') if c.mix else (' and ', '')
+    return f'The dashed training loss is of pictures that were cropped{between}flipped{mixed}, and seen while the weights still moved. It may stay above the val loss for ever; the distance of the two says nothing about over-fitting. The [reading](#reading) below uses plain training pictures instead.'
 
 def _fair(df): return df.assign(**{c: df[f'fair_{c}'] for c in ('wins', 'losses', 'p', 'diff', 'diff_lo', 'diff_hi')}) if 'fair_diff' in df else df
 
@@ -501,8 +511,8 @@ def mistakes(
     return pd.DataFrame(dict(i=i, true=np.asarray(targs)[i], predicted=pred[i], confidence=conf[i]))
 
 def picture_name(item):
-    "Of a file its folder and name; of bytes nothing."
-    return '/'.join(Path(item).parts[-2:]) if isinstance(item, Path) else '' if isinstance(item, bytes) else str(item)
+    "Of a file its name, its folder being the label; of bytes nothing."
+    return item.name if isinstance(item, Path) else '' if isinstance(item, bytes) else str(item)
 
 def mistakes_section(e):
     p, idx, t = e.run.pictures, e.run.pictures.idxs('test'), e.run.targs('test')
@@ -567,7 +577,10 @@ def speed(
 def cost_section(e):
     run, m = e.run, len(e.run.snapshots)
     params = sum(p.numel() for p in run.model.parameters())
-    try: flops = float(stage_summary(create_model(run.cfg.arch, len(run.classes), run.cfg.size), run.cfg.size).iloc[-1].flops)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            flops = float(stage_summary(create_model(run.cfg.arch, len(run.classes), run.cfg.size), run.cfg.size).iloc[-1].flops)
     except Exception: flops = None                                  # an exotic architecture: everything else is still true
     run.model.load_state_dict(e.soups[e.soup].weights)
     ms = {b: speed(run, b) for b in (1, 32)}
@@ -581,7 +594,7 @@ def cost_section(e):
 def reading_section(es):
     e, runs = es[0], [x.run for x in es]
     first = e.reading()
-    text = [first.text, _about_loss(e.run.cfg)]
+    text = [first.text, 'The rules look at three things: how much better plain training pictures are known than val pictures, whether they are known at all, and where the val loss was going. The training loss, which is of augmented pictures, is not among them.']
     tables, advice = [as_table(first.rules, f'The rules, and what they measured{" in " + run_label(runs[0], runs) if len(es) > 1 else ""}')], list(first.advice)
     if len(es) > 1:
         verdicts = [x.reading().verdict for x in es]
@@ -620,21 +633,31 @@ def _version():
         return ich_soups.__version__
 
 # %% ../nbs/19_report.ipynb #c02a9bfe
+def named(m):
+    "A model as a sentence calls it."
+    if m.startswith('single best'): return 'the single best checkpoint' + (' with fresh BatchNorm statistics' if 'fresh' in m else '')
+    return f'the {m}' if m.split()[-1] == 'soup' or m in ('last epoch', 'EMA', 'SWA') else m
+
+def of_what(soup):
+    "What a soup is made of, in words; a soup that gave all weight to one snapshot is that snapshot."
+    i = int(np.argmax(soup.coefs))
+    if soup.coefs[i] > .99: return f'in effect the snapshot {soup.ingredients[i]} alone, which got {100*soup.coefs[i]:.0f} % of the weight'
+    return f"recipe `{soup.recipe}`, {_many(len(soup.ingredients), 'snapshot')}"
+
 def summary_section(es, sections):
     e, by = es[0], {s['id']: s for s in sections}
     b, s, t = e.row(e.best), e.row(e.single), e.run.targs('test')
-    kept, cost = ', '.join(e.soups[e.best].ingredients[:3]) if e.best in e.soups else '', by['cost']
-    made = f' (the `{e.soups[e.best].recipe}` of {_many(len(e.soups[e.best].ingredients), "snapshot")})' if e.best in e.soups else ''
-    text = [f"**Use {e.best}**{made}: it has the lowest loss on val, {e.val_loss(e.best):.3f} against {e.val_loss(e.single):.3f} of *{e.single}*, and runs at the cost of one model." if e.best != e.single else f'**Use {e.best}**: no average has a lower loss on val than its {e.val_loss(e.single):.3f}.',
-            f"On {_many(len(t), 'test picture')} in {_many(len(e.run.classes), 'class', 'classes')}, never used for a choice, {e.best if e.best != e.single else 'it'} gets **{pct(b.accuracy)} right** {between(b, 'accuracy')}, macro-F1 {pct(b.f1)} {between(b, 'f1')}" + (f"; {e.single} gets {pct(s.accuracy)} {between(s, 'accuracy')}, {pct(s.f1)} {between(s, 'f1')}." if e.best != e.single else '.')]
+    cost, made = by['cost'], f' ({of_what(e.soups[e.best])})' if e.best in e.soups else ''
+    text = [f"**Use {named(e.best)}**{made}: it has the lowest loss on val, {e.val_loss(e.best):.3f} against {e.val_loss(e.single):.3f} of {named(e.single)}, at the cost of one model." if e.best != e.single else f'**Use {named(e.best)}**: no other model of this training has a loss on val that is clearly lower than its {e.val_loss(e.single):.3f}.',
+            f"On {_many(len(t), 'test picture')} in {_many(len(e.run.classes), 'class', 'classes')}, never used for a choice, it gets **{pct(b.accuracy)} right** {between(b, 'accuracy')}, macro-F1 {pct(b.f1)} {between(b, 'f1')}" + (f"; {named(e.single)} gets {pct(s.accuracy)} {between(s, 'accuracy')}, macro-F1 {pct(s.f1)} {between(s, 'f1')}." if e.best != e.single else '.')]
     if e.best != e.single: text.append(in_words(b))
-    if e.soup != e.best: text.append(in_words(e.row(e.soup)))
+    if e.soup != e.best: text.append(in_words(e.row(e.soup)) + (f' It is {of_what(e.soups[e.soup])}.' if max(e.soups[e.soup].coefs) > .99 and len(e.soups[e.soup].coefs) > 1 else ''))
     d = _fair(e.table).set_index('model').loc[e.best]
     if e.best != e.single and d.diff_hi < 0: text.append('Val and test disagree here: val favours it, test does not. Val is small or was used often; more val pictures would help, and the choice should be left as it is rather than be made on test.')
-    elif e.best != e.single and d.diff_lo <= 0: text.append(f'The test pictures do not tell the two apart; what is left is the loss on val, so either will do.')
+    elif e.best != e.single and d.diff_lo <= 0: text.append('The test pictures do not tell the two apart; what is left is the loss on val, so either will do.')
     if len(es) > 1:
         r = by['trainings']['data'].loc[e.soup]
-        text.append(f"Over **{len(es)} trainings** the *{e.soup}* differs from *{e.single}* by {100*r['diff']:+.1f} points {between(r, 'diff', '+.1f')} (paired t-test, p = {r.p:.2g}).")
+        text.append(f"Over **{len(es)} trainings** {named(e.soup)} differs from {named(e.single)} by {100*r['diff']:+.1f} points {between(r, 'diff', '+.1f')} (paired t-test, p = {r.p:.2g}).")
     vote = e.row('soft voting, logits') if 'soft voting, logits' in e.cands else None
     if vote is not None and vote.passes > 1: text.append(f"Soft voting of all {vote.passes} snapshots gets {pct(vote.accuracy)} {between(vote, 'accuracy')}, at {vote.passes} times the cost.")
     reading = by['reading']['verdict']
@@ -658,7 +681,7 @@ html{-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
 body{margin:0;background:var(--bg);color:var(--fg);font:1rem/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Helvetica Neue",sans-serif;overflow-wrap:anywhere}
 .page{max-width:76rem;margin:0 auto;padding:1.5rem 1.25rem 4rem;display:grid;grid-template-columns:minmax(0,1fr);gap:0 3rem}
 header h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem}
-header p{margin:.1rem 0;color:var(--soft)}
+header p{margin:.1rem 0;color:var(--soft);max-width:none}
 h2{font-size:1.35rem;line-height:1.3;margin:0 0 .8rem}
 h3{font-size:1.02rem;margin:1.6rem 0 .4rem}
 a{color:var(--link)}
@@ -673,7 +696,7 @@ nav ol{list-style:none;margin:0;padding:0;display:flex;flex-wrap:wrap;gap:.2rem 
 nav li{margin:0}
 nav a{display:inline-block;padding:.25rem 0;text-decoration:none}
 nav a:hover{text-decoration:underline}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.2rem,1fr));gap:.7rem;margin:0 0 1.2rem;padding:0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.4rem,1fr));gap:.7rem;margin:0 0 1.2rem;padding:0}
 .cards div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .85rem}
 .cards dt{font-size:.8rem;color:var(--soft)}
 .cards dd{margin:0;font-size:1.25rem;font-weight:650;line-height:1.3}
@@ -686,14 +709,15 @@ figure{margin:1rem 0}
 figcaption,.note,caption{color:var(--soft);font-size:.9rem}
 .scroll{overflow-x:auto;margin:1rem 0;border:1px solid var(--line);border-radius:.6rem;max-width:100%;width:fit-content}
 .scroll:focus-visible{outline:2px solid var(--link)}
-table{border-collapse:collapse;font-size:.9rem;line-height:1.4;overflow-wrap:normal}
-caption{text-align:left;padding:.6rem .8rem;font-weight:600}
-th,td{padding:.38rem .8rem;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
+table{border-collapse:separate;border-spacing:0;font-size:.88rem;line-height:1.4;overflow-wrap:normal}
+caption{text-align:left;padding:.6rem;font-weight:600}
+th,td{padding:.38rem .6rem;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
 thead th{background:var(--card);white-space:nowrap}
-tbody th{font-weight:500;min-width:8.5rem;max-width:20rem;overflow-wrap:anywhere}
+tbody th{font-weight:500;min-width:8.5rem;max-width:20rem;overflow-wrap:anywhere;position:sticky;left:0;background:var(--bg)}
 td.n{white-space:nowrap;font-variant-numeric:tabular-nums}
 td.c{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.82rem;overflow-wrap:anywhere;min-width:14rem;max-width:36rem}
 td{max-width:34rem}
+td.t{min-width:12rem}
 tr.mark th,tr.mark td{background:var(--mark)}
 tr.mark th{font-weight:700}
 details{margin:.8rem 0}
@@ -702,7 +726,7 @@ summary{cursor:pointer;color:var(--link);padding:.2rem 0}
 .shots figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;overflow:hidden}
 .shots img{display:block;width:100%;aspect-ratio:1;object-fit:cover;background:#fff}
 .shots figcaption{padding:.45rem .6rem .55rem;line-height:1.35;color:var(--fg);font-size:.82rem}
-.shots small{color:var(--soft);display:block}
+.shots small{color:var(--soft);display:block;max-height:2.7em;overflow:hidden}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 code{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.9em}
 footer{color:var(--soft);font-size:.88rem;border-top:1px solid var(--line);padding-top:1rem;margin-top:1rem}
@@ -722,8 +746,11 @@ footer{color:var(--soft);font-size:.88rem;border-top:1px solid var(--line);paddi
  nav{position:static;max-height:none;margin:0 0 1rem} nav ol{display:block;columns:3}
  section{padding:.8rem 0 .2rem}
  h2,h3,caption{break-after:avoid} figure,tr,.cards div,.never,.shots figure,pre{break-inside:avoid}
- .scroll,.plot{overflow:visible;border-color:#ddd;width:auto} .plot img{min-width:0;max-height:215mm;width:auto;margin:0 auto}
- table{font-size:7.2pt} th,td{padding:.18rem .35rem} td.n,thead th{white-space:normal} td.c{min-width:0;font-size:6.5pt} tbody th{min-width:0}
+ h2+p{break-after:avoid}
+ .scroll,.plot{overflow:visible;border-color:#ddd} .plot img{min-width:0;max-height:215mm;object-fit:contain}
+ .cards div,tr.mark th,tr.mark td,.never,thead th{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+ .cards{grid-template-columns:repeat(6,1fr)} .cards div{padding:.35rem .45rem} .cards dd{font-size:1rem}
+ table{font-size:7.2pt} th,td{padding:.18rem .35rem} td.n,thead th{white-space:normal} td.c,td.t{min-width:0} td.c{font-size:6.5pt} tbody th{min-width:0;position:static}
  .shots{grid-template-columns:repeat(6,1fr)} details{display:none}
 }
 """
@@ -733,7 +760,7 @@ MACROS = """
 {% macro plot(f) %}<figure><div class="plot" style="--w:{{ f.width }}px"><img src="{{ f.src }}" alt="{{ f.alt }}" width="{{ f.width }}" height="{{ f.height }}"></div>{% if f.caption %}<figcaption>{{ f.caption }}</figcaption>{% endif %}</figure>{% endmacro %}
 {% macro grid(t) %}<div class="scroll" tabindex="0" role="region" aria-label="{{ t.caption }}"><table><caption>{{ t.caption }}</caption>
 <thead><tr>{% for c in t.columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead>
-<tbody>{% for r in t.rows %}<tr{% if t.mark and r[0] == t.mark %} class="mark"{% endif %}>{% for v in r %}{% if loop.first %}<th scope="row">{{ v }}</th>{% else %}<td{% if t.code[loop.index0] %} class="c"{% elif t.numeric[loop.index0] %} class="n"{% endif %}>{{ v }}</td>{% endif %}{% endfor %}</tr>
+<tbody>{% for r in t.rows %}<tr{% if t.mark and r[0] == t.mark %} class="mark"{% endif %}>{% for v in r %}{% if loop.first %}<th scope="row">{{ v }}</th>{% else %}<td{% if t.kind[loop.index0] %} class="{{ t.kind[loop.index0] }}"{% endif %}>{{ v }}</td>{% endif %}{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endmacro %}
 """
 
@@ -801,7 +828,7 @@ def write_report(
     data, n = Path(e.run.cfg.data).name, len(e.run.pictures)
     subtitle = [f"{n:,} pictures, {len(e.run.classes):,} classes; `{e.run.cfg.arch}` at {e.run.cfg.size} px; {_many(len(runs), 'training')} on {e.run.provenance.get('device', 'an unknown device')}, {e.run.provenance.get('date', '')}."]
     if len(runs) > 1: subtitle.append(f'Details are of {run_label(runs[0], runs)}; the sections *Over several trainings* and *Reading the curves* are of all.')
-    html = render(title or f'What came of {data}', subtitle, sections)
+    html = render(title or f'Training report: {data}', subtitle, sections)
     try:
         with atomic(out) as tmp: tmp.write_bytes(html.encode('utf-8', 'replace'))
     except OSError as err: raise BadInput(f'{out} could not be written ({err.strerror}); choose another place') from None
