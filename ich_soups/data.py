@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'IMAGENET', 'decode', 'stratified_split', 'Pictures', 'read_photos', 'write_split', 'Report', 'check_folder',
-           'fetch_git', 'list_archive', 'load_pictures', 'PixelDataset', 'PixelDL', 'CropFlip', 'image_dls']
+           'fetch_git', 'list_archive', 'load_pictures', 'fetch_archive', 'PixelDataset', 'PixelDL', 'CropFlip',
+           'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
-import ast, csv, hashlib, io, json, os, warnings
+import ast, csv, hashlib, io, json, os, re, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -44,13 +46,15 @@ def decode(
 # %% ../nbs/02_data.ipynb #d93477c9
 _EXTS = {e for e in Image.registered_extensions() if Image.registered_extensions()[e] in Image.OPEN} - {'.pdf', '.mpg', '.mpeg'}
 
-def _check_file(path):
-    "`(digest, reason)` of one picture file: `reason` is empty when it decodes."
+def _check_file(path, see=None):
+    "`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32, 32, 3])` is shown what was decoded."
     try:
-        b = Path(path).read_bytes()
-        decode(b, 16)
-        return hashlib.blake2b(b, digest_size=12).hexdigest(), ''
-    except Exception as e: return '', f'{type(e).__name__}: {e}'.splitlines()[0].replace(str(path), 'the file')[:120]
+        if not str(path).isprintable() and any('\ud800' <= c <= '\udfff' for c in str(path)): raise ValueError('its name is not UTF-8; rename it')   # it could be neither stored nor printed
+        if not (b := Path(path).read_bytes()): raise ValueError('the file is empty')
+        small, digest = decode(b, 32), hashlib.blake2b(b, digest_size=12).hexdigest()
+    except Exception as e: return '', re.sub(r'<_io\.BytesIO.*?>', 'the file', f'{type(e).__name__}: {e}'.replace(repr(str(path)), 'the file').replace('\n', ' '))[:120]
+    if see: see(digest, small)
+    return digest, ''
 
 def _threaded(f, items, what):
     "`map(f, items)` over both cores, with a progress bar if it takes long."
@@ -58,19 +62,21 @@ def _threaded(f, items, what):
         return list(tqdm(ex.map(f, items), total=len(items), desc=what, delay=3, leave=False, disable=None))
 
 # %% ../nbs/02_data.ipynb #411242ba
-def _scan(root, files):
+def _scan(root, files, see=None):
     "Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`."
-    memo_path = cache_dir()/'digests'/f'{hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()}.json'
+    memo_path = _memo(root, 'digests', 'json')
     try: memo = json.loads(memo_path.read_text(encoding='utf-8'))
     except (OSError, ValueError): memo = {}
     def known(p):
         try: st = p.stat()
         except OSError as e: return (str(p), ['', '', f'{type(e).__name__}: {e.strerror}'])
         k, v = f'{st.st_size} {st.st_mtime_ns}', memo.get(str(p))
-        return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p))])   # a failure is looked at again
+        return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p, see))])   # a failure is looked at again
     new = dict(_threaded(known, files, 'reading pictures'))
-    if new != memo: write_json(memo_path, new)
+    if (good := memo | {p: v for p, v in new.items() if not v[2]}) != memo: write_json(memo_path, good)
     return [tuple(new[str(p)][1:]) for p in files]
+
+def _memo(root, what, suffix): return cache_dir()/what/f'{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.{suffix}'
 
 def _pictures_in(folder): 
     return sorted(p for p in folder.rglob('*') if p.suffix.lower() in _EXTS and p.is_file() and not p.name.startswith('.'))
@@ -158,7 +164,13 @@ def _one(self:Pictures, i, size):
 # %% ../nbs/02_data.ipynb #50fd9a44
 _ALIASES = dict(train='train', training='train', val='val', valid='val', validation='val', dev='val', test='test', testing='test')
 
-def _subdirs(p): return sorted((d for d in p.iterdir() if d.is_dir() and not d.name.startswith('.')), key=lambda d: d.name)
+def _subdirs(p):
+    "Folders in `p` by name, but for links that lead back up; `BadInput` for one that may not be read."
+    def allowed(d):
+        if os.access(d, os.R_OK | os.X_OK): return d
+        raise BadInput(f'{d} may not be read; allow it (chmod -R u+rX), or move that folder away')
+    dirs = (d for d in allowed(p).iterdir() if d.is_dir() and not d.name.startswith('.') and not p.resolve().is_relative_to(d.resolve()))
+    return sorted(map(allowed, dirs), key=lambda d: d.name)
 
 def _list_folder(root):
     "`(files, labels, parts or None)` of a folder in either layout."
@@ -173,29 +185,41 @@ def _list_folder(root):
             raise BadInput(f"{root} has {' and '.join(sorted(parts))} but no {missing[0]!r} folder; add it, or put all class folders directly into {root} to have them split")
         rows = [(f, c.name, s) for s, d in parts.items() for c in _subdirs(d) for f in _pictures_in(c)]
     else: rows = [(f, c.name, None) for c in dirs for f in _pictures_in(c)]
-    if not rows: raise BadInput(f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or {root}/train/CLASS/picture.jpg')
+    if not rows: raise BadInput(f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or {root}/train/CLASS/picture.jpg{_other_files(root)}')
     files, labels, part = map(list, zip(*rows))
     return files, labels, part if part[0] else None
 
+def _other_files(root):
+    "A tail for that message: the kind of file that is there instead, such as the .heic of a telephone."
+    kinds = Counter(f.suffix.lower() for f in root.rglob('*') if f.suffix and f.suffix.lower() not in _EXTS and f.is_file() and not f.name.startswith('.'))
+    return f"; there are {kinds.most_common(1)[0][1]} {kinds.most_common(1)[0][0]} files, which are not read: convert photographs to JPEG" if kinds else ''
+
 def _list_csv(path):
     "The same for a CSV with the columns `path` (relative to the list), `label` and perhaps `split`."
-    with open(path, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))   # Excel's mark at the start is no part of a name
+    except OSError as e: raise BadInput(f'{path} cannot be read ({e.strerror}); give a folder of class folders or a CSV list') from None
+    except (UnicodeDecodeError, csv.Error): raise BadInput(f'{path} is not a list in UTF-8; give a folder of class folders, or a CSV with the columns path,label') from None
     if not rows or not {'path', 'label'} <= set(rows[0]): raise BadInput(f'{path} needs the columns path,label and at least one row')
+    if short := [i for i, r in enumerate(rows) if not (r['path'] and r['label'])]: raise BadInput(f'{path}, row {short[0]+2}: path or label is missing; fill it in or remove the row')
     part = [_ALIASES.get((r.get('split') or '').lower()) for r in rows]
     if any(part) and not all(part): raise BadInput(f"{path}, row {part.index(None)+2}: split is {rows[part.index(None)].get('split')!r}; write train, val or test in every row, or leave the column out")
     return [path.parent/r['path'] for r in rows], [r['label'] for r in rows], part if all(part) else None
 
 # %% ../nbs/02_data.ipynb #8ec0029a
+def _listing(path):
+    "`(root, files, labels, parts or None)` of a folder or a CSV list; `BadInput` if there is nothing to list."
+    path = Path(path)
+    if not path.exists(): raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
+    return (path, *_list_folder(path)) if path.is_dir() else (path.parent, *_list_csv(path))
+
 def read_photos(
     path,               # a folder, or a CSV list
     seed:int=0,         # of the split, where the source brings none
     on_bad:str='raise'  # 'skip' leaves unreadable files out with a warning
 ) -> Pictures:
     "A collection from files. Raises `BadInput` for an empty folder, one class only, a missing split, an unreadable picture."
-    path = Path(path)
-    if not path.exists(): raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
-    root = path if path.is_dir() else path.parent
-    files, names, part = _list_folder(path) if path.is_dir() else _list_csv(path)
+    root, files, names, part = _listing(path)
     scan = _scan(root, files)
     bad = [(f, why) for f, (_, why) in zip(files, scan) if why]
     if bad and on_bad != 'skip': raise BadInput(f"{bad[0][0]} cannot be read ({bad[0][1]}){f' and {len(bad)-1} more' if len(bad) > 1 else ''}; remove or replace it (check_folder lists all of them)")
@@ -239,11 +263,9 @@ def check_folder(
     path   # a folder or a list, as for `read_photos`
 ) -> Report:
     "Counts, unreadable files and exact duplicates; raises `BadInput` only when there is nothing to look at."
-    path = Path(path)
-    if not path.exists(): raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
-    files, names, part = _list_folder(path) if path.is_dir() else _list_csv(path)
+    root, files, names, part = _listing(path)
     part, groups, counts = part or ['']*len(files), {}, {}
-    scan = _scan(path if path.is_dir() else path.parent, files)
+    scan = _scan(root, files)
     for f, n, s, (digest, why) in zip(files, names, part, scan):
         counts[n] = counts.get(n, 0) + (not why)
         if digest: groups.setdefault(digest, []).append((f, n, s))
@@ -343,6 +365,39 @@ def load_pictures(
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)
     if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), _NAMED))
     return read_photos(source, split_seed, on_bad)
+
+# %% ../nbs/02_data.ipynb #07e7715c
+def _sha256(path):
+    h = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while b := f.read(1 << 20): h.update(b)
+    return h.hexdigest()
+
+def fetch_archive(
+    url:str,   # of a .tar, .tgz, .tar.gz or .zip
+    check,     # its sha256 in hex; or what fastai's `download_checks` says: (bytes, md5 of the first MiB)
+    to         # folder to create
+) -> Path:
+    "Download an archive, verify and unpack it; all or nothing. Raises `BadInput` when it cannot be had, or is another one."
+    import shutil, tarfile, tempfile
+    from fastcore.net import urlsave
+    from fastdownload.core import path_stats
+    to = Path(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(to)+'.lock'), tempfile.TemporaryDirectory(dir=to.parent) as tmp:
+        if to.exists(): return to
+        f, new = Path(tmp)/url.split('?')[0].rsplit('/', 1)[-1], Path(tmp)/'new'
+        with tqdm(desc=f.name, unit='B', unit_scale=True, delay=2, leave=False, disable=None) as bar:
+            def told(blocks, size, total): bar.total = total; bar.update(blocks*size - bar.n)
+            try: urlsave(url, f, told, timeout=60)
+            except Exception as e: raise BadInput(f'{url} could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}); check the connection, or give a folder instead') from None
+        got = _sha256(f) if isinstance(check, str) else path_stats(f)
+        if got != check: raise BadInput(f'{url} is not the archive that was expected (its checksum is {got}, not {check}); nothing was kept')
+        try: shutil.unpack_archive(f, new, **(dict(filter='data') if tarfile.is_tarfile(f) else {}))     # the filter refuses links and paths that lead outside
+        except Exception as e: raise BadInput(f'{url} cannot be unpacked ({type(e).__name__}: {e}); nothing was kept') from None
+        os.replace(new, to)
+    return to
+
 
 # %% ../nbs/02_data.ipynb #db7cc804
 class PixelDataset:
