@@ -1,0 +1,203 @@
+"A cluster of two machines on this one, and one run in two processes: what is computed, how often, and what survives a kill."
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from fastai.callback.core import Callback
+from fastcore.transform import Transform
+from ich_soups import cluster
+from ich_soups.cluster import launch, map_runs, ray_on, train_all
+from ich_soups.core import BadInput, Config
+from ich_soups.training import Run, get_run
+
+TINY = dict(data='scenes17:300', size=32, bs=32, k=2, epochs=2)
+LONG = TINY | dict(epochs=40, monitor=('accuracy',))
+
+
+class Trace(Callback):
+    "Writes a line for every epoch that somebody trains: which run, which epoch, who, where."
+    order = 100
+    def __init__(self, file): self.file = str(file)
+    def after_train(self):
+        import ray
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ''
+        with open(self.file, 'a') as f: f.write(f'{self.learn.path.name} {self.epoch+1} {os.getpid()} {node}\n')
+
+
+def trained(file): return pd.read_csv(file, sep=' ', names=['run', 'epoch', 'pid', 'node']) if Path(file).exists() else pd.DataFrame(dict(run=[], epoch=[], pid=[], node=[]))
+def files(run): return sorted(f.relative_to(run.path).as_posix() for f in run.path.rglob('*') if f.is_file())
+def bits(run): return {s.epoch: s.sha256 for s in run.snapshots} | {p.name: p.read_bytes() for p in sorted((run.path/'averages').glob('*.safetensors'))}
+def wait_for(what, seconds=120):
+    t0 = time.time()
+    while not (x := what()):
+        assert time.time()-t0 < seconds
+        time.sleep(.05)
+    return x
+
+
+@pytest.fixture(scope='module')
+def machines(tmp_path_factory):
+    "Two Ray nodes of one CPU each with a home of their own, and a connection to them."
+    from ray.cluster_utils import Cluster
+    small = dict(num_cpus=1, object_store_memory=100 << 20)
+    theirs = tmp_path_factory.mktemp('theirs')
+    with cluster._environ(ICH_SOUPS_HOME=str(theirs), RAY_USAGE_STATS_ENABLED='0'):
+        c = Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
+        c.add_node(**small)
+    c.small, c.home = small, theirs
+    with ray_on(c.address): yield c
+    c.shutdown()
+
+
+def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
+    cfgs = [Config.tiny(**TINY, seed=s) for s in (2, 0, 1)]
+    where = lambda run: __import__('ray').get_runtime_context().get_node_id()
+    nodes = train_all(cfgs, machines.address, then=where)
+    there = train_all(cfgs, machines.address)
+    monkeypatch.setenv('ICH_SOUPS_HOME', str(home/'alone'))
+    here = train_all(cfgs)
+    assert len(set(nodes)) == 2 and [r.cfg for r in there] == cfgs
+    assert [bits(r) for r in there] == [bits(r) for r in here]
+    assert there[0].path != here[0].path and files(there[0]) == files(here[0])
+
+
+def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home, tmp_path):
+    cfgs, log, out = [Config.tiny(**LONG, seed=s) for s in range(2)], tmp_path/'log', {}
+    t = threading.Thread(target=lambda: out.update(runs=train_all(cfgs*2, machines.address, cbs=[Trace(log)])))
+    t.start()
+    victim = wait_for(lambda: trained(log).query('epoch == 3')).iloc[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    t.join(120)
+    runs, df = out['runs'], trained(log)
+    assert [r.cfg for r in runs] == cfgs*2
+    resumed = {r.path.name: r.provenance['resumed_at'] for r in runs}
+    assert resumed[victim.run] >= 2 and sum(v > 0 for v in resumed.values()) == 1
+    assert {r: sorted(set(g.epoch)) for r, g in df.groupby('run')} == {c.key: list(range(1, 41)) for c in cfgs}
+    assert len(df) <= 2*40 + 1                                          # the epoch in which it was killed, if that was trained already
+    assert len(set(df[df.run == victim.run].pid)) == 2
+    for r in runs: r.store.verify()
+    done = [(r.path/'DONE').stat().st_mtime_ns for r in runs]
+    train_all(cfgs, machines.address, cbs=[Trace(log)], then=lambda run: 0)
+    assert len(trained(log)) == len(df) and [(r.path/'DONE').stat().st_mtime_ns for r in runs] == done
+
+
+def test_a_machine_that_goes_away(machines, home, tmp_path):
+    third, log, out = machines.add_node(**machines.small), tmp_path/'log', {}
+    cfgs = [Config.tiny(**LONG, seed=s) for s in range(3)]
+    t = threading.Thread(target=lambda: out.update(runs=train_all(cfgs, machines.address, cbs=[Trace(log)])))
+    t.start()
+    wait_for(lambda: (trained(log).query('epoch == 2').node == third.node_id).any())
+    machines.remove_node(third, allow_graceful=False)
+    t.join(120)
+    df = trained(log)
+    lost = df[df.node == third.node_id].run.iloc[0]
+    assert sorted(df[df.run == lost].epoch.unique()) == list(range(1, 41)) and len(df) <= 3*40 + 1
+    assert {r.path.name: r.provenance['resumed_at'] > 0 for r in out['runs']} == {c.key: c.key == lost for c in cfgs}
+
+
+def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tmp_path, photos, monkeypatch):
+    "`/proc/self/cwd` is another folder for every process, as a local disk is for every machine."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, 'PIECE', 50_000)
+    monkeypatch.setenv('ICH_SOUPS_HOME', '/proc/self/cwd/mine')
+    cfg = Config.tiny(**TINY | dict(data=str(photos), bs=8))
+    half = tmp_path/'mine'/'runs'/cfg.key/'snapshots'/'epoch_099.safetensors'     # somebody began here
+    half.parent.mkdir(parents=True)
+    half.touch()
+    n, run = train_all([cfg], machines.address, then=lambda r: len(r.snapshots))[0], Run(half.parents[1])
+    assert n == len(run.snapshots) and not half.exists()
+    run.store.verify()
+    assert bits(run) == bits(get_run(cfg, tmp_path/'here')) and files(run) == files(Run(tmp_path/'here'))
+    first = (run.path/'split.csv').read_text(encoding='utf-8').split('\n')[1].split(',')[0]
+    assert (run.path/first).is_file()                                   # relative to where it is now
+    was = (run.path/'DONE').stat().st_mtime_ns
+    assert train_all([cfg], machines.address, then=lambda r: r.path.exists()) == [True] and (run.path/'DONE').stat().st_mtime_ns == was
+    assert not list(tmp_path.rglob('.seen-*')) and not list(Path(machines.home).rglob('DONE'))      # the guest has left
+
+
+def test_bad_input_is_not_retried(machines, home, tmp_path):
+    def f(x):
+        with open(tmp_path/'calls', 'a') as h: h.write('.')
+        raise BadInput('no such thing')
+    with pytest.raises(BadInput, match='no such thing'): map_runs(f, [1], machines.address)
+    assert (tmp_path/'calls').read_text() == '.'
+    def g(x):
+        with open(tmp_path/'flaky', 'a') as h: h.write('.')
+        if (tmp_path/'flaky').stat().st_size < 2: raise OSError('a network disk')
+        return x
+    assert map_runs(g, [7], machines.address) == [7]
+    with pytest.raises(BadInput, match='was lost 2 times'): map_runs(lambda x: os.kill(os.getpid(), 9), ['it'], machines.address, retries=1)
+
+
+def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    cfg = Config.tiny(**TINY)
+    with pytest.raises(BadInput, match=r"pip install 'ich_soups\[cluster\]'"): train_all([cfg], 'ray')
+    assert train_all([cfg])[0].cfg == cfg
+
+
+# One run in two processes. Where nothing is drawn and nothing is normalised over a batch, halves of batches must give what whole batches give.
+
+PLAIN = """
+import sys
+from fastcore.transform import Transform
+from ich_soups import cluster, data
+data.CropFlip = lambda size, crop_min: Transform()
+cluster.main(sys.argv[1:])
+"""
+EXACT = dict(data='scenes17:300', size=32, bs=32, accum=2, arch='tiny_vit8', mix=0., precision='fp32', epochs=2, lr=1e-3)
+
+
+def test_two_processes_take_the_steps_of_one(home, tmp_path, monkeypatch):
+    from ich_soups import data
+    cfg = Config.tiny(**EXACT)
+    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
+    monkeypatch.setattr(data, 'CropFlip', lambda size, crop_min: Transform())
+    one = get_run(cfg, tmp_path/'one')
+    cluster.write_json(tmp_path/'cfg.json', cluster.asdict(cfg))
+    (tmp_path/'plain.py').write_text(PLAIN)
+    subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', '--main_process_port=0',
+                    tmp_path/'plain.py', tmp_path/'cfg.json', tmp_path/'two'], check=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    two = Run(tmp_path/'two')
+    assert files(two) == files(one)
+    for k in ('lr', 'train_loss', 'valid_loss'): np.testing.assert_allclose(two.history[k], one.history[k], rtol=1e-3)
+    for k in ('last', 'ema', 'swa'):
+        a, b = one.weights(k), two.weights(k)
+        assert list(a) == list(b)
+        np.testing.assert_allclose(two.logits_of(b), one.logits_of(a), atol=.02)
+
+
+def holder(path):
+    "The process that holds a run's lock."
+    for fd in Path('/proc').glob('[0-9]*/fd/*'):
+        try:
+            if os.readlink(fd) == str(path/'.lock'): return int(fd.parts[2])
+        except OSError: pass
+
+
+def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, monkeypatch):
+    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
+    cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=8))
+    whole, path, said = launch(cfg, 2, home/'whole'), home/'killed', []
+    def first():
+        try: launch(cfg, 2, path)
+        except BadInput as e: said.append(str(e))
+    t = threading.Thread(target=first)
+    t.start()
+    wait_for(lambda: cluster._epochs_done(path) >= 2)
+    os.kill(holder(path), signal.SIGKILL)
+    t.join(60)
+    assert 'launch again and they go on' in said[0] and not (path/'DONE').exists()
+    run = launch(cfg, 2, path)
+    assert 2 <= run.provenance['resumed_at'] < 8 and bits(run) == bits(whole) and files(run) == files(whole)
+    run.store.verify()
+    assert not (path/'state.pt').exists() and len(run.history) == 8 and all('module.' not in k for k in run.snapshots[0].weights())
+
+    # within noise: as near to single processes as those, which differ by their seed, are to each other
+    one = [get_run(cfg.replace(seed=s)) for s in range(3)]
+    loss = np.array([r.history.valid_loss.iloc[-3:].mean() for r in one])
+    assert abs(run.history.valid_loss.iloc[-3:].mean() - loss.mean()) < 4*loss.std(ddof=1)*np.sqrt(1 + 1/3) + .02, (run.history.valid_loss, loss)
+
+
+def test_what_cannot_be_split_is_said_once(home, monkeypatch):
+    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
+    with pytest.raises(BadInput, match='32 training pictures|cannot be split'): launch(Config.tiny(**TINY | dict(bs=33)), 2)
