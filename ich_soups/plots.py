@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_samples', 'plot_counts', 'plot_stages',
-           'plot_trajectory', 'plot_forest', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
+           'plot_trajectory', 'plot_forest', 'plot_published', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
            'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_decomposition', 'plot_maps',
-           'plot_distances', 'plot_permutation', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime']
+           'plot_distances', 'plot_permutation', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime',
+           'plot_masks']
 
 # %% ../nbs/11_plots.ipynb #ba2f2356
 import io, json
@@ -178,6 +179,27 @@ def plot_forest(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title=f'95 % intervals over {over}')
     return fig
 
+# %% ../nbs/11_plots.ipynb #40b2d018
+def plot_published(
+    df   # of `paper.results`, in per cent: name, group, and for accuracy and f1 a value, *_lo and *_hi over seeds; pictures_lo, pictures_hi; published_accuracy, its *_lo, *_hi, published_f1
+):
+    "Ours, with a thick interval over seeds and a thin one over test pictures, and the published score below it, hollow."
+    df = df.reindex(columns=list(dict.fromkeys([*df.columns, 'published_accuracy', 'published_accuracy_lo', 'published_accuracy_hi', 'published_f1'])))
+    fig, axs = plt.subplots(1, 2, figsize=(7.6, .3*len(df)+1), sharey=True)
+    y, grey = np.arange(len(df))[::-1], COLOURS['grey']
+    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=.8, label='other test pictures')
+    for ax, m, label in zip(axs, ('accuracy', 'f1'), ('test accuracy, %', 'test macro-F1, %')):
+        for g, (c, mark) in _GROUPS.items():
+            i = (df.group == g).values
+            ax.hlines(y[i], df[f'{m}_lo'][i], df[f'{m}_hi'][i], color=COLOURS[c], lw=2.6, alpha=.55)
+            if i.any(): ax.plot(df[m][i], y[i], mark, color=COLOURS[c], ms=5, label=g)
+        if m == 'accuracy': ax.hlines(y-.3, df.published_accuracy_lo, df.published_accuracy_hi, color='black', lw=.6, ls=':')
+        ax.plot(df[f'published_{m}'], y-.3, 'd', color='black', mfc='white', ms=4.5, label='published')
+        ax.set_xlabel(label); ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
+    axs[0].set_yticks(y, df.name)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
+    return fig
+
 # %% ../nbs/11_plots.ipynb #fce1d272
 def plot_confusions(
     df,       # columns model, true, predicted, share (of the true class, 0..1)
@@ -306,6 +328,8 @@ def plot_tails(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
+_PARTS = {'bias²': ('blue', '', 'o'), 'bias² and noise': ('sky', 'xx', 's'), 'variance': ('orange', '//', 'D'), 'noise': ('grey', '..', 'v')}
+
 def plot_decomposition(
     parts,    # columns panel, model, part, value: the parts of the expected loss, stacked
     changes   # columns panel, model, part, value, lo, hi: change against a reference, per cent of its total
@@ -313,39 +337,42 @@ def plot_decomposition(
     "Bias, variance and noise of each model, and how they change; a row of panels for each way of drawing the training sets."
     panels, rows = parts.panel.unique(), parts.groupby('panel', sort=False).model.nunique()
     fig, axs = plt.subplots(len(panels), 2, figsize=(8.6, .3*rows.sum()+.75*len(panels)+.5), squeeze=False, sharey='row', sharex='col', gridspec_kw=dict(height_ratios=list(rows)))
+    shown = {}
     for (a, b), p in zip(axs, panels):
         d = parts[parts.panel == p]
         models = list(d.model.unique())
         y, left = {m: len(models)-i for i, m in enumerate(models)}, np.zeros(len(models))
-        for part, c, h in zip(d.part.unique(), ('blue', 'orange', 'grey'), ('', '//', '..')):
-            v = d[d.part == part].set_index('model').value.reindex(models)
-            a.barh([y[m] for m in models], v, left=left, height=.62, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=part)
+        for part in d.part.unique():
+            (c, h, mark), v = _PARTS[part], d[d.part == part].set_index('model').value.reindex(models)
+            shown[part] = a.barh([y[m] for m in models], v, left=left, height=.62, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=part)
             left += v.fillna(0).values
-        for k, (part, c, mark) in enumerate(zip(parts.part.unique(), ('blue', 'orange'), 'oD')):
             e = changes[(changes.panel == p) & (changes.part == part)]
-            b.errorbar(e.value, [y[m]+.12-.24*k for m in e.model], xerr=[e.value-e.lo, e.hi-e.value], fmt=mark, ms=4.5, lw=1.2, color=COLOURS[c])
+            if len(e): b.errorbar(e.value, [y[m]+(-.12 if part == 'variance' else .12) for m in e.model], xerr=[e.value-e.lo, e.hi-e.value], fmt=mark, ms=4.5, lw=1.2, color=COLOURS[c])
         b.axvline(0, color='black', lw=.7, zorder=0); b.grid(axis='x', alpha=.3)
         a.set_yticks(list(y.values()), list(y)); a.set_title(p)
         for ax in (a, b): ax.tick_params(axis='y', length=0)
     axs[-1, 0].set_xlabel('expected squared loss on test'); axs[-1, 1].set_xlabel('change, % of the total of the single best')
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
+    fig.legend(shown.values(), shown, loc='outside upper center', ncols=4)
     return fig
 
 _KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v'), 'default soup': ('red', 'P'), 'other soup': ('brown', 'X')}
+
+_SIDE = {'greedy soup': ((8, 0), 'left', 'center'), 'uniform soup': ((-8, 0), 'right', 'center'), 'soft voting': ((0, -8), 'center', 'top')}    # where points lie on each other their labels do not
 
 def plot_maps(
     df   # columns panel, model, kind, x, y, accuracy, stress
 ):
     "Models as points, the nearer the more alike; the accuracy is written beside each, and the stress of the map above it."
     panels = df.panel.unique()
-    fig, axs = plt.subplots(1, len(panels), figsize=(4*len(panels), 4), squeeze=False)
+    fig, axs = plt.subplots(1, len(panels), figsize=(4*len(panels)+.6, 4), squeeze=False)
     for ax, p in zip(axs[0], panels):
         d = df[df.panel == p]
         for kind, (c, mark) in _KINDS.items():
             e = d[d.kind == kind]
             if len(e): ax.plot(e.x, e.y, mark, ms=8 if kind in ('ingredient', 'copy') else 10, color=COLOURS[c], label=kind, alpha=.85, mec='white', zorder=2 if kind in ('ingredient', 'copy') else 3)
         for r in d.itertuples():
-            if pd.notna(r.accuracy): ax.annotate(f'{100*r.accuracy:.1f}', (r.x, r.y), xytext=(0, 7), textcoords='offset points', ha='center', fontsize=7.5)
+            at, ha, va = _SIDE.get(r.kind, ((0, 7), 'center', 'bottom'))
+            if pd.notna(r.accuracy): ax.annotate(f'{100*r.accuracy:.1f}', (r.x, r.y), xytext=at, textcoords='offset points', ha=ha, va=va, fontsize=7.5)
         ax.set_title(f'{p}\n(stress {d.stress.iloc[0]:.2f})'); ax.set_aspect('equal', 'datalim'); ax.margins(.16); ax.grid(alpha=.3)
         ax.xaxis.set_major_locator(MaxNLocator(4)); ax.yaxis.set_major_locator(MaxNLocator(5))
     fig.supxlabel('map, in the units of the distance', fontsize=9)
@@ -361,23 +388,27 @@ def plot_distances(
     tree = linkage(squareform(np.asarray(dist), checks=False), 'average', optimal_ordering=True)
     fig, (top, ax) = plt.subplots(2, 1, figsize=(.34*len(names)+2.4, .34*len(names)+2.6), gridspec_kw=dict(height_ratios=[1, 4.2]))
     order = dendrogram(tree, ax=top, color_threshold=0, above_threshold_color='black')['leaves']
-    top.set_xticks([]); top.set_ylabel('mean'); top.spines['bottom'].set_visible(False)
+    top.set_xticks([]); top.set_ylabel('mean\ndistance'); top.spines['bottom'].set_visible(False)
     d = pd.DataFrame(dist, names, names).iloc[order, order]
     sns.heatmap(d, ax=ax, cmap='cividis', cbar_kws=dict(label=label, shrink=.8, location='bottom', pad=.02), mask=np.eye(len(d), dtype=bool), xticklabels=True, yticklabels=True)
     ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90)
     return fig
 
 def plot_permutation(
-    df   # columns search, ingredients, greedy (mean distance), lo, median, hi (of subsets), p
+    df   # columns panel, search (its name), quantity, greedy, lo, median, hi (of subsets), p (of as large a value or larger)
 ):
-    "The mean distance between greedy's ingredients, against that within random subsets of the same size."
-    fig, ax = plt.subplots(figsize=(6.6, .42*len(df)+1))
-    y = np.arange(len(df))[::-1]
-    ax.errorbar(df['median'], y, xerr=[df['median']-df.lo, df.hi-df['median']], fmt='o', color=COLOURS['grey'], lw=5, ms=7, alpha=.7, label='subsets: median, 5 to 95 %')
-    ax.plot(df.greedy, y, 'D', color=COLOURS['orange'], ms=7, label='greedy soup')
-    for g, h, p, i in zip(df.greedy, df.hi, df.p, y): ax.annotate(f'p = {p:.2g}', (max(g, h), i), xytext=(8, 0), textcoords='offset points', va='center', fontsize=8)
-    ax.set_yticks(y, [f'{s} ({n} taken)' for s, n in zip(df.search, df.ingredients)]); ax.tick_params(axis='y', length=0); ax.margins(x=.2, y=.15)
-    ax.set(xlabel='mean distance between ingredients (root of Jensen-Shannon)'); fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=2)
+    "How far apart greedy's ingredients are, against random subsets of the same size: a row of panels a schedule, a column a quantity."
+    panels, quantities, rows = df.panel.unique(), df.quantity.unique(), df.groupby('panel', sort=False).search.nunique()
+    fig, axs = plt.subplots(len(panels), len(quantities), figsize=(3*len(quantities)+2.4, .25*rows.sum()+.5*len(panels)+.8), squeeze=False, sharey='row', sharex='col', gridspec_kw=dict(height_ratios=list(rows)))
+    for (i, p), (j, q) in [(a, b) for a in enumerate(panels) for b in enumerate(quantities)]:
+        ax, d = axs[i, j], df[(df.panel == p) & (df.quantity == q)]
+        y = np.arange(len(d))[::-1]
+        ax.errorbar(d['median'], y, xerr=[d['median']-d.lo, d.hi-d['median']], fmt='o', color=COLOURS['grey'], lw=4, ms=5, alpha=.7, label='subsets: median, 5 to 95 %')
+        ax.plot(d.greedy, y, 'D', color=COLOURS['orange'], ms=5.5, label='greedy soup')
+        for g, h, v, k in zip(d.greedy, d.hi, d.p, y): ax.annotate(f'{v:.2g}', (max(g, h), k), xytext=(7, 0), textcoords='offset points', va='center', fontsize=7.5)
+        ax.set_yticks(y, d.search); ax.tick_params(axis='y', length=0); ax.margins(x=.16, y=.12); ax.grid(axis='x', alpha=.3); ax.set_title(p if j == 0 else '')
+        if i == len(panels)-1: ax.set_xlabel(q)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title='numbers: p, the share of subsets at least as far apart')
     return fig
 
 def plot_plane(
@@ -399,6 +430,7 @@ def plot_plane(
             for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(0, -15 if r.name.startswith('mean') else 7), ha='center', textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
             ax.set_title(f'BatchNorm {b}'); ax.set_aspect('equal')
             if i == len(rows)-1: ax.set_xlabel('L2 distance in weight space')
+            if j == 0: ax.set_ylabel('L2 distance')
         fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format='%.2f' if m == 'loss' else PercentFormatter(1, 1), shrink=.8)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
@@ -419,7 +451,7 @@ def plot_reliability(
             if len(d): ax.errorbar(d.confidence, d.accuracy, yerr=[d.accuracy-d.lo, d.hi-d.accuracy], fmt=mark+'-', ms=3.5, lw=1, color=COLOURS[c], label=l)
             if len(e): ax.text(.04, .93-.1*s, f'ECE {100*e.iloc[0]:.1f} %', color=COLOURS[c], fontsize=8, transform=ax.transAxes)
         ax.set_title(m if i == 0 else '')
-        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, 0)); axis.set_major_locator(MaxNLocator(3))
+        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, 0)); axis.set_ticks([0, .5, 1])
         if j == 0: ax.set_ylabel(f'{dt}\naccuracy in the bin')
         if i == len(datas)-1: ax.set_xlabel('mean confidence')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
@@ -435,7 +467,7 @@ def plot_corruptions(
         ax, here = axs[i, j], df[(df.data == dt) & (df.corruption == k)]
         for q, (m, c, mark) in enumerate(zip(df.model.unique(), ('blue', 'orange', 'green', 'purple'), 'sD^v')):
             d = here[here.model == m]
-            ax.errorbar(d.strength+.1*(q-1), d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=mark+'-', ms=3.5, lw=.9, color=COLOURS[c], label=m)
+            ax.errorbar(d.strength+.1*(q-(df.model.nunique()-1)/2), d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=mark+'-', ms=3.5, lw=.9, color=COLOURS[c], label=m)
         ax.axhline(0, color='black', lw=.7)
         ref = here.drop_duplicates('strength').sort_values('strength').accuracy
         ax.set_title(f'{k}\n' if i == 0 else '\n'); ax.text(0, 1.02, 'single: ' + ' '.join(f'{100*v:.0f}' for v in ref) + ' %', transform=ax.transAxes, fontsize=7.5, color='dimgrey')
@@ -456,3 +488,24 @@ def plot_anytime(
     ax.errorbar(ends.epoch, ends.value, yerr=[ends.value-ends.lo, ends.hi-ends.value], fmt='k^', ms=6, lw=1.2, label='a run annealed to end here')
     ax.set(xlabel='epochs of training', ylabel='test accuracy'); ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.grid(alpha=.3); ax.legend(fontsize=8, loc='lower right')
     return fig
+
+# %% ../nbs/11_plots.ipynb #f160efbb
+def plot_masks(
+    images,      # uint8 [N, S, S, 3]
+    masks:dict,  # a column's name to bool [N, S, S]; the first is the truth
+    names:dict   # a column's name to N class names; the first are the true ones
+):
+    "One row a picture: itself, the true mask, and what each model says; a wrong class in orange, wrong pixels in orange (too much) and blue (too little)."
+    true, *models = masks
+    fig, axs = plt.subplots(len(images), 1+len(masks), figsize=(1.45*(1+len(masks)), 1.62*len(images)), squeeze=False)
+    for row, im, i in zip(axs, images, range(len(images))):
+        row[0].imshow(im); row[1].imshow(masks[true][i], cmap='gray', vmin=0, vmax=1)
+        row[1].set_xlabel(names[true][i], fontsize=8)
+        for ax, m in zip(row[2:], models):
+            rgb = np.repeat(masks[m][i][..., None], 3, -1)*1.
+            rgb[masks[m][i] & ~masks[true][i]], rgb[~masks[m][i] & masks[true][i]] = COLOURS['orange'], COLOURS['blue']
+            ax.imshow(rgb); ax.set_xlabel(names[m][i], fontsize=8, color='black' if names[m][i] == names[true][i] else COLOURS['orange'])
+        for ax in row: ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
+    for ax, t in zip(axs[0], ('picture', *masks)): ax.set_title(t, fontsize=8.5)
+    return fig
+
