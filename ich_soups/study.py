@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['DISHES', 'COSTLY', 'KEYS', 'RATES', 'SCHEDULES', 'ENDS', 'Dish', 'pool', 'control_rows', 'soup_row', 'long_table',
-           'add_rows', 'origin', 'study_run', 'study_rows', 'present', 'scenes_cfg', 'photos_cfg', 'tuned_cfg', 'plan',
-           'curve_rows', 'study_curve', 'curve_plan', 'main', 'over_seeds', 'against']
+           'study_run', 'study_rows', 'present', 'scenes_cfg', 'photos_cfg', 'tuned_cfg', 'plan', 'curve_rows',
+           'study_curve', 'curve_plan', 'main', 'against']
 
 # %% ../nbs/27_recipes.ipynb #8dd9ecf8
-import subprocess, sys, time
+import sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
-from filelock import FileLock
 from scipy.stats import t as student
 from .compare import finish, fresh_bn, with_bn
-from .core import Config, atomic, checkout
+from .core import Config, checkout
 from .ensembles import soft_voting
 from .metrics import METRICS
 from .snapshots import kept_epochs
 from .soups import recipe, uniform_soup
+from .tables import add_rows, origin, over_seeds, read_rows
 from .training import get_run, predict_logits
 
 # %% ../nbs/27_recipes.ipynb #21f5b52c
@@ -85,26 +85,6 @@ def soup_row(run, dish, bn) -> dict:
 # %% ../nbs/27_recipes.ipynb #d2daded0
 def long_table() -> Path: return (checkout() or Path())/'figures'/'long'
 
-def add_rows(
-    path,         # a CSV file
-    rows,         # list of dicts; every cell a name or a number
-    keys:tuple    # columns that make a row what it is: a new row replaces an old one
-) -> pd.DataFrame:
-    "Merge rows into a long table; several processes may do so at once."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path)+'.lock'):
-        df = pd.read_csv(path) if path.exists() else pd.DataFrame()
-        df = pd.concat([df, pd.DataFrame(rows)], ignore_index=True).drop_duplicates(list(keys), keep='last').sort_values(list(keys))
-        with atomic(path) as tmp: df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
-    return df
-
-def origin(run) -> dict:
-    "Which training a row is of, and how the row came about."
-    head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
-    c, p = run.cfg, run.provenance
-    return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, lr=c.lr, seed=c.seed), dict(device=p['device'], date=p['date'], precision=p['precision'], training_seconds=p['seconds'], commit=head)
-
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'seed', 'name')
 
 def study_run(
@@ -136,10 +116,8 @@ def present(
     table='recipes'   # which long table
 ) -> set:
     "The names that a long table has for that run."
-    f = long_table()/f'{table}.csv'
-    if not f.exists(): return set()
-    df = pd.read_csv(f)
-    return set(df[np.all([df[k] == getattr(cfg, k) for k in KEYS[:-1]], axis=0)].name)
+    df = read_rows(long_table()/f'{table}.csv', **{k: getattr(cfg, k) for k in KEYS[:-1]})
+    return set(df.name) if len(df) else set()
 
 # %% ../nbs/27_recipes.ipynb #62fb9e1b
 RATES = (1e-3, 4e-3)   # other peak rates than 2e-3: the control deserves its best one too
@@ -195,14 +173,6 @@ def main(args=None):
 if __name__ == '__main__' and '__file__' in globals(): main()
 
 # %% ../nbs/27_recipes.ipynb #a45363d2
-def over_seeds(
-    values   # one a seed
-) -> dict:
-    "Mean and 95 % interval of the mean by Student's t, and how many; no interval from a single seed."
-    v = np.asarray(values, float)
-    half = student.ppf(.975, len(v)-1)*v.std(ddof=1)/len(v)**.5 if len(v) > 1 else np.nan
-    return dict(mean=v.mean(), lo=v.mean()-half, hi=v.mean()+half, seeds=len(v))
-
 def against(
     df,              # the long table
     reference:str,   # a name in it
