@@ -226,5 +226,6 @@ def provenance(
 ) -> dict:
     "Where and when a number was made."
     import fastai, timm
+    if (n := int(os.environ.get('WORLD_SIZE', 1))) > 1: extra = dict(processes=n) | extra
     return dict(device=device_name(), date=date.today().isoformat(), torch=torch.__version__, timm=timm.__version__,
                 fastai=fastai.__version__, precision=str(amp_dtype()).split('.')[1], **extra)
