@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'IMAGENET', 'decode', 'stratified_split', 'Pictures', 'read_photos', 'write_split', 'Report', 'check_folder',
-           'fetch_git', 'list_archive', 'load_pictures', 'fetch_archive', 'PixelDataset', 'PixelDL', 'CropFlip',
-           'image_dls']
+           'fetch_git', 'list_archive', 'load_pictures', 'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL',
+           'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
 import ast, csv, hashlib, io, json, os, re, warnings
@@ -150,6 +150,8 @@ def pixels(self:Pictures,
         if not path.exists():
             with atomic(path) as tmp:
                 out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(self), size, size, 3))
+                if hasattr(os, 'posix_fallocate'):      # a full disk is an error now, and not a bus error later
+                    with open(tmp, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, out.offset + out.nbytes)
                 def put(i): out[i] = self._one(i, size)
                 _threaded(put, range(len(self)), 'decoding once')
                 out.flush()
@@ -399,6 +401,7 @@ def fetch_archive(
     return to
 
 
+
 # %% ../nbs/02_data.ipynb #db7cc804
 class PixelDataset:
     "Some pictures of an array, as fastai wants them."
@@ -424,11 +427,21 @@ class PixelDataset:
     def decode(self, o, full=True): return o[0], Category(self.vocab[int(o[1])])
 
 # %% ../nbs/02_data.ipynb #91237c16
+def ahead(f, items):
+    "`map(f, items)`, the next one computed in a thread while the last one is in use."
+    with ThreadPoolExecutor(1) as ex:
+        coming = None
+        for i in items:
+            done, coming = coming, ex.submit(f, i)
+            if done: yield done.result()
+        if coming: yield coming.result()
+
 class PixelDL(TfmdDL):
-    "A `TfmdDL` that takes whole batches from a `PixelDataset`."
+    "A `TfmdDL` that takes whole batches from a `PixelDataset`; for a GPU it reads the next one while the last one is trained on."
     share = slice(None)   # of every batch: processes that train together take `slice(rank, None, processes)` each
     def create_batches(self, samps):
-        for idxs in chunked(samps, self.bs, self.drop_last): yield self.dataset.batch(np.fromiter(idxs, int)[self.share])
+        idxs = (np.fromiter(i, int)[self.share] for i in chunked(samps, self.bs, self.drop_last))
+        yield from (map if self.device is None or self.device.type == 'cpu' else ahead)(self.dataset.batch, idxs)
     def _one_pass(self): self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
 
 # %% ../nbs/02_data.ipynb #a391a085

@@ -12,14 +12,13 @@ import sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy.stats import t as student
 from .compare import finish, fresh_bn, with_bn
 from .core import Config, checkout
 from .ensembles import soft_voting
 from .metrics import METRICS
 from .snapshots import kept_epochs
 from .soups import recipe, uniform_soup
-from .tables import add_rows, origin, over_seeds, read_rows
+from .tables import add_rows, one_more, origin, over_seeds, read_rows
 from .training import get_run, predict_logits
 
 # %% ../nbs/27_recipes.ipynb #21f5b52c
