@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: figures full test outputs bench clean setup
+.PHONY: figures full paper test outputs bench clean setup
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README
 	$(BIN)/python -m ich_soups.build figures
@@ -23,6 +23,10 @@ bench: setup              ## averaging against the disk, the search against the 
 	$(BIN)/python -m ich_soups.bench averaging
 	$(BIN)/python -m ich_soups.bench search
 	$(BIN)/python -m ich_soups.bench training $(PHOTOS)
+
+paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 OUT=folder WHERE=ray://HOST:PORT PLAN=1]
+	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SIZE),--size $(SIZE)) $(if $(BS),--bs $(BS)) $(if $(OUT),--out "$(OUT)") $(if $(WHERE),--where "$(WHERE)")
 
 full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew
