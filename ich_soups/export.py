@@ -30,7 +30,7 @@ from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
-from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, provenance
+from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
 from .data import decode
 from .metrics import paired_difference, paired_test, scores
 from .models import create_model, data_stats
@@ -364,7 +364,7 @@ def _tested(c, run, weights):
 {_row('this model, calibrated', scores(mine/c.temperature, t))}
 {_row(f'best single checkpoint, epoch {best.epoch}', scores(single, t))}
 
-Against the best single checkpoint it wins {w} pictures and loses {l} (McNemar's exact p = {p:.2g}). Measured in {str(amp_dtype(run.cfg.precision)).split('.')[1]} on {device_name()}. The rarest class of the test part, {c.classes[n.argmin()]}, has {n.min()} pictures there: too few for a figure of its own."""
+Against the best single checkpoint it wins {w} pictures and loses {l} (McNemar's exact p = {p:.2g}). Measured in {str(amp_dtype(run.cfg.precision)).split('.')[1]} on {device_name()}. The rarest class of the test part, {one_line(c.classes[n.argmin()])}, has {n.min()} pictures there: too few for a figure of its own."""
     return text, s
 
 def _provider(arch):
@@ -441,7 +441,7 @@ An image classifier of {len(c.classes)} classes, `{c.arch}` with {sum(p.numel() 
 
 ## Data and classes
 
-Trained on `{i.get('data') or 'unknown'}`. In the order of the outputs: {', '.join(c.classes)}.
+Trained on `{i.get('data') or 'unknown'}`. In the order of the outputs: {', '.join(map(one_line, c.classes))}.
 
 A picture is turned upright, squashed to {c.size} x {c.size} (bicubic, the whole picture, no crop), scaled to 0..1, and normalised by mean {list(c.mean)} and std {list(c.std)}.
 

@@ -53,6 +53,7 @@ def scene(run, k, size=(360, 240)):
 def person(browser, url, **kw):
     "A new visitor's page, and the hosts that it asked."
     page, hosts = browser.new_context(**kw).new_page(), set()
+    page.set_default_timeout(60_000)
     page.on('request', lambda r: hosts.add(urlparse(r.url).hostname) if r.url.startswith('http') else None)
     page.goto(url); page.wait_for_selector('#photo input[type=file]', state='attached')
     return page, hosts
@@ -94,6 +95,7 @@ def test_a_bad_file_gets_a_friendly_sentence_and_the_next_one_an_answer(served, 
     blocks, url, run = served
     page, _ = person(browser, url)
     give(page, b'this is no picture', 'holiday.jpg'); page.wait_for_selector('.sorry')
+    page.wait_for_selector('#photo img', state='detached')
     assert 'cannot be read as a picture' in page.inner_text('.sorry') and 'Traceback' not in page.content(); shot(page, 'bad')
     f = io.BytesIO(); Image.new('1', (20000, 20000)).save(f, 'png')
     page.reload(); give(page, f.getvalue(), 'large.png'); page.wait_for_selector('.sorry')
@@ -119,15 +121,16 @@ def test_a_phone_and_the_dark(served, browser):
     page, _ = person(browser, url, viewport=dict(width=390, height=844), device_scale_factor=2, color_scheme='dark', is_mobile=True, has_touch=True)
     give(page, scene(run, 3)); page.wait_for_selector('.answer .verdict'); shot(page, 'phone')
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    page.wait_for_function('(r => r.top >= 0 && r.bottom <= innerHeight)(document.querySelector(".verdict").getBoundingClientRect())')     # nobody has to search for it
     assert page.evaluate('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(v => v < 80)')
     page.context.close()
 
 
-def ask(url, path, **kw):
+def ask(at, path, **more):
     "What the queue says to a client that names a file of its own choosing."
-    r = httpx.post(f'{url}gradio_api/call/classify', json=dict(data=[dict(path=path, meta=dict(_type='gradio.FileData'), **kw)]), timeout=30)
+    r = httpx.post(f'{at}gradio_api/call/classify', json=dict(data=[dict(path=path, meta=dict(_type='gradio.FileData'), **more)]), timeout=30)
     if r.status_code != 200: return r.text
-    return httpx.get(f"{url}gradio_api/call/classify/{r.json()['event_id']}", timeout=30).text
+    return httpx.get(f"{at}gradio_api/call/classify/{r.json()['event_id']}", timeout=30).text
 
 
 def test_no_path_of_the_client_is_opened(served, tmp_path):
