@@ -375,8 +375,14 @@ def as_table(
     rows = [['' if v is None or (isinstance(v, float) and np.isnan(v)) else str(v) for v in r] for r in df.itertuples(index=False)]
     return dict(columns=list(df.columns), rows=rows, caption=caption, mark=mark, kind=['c' if c in code else 'n' if rows and all(re.match(r'[-+\d]|$', r[i]) for r in rows) else 't' if any(len(r[i]) > 24 for r in rows) else '' for i, c in enumerate(df.columns)])
 
-def pct(v, digits=1): return f'{100*v:.{digits}f} %'
-def between(r, m, f='.1f'): return f'[{100*r[m+"_lo"]:{f}}, {100*r[m+"_hi"]:{f}}]'
+def pct(v, digits=1):
+    "A share in per cent."
+    return f'{100*v:.{digits}f} %'
+
+def between(r, m, f='.1f'):
+    "The interval of the score `m` in a row of a table, in per cent."
+    return f'[{100*r[m+"_lo"]:{f}}, {100*r[m+"_hi"]:{f}}]'
+
 def _many(n, one, more=None): return f"{n:,} {one if n == 1 else more or one+'s'}"
 
 # %% ../nbs/19_report.ipynb #0ad69029
@@ -385,6 +391,7 @@ SHOWN = 24   # classes in a drawing, and bars, rows, mistakes alike
 def _section(id, title, text=(), figures=(), tables=(), notes=(), **more): return dict(id=id, title=title, text=list(text), figures=list(figures), tables=list(tables), notes=list(notes), **more)
 
 def data_section(e):
+    "Classes and counts, by split."
     p, counts = e.run.pictures, e.run.pictures.counts()
     total = {c: sum(n.values()) for c, n in counts.items()}
     order = sorted(total, key=lambda c: (-total[c], c))
@@ -401,19 +408,21 @@ def data_section(e):
     return _section('data', 'The data', text, [figure(plot_counts(df), f'Bar chart of the pictures in each of {len(shown)} classes, split into train, val and test; from {total[big]} to {total[small]}.')], notes=notes, more=[numbers])
 
 def samples_section(e, per=8):
+    "Some training pictures of each class."
     p, size = e.run.pictures, e.run.cfg.size
     labels, train = p.labels[p.idxs('train')], p.idxs('train')
-    order = np.argsort(-np.bincount(labels, minlength=len(p.classes)), kind='stable')[:SHOWN]
+    order = np.argsort(-np.bincount(labels, minlength=len(p.classes)), kind='stable')[:SHOWN if len(p.classes) <= SHOWN else SHOWN//2]
     r = np.random.default_rng(0)
     pick = {c: np.sort(r.permutation(train[labels == c])[:per]) for c in order}
     idx = np.concatenate(list(pick.values()))
     small = np.stack([np.asarray(Image.fromarray(im).resize((min(size, 96),)*2)) for im in p.pixels(size)[idx]])
     fig = plot_samples(small, np.repeat(range(len(order)), [len(v) for v in pick.values()]), plot_names(np.array(p.classes, object)[order]), per)
-    notes = [f'The {SHOWN} largest of {len(p.classes):,} classes.'] if len(order) < len(p.classes) else []
+    notes = [f'The {len(order)} largest of {len(p.classes):,} classes.'] if len(order) < len(p.classes) else []
     return _section('pictures', 'Some pictures', [f'Training pictures as the network gets them, {size} x {size} pixels, one row a class, drawn at random.'], [figure(fig, f'Up to {per} training pictures of each of {len(order)} classes.', dpi=120)], notes=notes)
 
 # %% ../nbs/19_report.ipynb #dfbe4c0f
 def training_section(es, shown=3):
+    "Curves, with the snapshots marked."
     runs = [e.run for e in es]
     label = {r.cfg.key: run_label(r, runs) for r in runs}
     kept = lambda r: r.history.epoch.isin([s.epoch for s in r.snapshots])
@@ -435,6 +444,7 @@ def _about_loss(c):
 def _fair(df): return df.assign(**{c: df[f'fair_{c}'] for c in ('wins', 'losses', 'p', 'diff', 'diff_lo', 'diff_hi')}) if 'fair_diff' in df else df
 
 def results_section(e):
+    "Every model of the run on test, with intervals and paired tests."
     df, ref = _fair(e.table), e.single
     shown = pretty(df)
     shown.insert(3, 'difference', [f"{100*r['diff']:+.1f} {between(r, 'diff', '+.1f')}" if pd.notna(r['diff']) and r.model != ref else '' for _, r in df.iterrows()])
@@ -468,6 +478,7 @@ def across_section(es):
     return _section('trainings', 'Over several trainings', text, [figure(fig, f'Mean test accuracy, macro-F1 and difference over {len(es)} trainings, with 95 % intervals.')], [as_table(shown, f'Means over {len(es)} trainings', first.soup)], data=df.set_index('model', drop=False))
 
 def confusion_section(e, top=20):
+    "What is taken for what, by the single checkpoint and by the soup."
     names, t, pair = e.run.classes, e.run.targs('test'), (e.single, e.soup)
     c = len(names)
     wrong = {m: (p := e.logits(m).argmax(1), p != t) for m in pair}
@@ -490,6 +501,7 @@ def confusion_section(e, top=20):
     return _section('confusion', 'What is confused', text, [figure(fig, f'Confusion matrices of {pair[0]} and {pair[1]}, rows normalised, {len(keep)} classes.')], tables, notes)
 
 def classes_section(e):
+    "The change of F1 from the single checkpoint to the soup."
     df = per_class(e.logits(e.soup).argmax(1), e.logits(e.single).argmax(1), e.run.targs('test'), e.run.classes)
     clear, shown = df[(df.lo > 0) | (df.hi < 0)], df.head(SHOWN)
     text = [f"Change of F1 from *{e.single}* to *{e.soup}*, class by class. {len(clear)} of {_many(len(df), 'interval')} {'excludes' if len(clear) == 1 else 'exclude'} zero; by chance alone about one in twenty would. With {df.n.min()} to {_many(int(df.n.max()), 'test picture')} a class, no statement about a single class is safe."]
@@ -515,6 +527,7 @@ def picture_name(item):
     return item.name if isinstance(item, Path) else '' if isinstance(item, bytes) else str(item)
 
 def mistakes_section(e):
+    "Pictures that the recommended model gets wrong and is sure of."
     p, idx, t = e.run.pictures, e.run.pictures.idxs('test'), e.run.targs('test')
     T = e.temperature(e.best)
     df = mistakes(e.logits(e.best)/T, t)
@@ -525,6 +538,7 @@ def mistakes_section(e):
     return _section('mistakes', 'The most confident mistakes', text, shots=shots)
 
 def calibration_section(e):
+    "Reliability before and after a temperature fitted on val."
     name, t, rows, bins = plot_names([Path(e.run.cfg.data).name])[0], e.run.targs('test'), [], []
     for m in dict.fromkeys((e.single, e.soup, e.best)):
         T = e.temperature(m)
@@ -541,6 +555,7 @@ def calibration_section(e):
 
 # %% ../nbs/19_report.ipynb #6a1f7ebf
 def map_section(e, budget=400_000_000):
+    "Snapshots, soups and vote on a map; of many pictures every second, third, ... one, so that about `budget` numbers are compared."
     snaps, t = e.run.snapshots, e.run.targs('val')
     if len(snaps) < 3: return _section('map', 'A map of the models', [f"A map needs three snapshots or more; this run kept {len(snaps)}."])
     step = max(1, -(-len(snaps)**2*len(t)*len(e.run.classes)//budget))         # every second, third ... picture of many
@@ -575,6 +590,7 @@ def speed(
     return 1e3*float(np.median(times[2:]))/bs
 
 def cost_section(e):
+    "Parameters, operations and time of a prediction."
     run, m = e.run, len(e.run.snapshots)
     params = sum(p.numel() for p in run.model.parameters())
     try:
@@ -592,6 +608,7 @@ def cost_section(e):
 
 # %% ../nbs/19_report.ipynb #fa3e2182
 def reading_section(es):
+    "Over-fitting or under-fitting by the rules; with several runs bias against variance."
     e, runs = es[0], [x.run for x in es]
     first = e.reading()
     text = [first.text, 'The rules look at three things: how much better plain training pictures are known than val pictures, whether they are known at all, and where the val loss was going. The training loss, which is of augmented pictures, is not among them.']
@@ -612,6 +629,7 @@ def reading_section(es):
     return _section('reading', 'Reading the curves', text, tables=tables, verdict=first)
 
 def made_section(es, command):
+    "Configuration, versions, hashes, command."
     e, runs = es[0], [x.run for x in es]
     now = provenance()
     for r in runs: r.store.verify()
@@ -645,6 +663,7 @@ def of_what(soup):
     return f"recipe `{soup.recipe}`, {_many(len(soup.ingredients), 'snapshot')}"
 
 def summary_section(es, sections):
+    "What matters in sentences, what to use, and what not to conclude."
     e, by = es[0], {s['id']: s for s in sections}
     b, s, t = e.row(e.best), e.row(e.single), e.run.targs('test')
     cost, made = by['cost'], f' ({of_what(e.soups[e.best])})' if e.best in e.soups else ''
@@ -705,7 +724,7 @@ nav a:hover{text-decoration:underline}
 .never h3{margin:0}
 figure{margin:1rem 0}
 .plot{background:#fff;border:1px solid var(--line);border-radius:.6rem;padding:.6rem;overflow-x:auto;max-width:100%;width:fit-content}
-.plot img{display:block;max-width:100%;height:auto;min-width:min(var(--w),34rem)}
+.plot img{display:block;max-width:100%;height:auto;min-width:var(--least)}
 figcaption,.note,caption{color:var(--soft);font-size:.9rem}
 .scroll{overflow-x:auto;margin:1rem 0;border:1px solid var(--line);border-radius:.6rem;max-width:100%;width:fit-content}
 .scroll:focus-visible{outline:2px solid var(--link)}
@@ -746,7 +765,7 @@ footer{color:var(--soft);font-size:.88rem;border-top:1px solid var(--line);paddi
  nav{position:static;max-height:none;margin:0 0 1rem} nav ol{display:block;columns:3}
  section{padding:.8rem 0 .2rem}
  h2,h3,caption{break-after:avoid} figure,tr,.cards div,.never,.shots figure,pre{break-inside:avoid}
- h2+p{break-after:avoid}
+ p,li{break-inside:avoid} h2+p,section>p:has(+figure){break-after:avoid}
  .scroll,.plot{overflow:visible;border-color:#ddd} .plot img{min-width:0;max-height:215mm;object-fit:contain}
  .cards div,tr.mark th,tr.mark td,.never,thead th{print-color-adjust:exact;-webkit-print-color-adjust:exact}
  .cards{grid-template-columns:repeat(6,1fr)} .cards div{padding:.35rem .45rem} .cards dd{font-size:1rem}
@@ -757,7 +776,7 @@ footer{color:var(--soft);font-size:.88rem;border-top:1px solid var(--line);paddi
 
 # %% ../nbs/19_report.ipynb #b8fc80fe
 MACROS = """
-{% macro plot(f) %}<figure><div class="plot" style="--w:{{ f.width }}px"><img src="{{ f.src }}" alt="{{ f.alt }}" width="{{ f.width }}" height="{{ f.height }}"></div>{% if f.caption %}<figcaption>{{ f.caption }}</figcaption>{% endif %}</figure>{% endmacro %}
+{% macro plot(f) %}<figure><div class="plot" style="--least:{{ 0 if f.width < 460 else [f.width, 544]|min }}px"><img src="{{ f.src }}" alt="{{ f.alt }}" width="{{ f.width }}" height="{{ f.height }}"></div>{% if f.caption %}<figcaption>{{ f.caption }}</figcaption>{% endif %}</figure>{% endmacro %}
 {% macro grid(t) %}<div class="scroll" tabindex="0" role="region" aria-label="{{ t.caption }}"><table><caption>{{ t.caption }}</caption>
 <thead><tr>{% for c in t.columns %}<th scope="col">{{ c }}</th>{% endfor %}</tr></thead>
 <tbody>{% for r in t.rows %}<tr{% if t.mark and r[0] == t.mark %} class="mark"{% endif %}>{% for v in r %}{% if loop.first %}<th scope="row">{{ v }}</th>{% else %}<td{% if t.kind[loop.index0] %} class="{{ t.kind[loop.index0] }}"{% endif %}>{{ v }}</td>{% endif %}{% endfor %}</tr>
