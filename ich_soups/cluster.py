@@ -37,6 +37,8 @@ def ray_on(
     for k, v in dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1').items(): os.environ.setdefault(k, v)
     ray = _needs('ray')
     if ray.is_initialized():
+        at = 'ray://' if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address
+        if where not in ('ray', 'auto') and not where.startswith(at): raise BadInput(f'Ray is connected to {at} already and not to {where}; call ray.shutdown() first')
         yield ray
         return
     own = Path(importlib.util.find_spec('ich_soups').origin).parent    # our code travels, so that every machine runs the same
@@ -130,12 +132,14 @@ def _in_process(f, items, cpus, after):
 
 def _collect(f, items, where, cpus, gpus, retries, bar, size=lambda x: 1, so_far=None, after=lambda x, v: v):
     "All values in order; the bar counts `size` of what is finished and asks `so_far` about the rest."
-    values, bad = {}, None
+    values, bad, t0, pace = {}, None, time.monotonic(), max(1, len(items)/100)     # a thousand histories are read every ten seconds
     for r in _in_process(f, items, cpus, after) if where == 'here' else _on_ray(f, items, where, cpus, gpus, retries, after) if items else ():
         if r and isinstance(r[1], BadInput): raise r[1]
         if r and isinstance(r[1], Exception): bad = bad or r[1]
         if r: values[r[0]] = r[1]
-        if r or so_far: bar.update(sum(size(x) if i in values else so_far(x) if so_far else 0 for i, x in enumerate(items)) - bar.n)
+        if r or so_far and time.monotonic()-t0 > pace:
+            t0 = time.monotonic()
+            bar.update(sum(size(x) if i in values else so_far(x) if so_far else 0 for i, x in enumerate(items)) - bar.n)
     if bad: raise bad
     return [values[i] for i in range(len(items))]
 
@@ -274,6 +278,7 @@ class Ranks(Callback):
         if lead: _tell(self.journal.start)
         opt = _tell(self.opt.opt.state_dict() if lead else None)
         if not lead: self.opt.opt.load_state_dict(opt)
+        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)     # the wrapper sends weights alone, and a resumed run has statistics
         self.dls.train.share = self.share
         if hasattr(self.learn, 'gradient_accumulation'): self.gradient_accumulation.n_acc //= self.acc.num_processes
         self.ddp = self.acc.prepare(convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model)
@@ -381,7 +386,7 @@ def launch(
         if Path(f'{d}/error').exists(): raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
         if code:
             log.seek(0)
-            words = [l.strip() for l in log if re.match(r'(\w+\.)*\w*(Error|Exception|Signal|Warning)\b.*: |.*signal \d', l.strip())]
+            words = [l.strip() for l in log if re.match(r'(\w+\.)*\w*(Error|Exception)\b.*: |.*\bSignal \d+', l.strip())]
             raise BadInput(f"the processes that trained {cfg.key} ended with code {code} ({words[0][:300] if words else 'without a word'}); launch again and they go on from the last finished epoch")
     return Run(path)
 
@@ -405,7 +410,7 @@ def main(args=None):
         run = train_together(load_config(what), *rest[:1])
         if run and not rest: print(run.path)
     except BadInput as e:
-        if int(os.environ.get('RANK', 0)): raise
+        if int(os.environ.get('RANK', 0)): time.sleep(20)     # rank 0 says it, if it is there to say it
         Path(rest[1]).write_text(str(e), encoding='utf-8') if rest[1:] else print(e, file=sys.stderr)
         os._exit(2)      # without waiting for the other processes, which their launcher ends
 
