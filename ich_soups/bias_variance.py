@@ -16,17 +16,22 @@ def check_models(
     probs,      # float [R, N, C]: R models, N pictures, C classes
     targs=None  # int [N]
 ) -> tuple:
-    "Both as arrays; `BadInput` unless there are two models or more, and the rows are probabilities and the labels classes."
-    probs = np.asarray(probs, np.float64)
-    if probs.ndim != 3: raise BadInput(f'probabilities have the shape [models, pictures, classes]; got {probs.shape}. Were the models scored on different pictures?')
+    "Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there are two models or more, scored on the same pictures, and the rows are probabilities and the labels classes."
+    shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
+    if len(set(shapes)) > 1: raise BadInput(f"the models were scored on different pictures or classes: their probabilities have the shapes {', '.join(map(str, shapes[:8]))}")
+    try: probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
+    except (TypeError, ValueError): raise BadInput('probabilities are numbers of the shape [models, pictures, classes]') from None
+    if probs.ndim != 3: raise BadInput(f'probabilities have the shape [models, pictures, classes]; got {probs.shape}')
     if len(probs) < 2: raise BadInput(f'it takes two models to differ; got {len(probs)}')
     if not probs.shape[1]: raise BadInput('there are no pictures')
-    if not np.isfinite(probs).all(): raise BadInput(f'the probabilities of model {int(np.argwhere(~np.isfinite(probs))[0][0])} hold NaN or infinity')
-    off = abs(probs.sum(-1)-1)
-    if probs.min() < -1e-6 or off.max() > 1e-3: raise BadInput(f'row {np.unravel_index(off.argmax(), off.shape)[1]} of model {np.unravel_index(off.argmax(), off.shape)[0]} does not sum to 1: give probabilities, not logits')
+    for m, p in enumerate(probs):                # one by one: a copy of all may not fit
+        if not np.isfinite(p).all(): raise BadInput(f'the probabilities of model {m} hold NaN or infinity')
+        off = np.maximum(abs(p.sum(-1, dtype=np.float64)-1), 1e3*(-p.min(-1)).clip(0))
+        if off.max() > 1e-3: raise BadInput(f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, not logits')
     if targs is None: return probs, None
     targs = np.asarray(targs)
-    if targs.shape != probs.shape[1:2]: raise BadInput(f'the models were scored on {probs.shape[1]} pictures, but there are {len(targs)} labels')
+    if targs.shape != probs.shape[1:2]: raise BadInput(f'the models were scored on {probs.shape[1]} pictures, but there are {len(targs) if targs.ndim else "no"} labels')
+    if targs.dtype.kind not in 'iu': raise BadInput(f'labels are whole numbers; got {targs.dtype}')
     if targs.min() < 0 or targs.max() >= probs.shape[2]: raise BadInput(f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the {probs.shape[2]} classes')
     return probs, targs
 
@@ -66,8 +71,8 @@ def bias_variance(
     if loss not in LOSSES: raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
     if unbiased and loss != 'squared': raise BadInput(f"only the parts of the squared loss have an unbiased estimate; leave `unbiased` out for {loss!r}")
     p, t = check_models(probs, targs)
-    q = np.eye(p.shape[2])[t] if noise is None else np.asarray(noise, np.float64)
-    if q.shape != p.shape[1:] or abs(q.sum(-1)-1).max() > 1e-6: raise BadInput(f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows that sum to 1; got {q.shape}')
+    p, q = p.astype(np.float64), np.eye(p.shape[2])[t] if noise is None else np.asarray(noise, np.float64)
+    if q.shape != p.shape[1:] or not (abs(q.sum(-1)-1) < 1e-6).all() or q.min() < 0: raise BadInput(f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows that sum to 1; got {q.shape}')
     b, v, n, more = dict(squared=_squared, kl=_kl)[loss](p, q) if loss != '01' else _zero_one(p, q)
     if unbiased: b, v = b - v/(len(p)-1), v*len(p)/(len(p)-1)
     out = dict(bias2=b, variance=v, noise=n, total=b+v+n, **more)
