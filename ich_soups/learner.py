@@ -125,9 +125,12 @@ def _soup_of(learn, cook, snapshots, metric, n_bn):
     learn.model.load_state_dict(soup.weights)
     soup.info |= dict(metric=metric or ('neg_nll' if classifies else 'valid_loss')) | _describe(learn, rows)
     if len(soup.ingredients) > 1 and has_bn(learn.model):
+        as_averaged = score(soup.weights)
         recalibrate_bn(_One(learn.model), _training_inputs(learn, n_bn))
-        soup.weights = {k: v.detach().cpu().clone() for k, v in learn.model.state_dict().items()}
-        soup.info['batchnorm'] = 're-estimated on training items'
+        fresh = {k: v.detach().cpu().clone() for k, v in learn.model.state_dict().items()}
+        better = score(fresh) >= as_averaged
+        if better: soup.weights = fresh
+        soup.info['batchnorm'] = 're-estimated on training items' if better else 'averaged, which scores better on validation'
     if classifies:
         score.load(soup.weights)
         soup.info['temperature'] = temperature(np.concatenate([score.logits(i) for i in np.array_split(np.arange(len(targs)), -(-len(targs)//rows.dl.bs))]), targs)
