@@ -9,13 +9,13 @@ __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_row
 # %% ../nbs/19_paper.ipynb #a19588f4
 import argparse, os, sys
 from pathlib import Path
-import numpy as np, pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .compare import Candidate, candidates, fresh_bn, paper_soups, table
-from .core import BadInput, Config, atomic, device_name, home, suggest
+from .core import BadInput, Config, atomic, device_name, home
 from .data import SPLITS, _list_folder, load_pictures
 from .metrics import wilson
 from .models import PAPER_MODELS, RELATIVES, create_model
-from .plots import plot_published, shrink_png, use_style
+from .plots import plot_published, use_style
 from .published import published
 from .tables import add_rows, one_more, origin, over_seeds, read_rows
 from .training import get_run
@@ -75,10 +75,12 @@ def paper_rows(
 ) -> list:
     "Train what is missing; the rows of that training."
     run = get_run(cfg)
-    if annealed is None: cands = {'single best': Candidate('baseline', run.logits_of(run.best().weights(), 'test')), 'last epoch': Candidate('control', run.logits_of(run.weights('last'), 'test'))}
-    else: cands = candidates(run, paper_soups(run, 'accuracy', bn := fresh_bn(run)), get_run(annealed), bn)
+    control = get_run(annealed) if annealed else None
+    if control is None: cands = {'single best': Candidate('baseline', run.logits_of(run.best().weights(), 'test')), 'last epoch': Candidate('control', run.logits_of(run.weights('last'), 'test'))}
+    else: cands = candidates(run, paper_soups(run, 'accuracy', bn := fresh_bn(run)), control, bn)
     what, how = origin(run)
     how['dtype'] = how.pop('precision')      # the other precision is a score
+    how['training_seconds'] += control.provenance['seconds'] if control else 0
     what |= dict(run=cfg.key, pictures=run.pictures.fingerprint, size=cfg.size, weights=cfg.pretrained, test_pictures=len(run.targs('test')))
     return [what | r | how for r in table(cands, run.targs('test')).to_dict('records')]
 
@@ -114,7 +116,7 @@ def _ours(d):
     for m in ('accuracy', 'precision', 'recall', 'f1'): out |= {m+s: 100*v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[m]).values())[:3])}
     out |= {k: 100*v for k, v in zip(('next_lo', 'next_hi', 'pictures_lo', 'pictures_hi'), (*one_more(d.accuracy), *wilson(round(acc['mean']*n), n)))}
     for k, col in (('gain', 'diff'), ('fair_gain', 'fair_diff')):
-        if col in d and d[col].notna().all(): out |= {k+s: 100*v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[col]).values())[:3])}
+        if col in d and d[col].notna().all() and d.model.iloc[0] != 'single best': out |= {k+s: 100*v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[col]).values())[:3])}
     return out
 
 def _beside(row, theirs):
@@ -142,7 +144,7 @@ def results(
             if printed in paper.index:
                 row |= dict(published_as=printed) | _beside(row, paper.loc[printed])
                 if m != 'single best': row['published_gain'] = paper.accuracy[printed] - paper.accuracy[base]
-            out.append(row)
+            out.append(dict(published_as=None) | row)
     return pd.DataFrame(out)
 
 # %% ../nbs/19_paper.ipynb #e81da48f
@@ -196,14 +198,14 @@ def write_results(
     with atomic(out/'results.csv') as tmp: df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
     fig = plot_published(df)
     with atomic(out/'results.png') as tmp: fig.savefig(tmp, format='png', dpi=160)
-    fig.clear()
+    plt.close(fig)
     with atomic(out/'results.md') as tmp: tmp.write_text(_report(df, rows, len(jobs), differs), encoding='utf-8')
     return df
 
 def _report(df, rows, n, differs):
     "results.md."
     done, hours = rows.run.nunique(), rows.drop_duplicates('run').training_seconds.sum()/3600
-    made = f"{done} of {n} trainings, {hours:.2g} hours (the annealed controls not counted); {', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
+    made = f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60*hours:.1f} minutes'} with their annealed controls; {', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
     warn = [] if not differs else ['This is **not** the experiment of the paper; the published numbers stand beside for orientation. It differs in:\n', *(f'- {d}' for d in differs), '']
     said = [f'- {beside_in_words(r)}' for _, r in df[df.published_accuracy.notna()].iterrows()] if 'published_accuracy' in df else []
     return '\n'.join(["# The paper's table\n", made, '', *warn, _markdown(pretty_results(df)), '', 'Mean and 95 % interval over seeds; published: JITC 2025(3).', '', *said, '', '![Ours and the published numbers](results.png)', '', 'Every row behind the means: rows.csv.']) + '\n'
@@ -236,7 +238,8 @@ def _parser():
     p.add_argument('--models', default='', help="timm names or the paper's, with commas between; default: the paper's five")
     for k, t, h in (('epochs', int, 'default: 50'), ('size', int, 'width and height in pixels, default: 224'), ('bs', int, 'pictures a step, default: 128'), ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has")): p.add_argument(f'--{k}', type=t, help=h)
     p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
-    p.add_argument('--where', default='here', help="'local' or ray://HOST:PORT to train on Ray first")
+    p.add_argument('--where', default='here', help="'ray' or ray://HOST:PORT to train all runs there first, several at a time")
+    p.add_argument('--gpus', type=float, default=0, help='with --where: GPUs of each run')
     p.add_argument('--plan', action='store_true', help='measure a few batches, say what it will cost, and stop')
     return p
 
@@ -264,11 +267,12 @@ def main(args=None):
         if a.plan: print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n'); return
         if a.where != 'here':
             from ich_soups.cluster import train_all
-            train_all([c for j in jobs for c in j if c is not None], a.where)
+            train_all([c for j in jobs for c in j if c is not None], a.where, gpus=a.gpus)
         use_style()
         fill(jobs, out/'rows.csv', lambda: write_results(out, jobs, differs))
         df = write_results(out, jobs, differs)
-        print(pretty_results(df).to_string(index=False), f"{out/'results.md'}: the table, a sentence on each number, and the figure", sep='\n')
+        shown = df[df.published_as.notna()] if df.published_as.notna().any() else df
+        print(pretty_results(shown).to_string(index=False), f"{out/'results.md'}: the table, a sentence on each number, and the figure", sep='\n')
     except BadInput as e: print(e, file=sys.stderr); sys.exit(2)
 
 if __name__ == '__main__' and '__file__' in globals(): main()
