@@ -18,10 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from safetensors.torch import save_file
 from .averaging import average
-from .core import Config, amp_dtype, device, device_name, keep_memory
+from .core import Config, amp_dtype, device, device_name, keep_memory, provenance
 from .data import image_dls, load_pictures
 from .models import create_model
 from .soups import greedy_soup
+from .tables import add_rows, long_table, read_rows
 from .training import get_run, make_learner, predict_logits
 
 # %% ../nbs/16_bench.ipynb #c67383c0
@@ -67,11 +68,11 @@ class _Clock(Callback):
     def after_train(self): self.rates.append(self.n/(_now()-self.t0))
 
 def _plain(photos, cfg):
-    "One pass of the usual loop after a few batches to warm up, start of the workers included. Call it in a process of its own."
+    "One pass of the usual loop after a few batches to warm up, on a CPU with the start of the workers. Call it in a process of its own."
     dev, half = device(), torch.cuda.is_available()
     tfms = v2.Compose([v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.)), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
     files = ImageFolder(str(photos), tfms)
-    dl = torch.utils.data.DataLoader(files, cfg.bs//cfg.accum, shuffle=True, num_workers=min(8, os.cpu_count() or 2), drop_last=True, pin_memory=half)
+    dl = torch.utils.data.DataLoader(files, cfg.bs//cfg.accum, shuffle=True, num_workers=min(8, os.cpu_count() or 2), drop_last=True, pin_memory=half, persistent_workers=half)
     kw = dict(num_classes=len(files.classes))
     try: model = timm.create_model(cfg.arch, img_size=cfg.size, **kw).to(dev)
     except TypeError: model = timm.create_model(cfg.arch, **kw).to(dev)
@@ -91,6 +92,7 @@ def _plain(photos, cfg):
             scaler.step(opt); scaler.update(); opt.zero_grad()
         return n
     loop([next(iter(dl))]*(1 if dev.type == 'cpu' and cfg.size > 128 else 3))
+    if half: loop(dl)      # a GPU is done before its workers have started
     t0 = _now()
     return loop(dl)/(_now()-t0)
 
@@ -301,21 +303,26 @@ def _large():
     "CoAtNet-0 at 224 px; on a CPU in batches that it can do in seconds."
     return Config.paper(data='scenes17', pretrained='', **({} if torch.cuda.is_available() else dict(bs=32)))
 
-def _show(df, note, digits=2):
-    print(f'{note}')
-    print(df.round(digits).to_string(index=False, na_rep=''), flush=True)
+def _show(df, note, digits=2, keep=False, **what):
+    "Print a table, and put its rows into the long table of speeds."
+    print(note, df.round(digits).to_string(index=False, na_rep=''), sep='\n', flush=True)
+    made = provenance()
+    how = dict(device=made['device'], date=made['date'], torch=made['torch'], dtype=made['precision'])
+    if keep: add_rows(long_table()/'speed.csv', [how | what | dict(name=r.pop(df.columns[0])) | r for r in df.to_dict('records')], ('device', 'table', 'arch', 'size', 'name'))
 
 def main(args=None):
-    "python -m ich_soups.bench training [FOLDER] | compile | averaging | search"
+    "python -m ich_soups.bench training [FOLDER] | compile | averaging | search; with `keep`, training and compile also go into the long table"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
+    keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
     every = lambda s, k: Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31)))
     print(device_name(), flush=True)
     if what == 'training':
-        for cfg, n, side in ((Config.tiny(), 6000, 64), (_large(), 4096 if torch.cuda.is_available() else 102, 448)):
+        for cfg, n, side in ((Config.tiny(), 3000, 64), (_large(), 2048 if torch.cuda.is_available() else 102, 320 if torch.cuda.is_available() else 448)):
             with contextlib.nullcontext(rest[0]) if rest else jpeg_folder(n, side) as photos:
-                _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds')
-                _show(time_shares(photos, cfg), f'where the time goes, milliseconds a batch of {cfg.bs//cfg.accum}', 3)
-    elif what == 'compile': _show(compile_speed(), f'{Config.tiny().arch} at {Config.tiny().size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step')
+                of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
+                _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds', table='training', **of)
+                _show(time_shares(photos, cfg), f'where the time goes, milliseconds a batch of {cfg.bs//cfg.accum}', 3, table='time', **of)
+    elif what == 'compile': _show(compile_speed(), f'{Config.tiny().arch} at {Config.tiny().size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step', keep=keep, table='compile', arch=Config.tiny().arch, size=Config.tiny().size)
     elif what == 'averaging': _show(averaging_speed(), 'seconds, medians of 3 rounds; floor: reading the files and writing one')
     elif what == 'search':
         df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])
