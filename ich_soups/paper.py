@@ -9,7 +9,7 @@ __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_row
 # %% ../nbs/19_paper.ipynb #a19588f4
 import argparse, os, sys
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import matplotlib.pyplot as plt, pandas as pd
 from .compare import Candidate, candidates, fresh_bn, paper_soups, table
 from .core import BadInput, Config, atomic, device_name, home
 from .data import SPLITS, _list_folder, load_pictures
@@ -133,7 +133,7 @@ def results(
     paper, out = published().set_index('model'), []
     order = {a: i for i, a in enumerate(_NAMES)}
     archs = sorted(rows.arch.unique(), key=lambda a: (order.get(a, len(order)), a))
-    rank = {m: i for i, m in enumerate(('single best', 'uniform soup', 'greedy soup', 'greedy soup, best first', 'uniform soup, averaged BN'))}
+    rank = {m: i for i, m in enumerate(('single best', 'uniform soup', 'greedy soup', 'greedy soup, best first', 'uniform soup, averaged BN', 'single best, fresh BN', 'annealed, fresh BN', 'annealed, last epoch'))}
     for arch in archs:
         mine, base = rows[rows.arch == arch], _PRINTED.get(called(arch))
         for m in sorted(mine.model.unique(), key=lambda m: rank.get(m, len(rank))):

@@ -196,7 +196,7 @@ def plot_published(
         if m == 'accuracy': ax.hlines(y-.3, df.published_accuracy_lo, df.published_accuracy_hi, color='black', lw=.6, ls=':')
         ax.plot(df[f'published_{m}'], y-.3, 'd', color='black', mfc='white', ms=4.5, label='published')
         ax.set_xlabel(label); ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
-    axs[0].set_yticks(y, df.name)
+    axs[0].set_yticks(y, df.name); axs[0].set_ylim(-.8, len(df)-.3)
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
     return fig
 
@@ -508,4 +508,5 @@ def plot_masks(
         for ax in row: ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
     for ax, t in zip(axs[0], ('picture', *masks)): ax.set_title(t, fontsize=8.5)
     return fig
+
 
