@@ -42,7 +42,7 @@ def _js(probs):
         own += torch.xlogy(b, b).sum(1).double().numpy()
         for i in range(m-1):
             mix = (b[i] + b[i+1:])/2
-            out[i, i+1:] -= torch.xlogy(mix, mix).sum(1).double().numpy()
+            out[i, i+1:] -= (mix*mix.clamp_min(1e-37).log()).sum(1).double().numpy()      # twice as fast as xlogy
     out += np.triu((own[:, None] + own)/2, 1)
     return out + out.T
 
