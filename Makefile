@@ -13,11 +13,11 @@ test: export ICH_SOUPS_FIGURES = $(CURDIR)/build/figures
 test: setup               ## everything: in sync, every notebook, every test; figures go to build/figures
 	$(BIN)/python -m ich_soups.build check
 	rm -rf build/figures && mkdir -p build/figures
-	@echo "library notebooks, two at a time; then those that time something or train with both cores; then the tests"
+	@echo "library notebooks, two at a time; then those that time something or train with both cores; then the tests, those of clusters and of speed alone"
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(0|1[0-57-9])' --n_workers 2 --do_print --timing
 	$(BIN)/nbdev_test --file_re '^(16|[2-9]|index)' --n_workers 1 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -v -n 2 --dist loadfile --durations=10 --ignore tests/test_speed.py
-	$(BIN)/python -m pytest tests/test_speed.py -v
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -v -n 2 --dist loadfile --durations=10 --ignore tests/test_speed.py --ignore tests/test_cluster.py
+	$(BIN)/python -m pytest tests/test_cluster.py tests/test_speed.py -v --durations=5
 
 bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model; PHOTOS=folder for your own
 	$(BIN)/python -m ich_soups.bench averaging
