@@ -406,7 +406,7 @@ def plot_permutation(
         ax.errorbar(d['median'], y, xerr=[d['median']-d.lo, d.hi-d['median']], fmt='o', color=COLOURS['grey'], lw=4, ms=5, alpha=.7, label='subsets: median, 5 to 95 %')
         ax.plot(d.greedy, y, 'D', color=COLOURS['orange'], ms=5.5, label='greedy soup')
         for g, h, v, k in zip(d.greedy, d.hi, d.p, y): ax.annotate(f'{v:.2g}', (max(g, h), k), xytext=(7, 0), textcoords='offset points', va='center', fontsize=7.5)
-        ax.set_yticks(y, d.search); ax.tick_params(axis='y', length=0); ax.margins(x=.16, y=.12); ax.grid(axis='x', alpha=.3); ax.set_title(p if j == 0 else '')
+        ax.set_yticks(y, d.search); ax.tick_params(axis='y', length=0); ax.margins(x=.16); ax.set_ylim(-.6, len(d)-.4); ax.grid(axis='x', alpha=.3); ax.set_title(p if j == 0 else '')
         if i == len(panels)-1: ax.set_xlabel(q)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title='numbers: p, the share of subsets at least as far apart')
     return fig
