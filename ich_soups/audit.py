@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
 from .data import _EXTS, SPLITS, Pictures, _listing, _memo, _scan, _threaded, decode, load_pictures, stratified_split, write_split
 from .models import create_model, data_stats
-from .plots import COLOURS, shrink_png, use_style
+from .plots import COLOURS, use_style
 
 # %% ../nbs/13_audit.ipynb #332c9bb8
 _BITS = np.array([bin(i).count('1') for i in range(1 << 16)], np.uint8)
@@ -264,7 +264,7 @@ KINDS = {   # kind: (one, many, what to do)
     'few': ('1 class has very few pictures', '{n} classes have very few pictures', 'add pictures or merge classes: a score of a class like that says little'),
     'blank': ('1 picture is blank', '{n} pictures are blank', 'replace or remove them'),
     'duplicate': ('1 file is there twice', '{n} files are copies of another', 'the cleaned list keeps one of each'),
-    'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates', 'harmless in one part; the cleaned list keeps them, and together where it makes the split'),
+    'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates', 'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
     'ignored': ('1 kind of file is not read', '{n} kinds of files are not read', 'convert photographs among them to JPEG')}
 SERIOUS = ('one-class', 'unreadable', 'missing', 'conflict', 'leak', 'near-leak')   # what makes a measured accuracy wrong, or stops a training
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
@@ -359,17 +359,26 @@ def _classes(src, few):
     return rows + [row('ignored', k, n) for k, n in kinds.items()]
 
 # %% ../nbs/13_audit.ipynb #2092266f
-def _near(keepers, thumbs, hashes, near, bits):
+def _compared(digests, thumbs, hashes, bits):
+    "Close pairs of rows, their distances and scores, and the counts of all pairs; remembered by contents."
+    path = cache_dir()/'pairs'/f"{hashlib.sha256(' '.join([f'1 {bits}', *digests]).encode()).hexdigest()[:20]}.npz"
+    try:
+        with np.load(path) as z: return [z[k] for k in ('a', 'b', 'd', 'score', 'counts')]
+    except Exception: pass   # not there, or damaged
+    counts, (a, b, d) = hamming_counts(hashes), hamming_pairs(hashes, bits)
+    out = a, b, d, same_photo(thumbs[a], thumbs[b]), counts
+    with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **dict(zip(('a', 'b', 'd', 'score', 'counts'), out)))
+    return out
+
+def _near(digests, keepers, thumbs, hashes, near, bits):
     "Pairs of near-duplicates among `keepers`, the likest first, and the curve of all pairs."
     full = np.array([i for i in keepers if thumbs[i].std() >= 2], int)   # blank pictures are all alike
-    a, b, d = hamming_pairs(hashes[full], bits)
-    a, b = full[a], full[b]
-    score = same_photo(thumbs[a], thumbs[b])
+    a, b, d, score, counts = _compared([digests[i] for i in full], thumbs[full], hashes[full], bits)
     same = score >= near
-    curve = pd.DataFrame(dict(distance=range(65), pairs=hamming_counts(hashes[full]), same=np.bincount(d[same], minlength=65).astype(float)))
+    curve = pd.DataFrame(dict(distance=range(65), pairs=counts, same=np.bincount(d[same], minlength=65).astype(float)))
     curve.loc[curve.distance > bits, 'same'] = np.nan
     order = np.argsort(-score[same], kind='stable')
-    return tuple(x[same][order] for x in (a, b, d, score)), curve
+    return tuple(x[same][order] for x in (full[a], full[b], d, score)), curve
 
 def inspect(
     source,               # a folder of classes, one with train, val and test, a CSV list, the name of a collection, or `Pictures`
@@ -389,7 +398,7 @@ def inspect(
         except BadInput as e: notes.append(str(e).replace('this check', 'looking for near-duplicates'))
         else:
             thumbs, hashes = _looks(src.memo, src.digests, src.read, src.fresh)
-            pairs, curve = _near(keepers, thumbs, hashes, near, bits)
+            pairs, curve = _near(src.digests, keepers, thumbs, hashes, near, bits)
             rows += [_row(src, 'blank', i) for i in keepers if thumbs[i].std() < 2]
             for i, j, _, score in zip(*pairs):
                 i, j = sorted((i, j), key=lambda k: (_RANK[src.splits[k]], str(src.items[k])))
@@ -399,6 +408,8 @@ def inspect(
         except BadInput as e:
             if suspects != 'auto': raise
             notes.append(f'labels were not looked at: {e}')
+        seen = {str(src.items[i]) for i in keepers} - {r['path'] for r in rows if r['kind'] == 'blank'}    # a copy says nothing new
+        found = {i: v for i, v in found.items() if str(src.items[i]) in seen}
         rows += [_row(src, 'suspect', i, score=p, other_label=l) for i, (p, l, _) in found.items()]
     order = {k: n for n, k in enumerate(KINDS)}
     findings = pd.DataFrame(sorted(rows, key=lambda r: order[r['kind']]), columns=COLUMNS)
@@ -485,7 +496,7 @@ def _fair(rows, most):
     while any(per.values()) and len(take) < most: take += [v.pop(0) for v in per.values() if v][:most-len(take)]
     return rows.loc[sorted(take)]
 
-def _clip(text, n=26): return t if len(t := one_line(text)) <= n else t[:n//2-1] + '…' + t[-n//2:]
+def _clip(text, n=22): return t if len(t := one_line(text)) <= n else t[:n//2-1] + '…' + t[-n//2:]
 
 def plot_findings(
     tiles,          # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
@@ -538,8 +549,7 @@ def contact_sheet(self:Audit,
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
     y = 0
     for im in images: page.paste(im, (0, y)); y += im.height
-    page.save(f := io.BytesIO(), 'png')
-    with atomic(out) as tmp: tmp.write_bytes(shrink_png(f.getvalue()))
+    with atomic(out) as tmp: page.save(tmp, 'png', optimize=True)
     return Path(out)
 
 Audit.contact_sheet = contact_sheet

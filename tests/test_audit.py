@@ -72,6 +72,7 @@ def test_a_missing_class_and_a_leak_between_parts(home, tmp_path, photos):
 def test_nothing_is_decoded_twice(home, photos, monkeypatch):
     first = inspect(photos)
     monkeypatch.setattr(audit, 'phash', lambda t: pytest.fail('hashed again'))
+    monkeypatch.setattr(audit, 'same_photo', lambda a, b: pytest.fail('compared again'))
     monkeypatch.setattr('ich_soups.data.decode', lambda *a: pytest.fail('decoded again'))
     monkeypatch.setattr(audit, 'decode', lambda *a: pytest.fail('decoded again'))
     again = inspect(photos)
@@ -150,20 +151,20 @@ def test_fifty_thousand_pictures(home):
     assert time.time()-t0 < 60
 
 
-def test_pictures_alike_by_nature_do_not_make_a_pair_of_every_two():
+def test_pictures_alike_by_nature_do_not_make_a_pair_of_every_two(home):
     r = np.random.default_rng(0)
     base = r.integers(60, 190, (32, 32))
     thumbs = np.clip(base + r.normal(0, 1, (300, 32, 32)), 0, 255).astype(np.uint8)
-    (a, b, *_), curve = audit._near(range(300), thumbs, np.array([audit.phash(t) for t in thumbs]), .8, 16)
+    (a, b, *_), curve = audit._near([f'{i}' for i in range(300)], range(300), thumbs, np.array([audit.phash(t) for t in thumbs]), .8, 16)
     assert curve.pairs.sum() == 300*299//2 and len(a) == 280*20 + 20*19//2 and set(range(300)) == {*a, *b}
 
 
 def test_photographs_of_heritage(home, ahe10):
-    "The whole collection: in time, and what is found are pairs that one can see."
+    "The whole collection: in time, and a second time in seconds; pairs from the web, and nobody's split to leak across."
     t0 = time.time()
     a = inspect(ahe10)
-    first = time.time()-t0
+    assert time.time()-t0 < 60
     t0 = time.time()
     assert inspect(ahe10).findings.equals(a.findings)
-    assert time.time()-t0 < max(15, first)
+    assert time.time()-t0 < 10
     assert 40 <= (a.findings.kind == 'near').sum() <= 200 and not (a.findings.kind == 'duplicate').any()
