@@ -208,7 +208,7 @@ class Page:
         self.models, self.lock, self.cams, self.why, self.near = {('Soup' if single else 'Model'): c} | ({'Best single checkpoint': single} if single else {}), threading.Lock(), {}, '', None
         for n, m in self.models.items():
             try:
-                if m.model is None: raise BadInput('The model runs from an ONNX file, which keeps no gradients, so there is no map of where it looked.')
+                if m.model is None: raise BadInput(f'{n} runs from an ONNX file, which keeps no gradients, so there is no map of where it looked.')
                 self.cams[n] = GradCam(m.model, m.size)
             except BadInput as e: self.why = f'{e}'
         if run:
@@ -254,7 +254,7 @@ class Page:
             t = int(p.argmax())
             figs.append(f'<figure>{_img(overlay(shown, cam(x, t)), f"Map of where {classes[t]} was found, {n}")}<figcaption>{html.escape(n)}: {_said(classes[t])}</figcaption></figure>')
         return f"""<section class="card"><h3>Where it looked</h3><div class="maps"><figure>{_img(out[n][3], "The photo")}<figcaption>the photo</figcaption></figure>{''.join(figs)}</div>
-<p class="note">Warm colours: what is there, seen by a late stage of the network on a grid of {cam.height} &times; {cam.width} cells, speaks for the class (Grad-CAM). It shows no outlines, says nothing about what would happen without that part, and is no proof that the reason is a good one.</p></section>"""
+<p class="note">{html.escape(self.why)} Warm colours: what is there, seen by a late stage of the network on a grid of {cam.height} &times; {cam.width} cells, speaks for the class (Grad-CAM). It shows no outlines, says nothing about what would happen without that part, and is no proof that the reason is a good one.</p></section>"""
 
     def _alike(self, feats, said):
         near = self.near(feats)
@@ -291,7 +291,7 @@ def examples_of(
 # %% ../nbs/19_demo.ipynb #0dc09b61
 CSS = """
 .gradio-container {max-width: 1180px !important; width: 100% !important; margin: auto}
-#head .html-container, #or .html-container, #answer .html-container {padding: 0 !important} #or {margin-bottom: -12px}
+#head .html-container, #or .html-container, #answer .html-container {padding: 0 !important} #or {margin-bottom: -12px} #answer {scroll-margin-top: 14px}
 #photo img {width: 100%; height: 100%; object-fit: contain}
 #head h1 {font-size: 1.9rem; font-weight: 650; letter-spacing: -.01em; margin: .4rem 0 .1rem; line-height: 1.2}
 #head p {color: var(--demo-soft); margin: 0} #or h3 {font-size: .82rem; font-weight: 600; margin: 0; color: var(--demo-soft)}
@@ -319,7 +319,10 @@ CSS = """
 @media (max-width: 640px) {.answer .maps {grid-template-columns: repeat(auto-fit, minmax(80px, 1fr)); gap: 8px} .answer .alike {grid-template-columns: repeat(3, 1fr)} #head h1 {font-size: 1.5rem} .empty {padding: 2rem 1rem}}
 """
 
-TO_ANSWER = "() => { if (innerWidth < 700) document.querySelector('#answer').scrollIntoView({behavior: 'smooth'}) }"   # on a phone it is further down
+TO_ANSWER = """() => {                                     // on a phone the answer is further down, and there a moment after it was sent
+  const go = n => document.querySelector('.answer, .sorry') ? document.querySelector('#answer').scrollIntoView() : n && setTimeout(go, 100, n-1)
+  if (innerWidth < 700) setTimeout(go, 100, 50)
+}"""
 
 def _no_addresses(move):
     "Gradio's function that takes in a file, for uploads only: an address would make this machine fetch it."

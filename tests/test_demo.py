@@ -12,6 +12,7 @@ pytest.importorskip('gradio', reason="to run this, pip install 'ich_soups[demo]'
 pytest.importorskip('captum', reason="to run this, pip install 'ich_soups[demo]'")
 import httpx
 from ich_soups import demo
+from ich_soups.export import to_onnx
 
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
@@ -119,10 +120,11 @@ def test_a_phone_and_the_dark(served, browser):
     "Nothing sticks out at the side of a phone; colours follow the wish for darkness."
     blocks, url, run = served
     page, _ = person(browser, url, viewport=dict(width=390, height=844), device_scale_factor=2, color_scheme='dark', is_mobile=True, has_touch=True)
-    give(page, scene(run, 3)); page.wait_for_selector('.answer .verdict'); shot(page, 'phone')
+    give(page, scene(run, 3)); page.wait_for_selector('.answer .verdict')
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
     page.wait_for_function('(r => r.top >= 0 && r.bottom <= innerHeight)(document.querySelector(".verdict").getBoundingClientRect())')     # nobody has to search for it
     assert page.evaluate('getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(v => v < 80)')
+    shot(page, 'phone')     # last: a picture of the whole page scrolls it
     page.context.close()
 
 
@@ -176,6 +178,20 @@ def test_building_and_serving_ask_nothing_of_the_network(served, monkeypatch, tm
     assert httpx.get(url).status_code == 200
     b.close()
     assert {h.decode() if isinstance(h, bytes) else h for h in asked} <= {'127.0.0.1', 'localhost', '0.0.0.0'}, asked
+
+
+def test_serving_an_onnx_file(served, tmp_path, monkeypatch, capsys):
+    "The whole of `serve`: a folder of its own for uploads, the address said, an answer without a map."
+    blocks, _, run = served
+    file, made, build = to_onnx(blocks.classifier, tmp_path/'my soup.onnx'), [], demo.build
+    monkeypatch.delenv('GRADIO_TEMP_DIR'); monkeypatch.setattr(demo, 'build', lambda *a, **kw: made.append(build(*a, **kw)) or made[0])
+    url = demo.serve(file, run=run, block=False)
+    own = os.environ['GRADIO_TEMP_DIR']
+    up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 0)))).json()[0]
+    answer = ask(url, up)
+    made[0].close()
+    assert up.startswith(own) and 'ich-soups-page' in own and f'{url}  open this in a browser' in capsys.readouterr().err
+    assert 'keeps no gradients' in answer and 'most alike' in answer and expected(blocks, scene(run, 0))[0] in answer
 
 
 def test_without_gradio_it_says_what_to_install(served, monkeypatch):
