@@ -240,7 +240,7 @@ def choose(
     else:
         base, why = _SCRATCH, ('no GPU' if not gpu else 'from nothing, as asked') + f', pictures of about {side:.0f} px: a tiny CoAtNet from nothing'
         if side > 64 and not pip and pretrained is None: why += "; pip install 'ich_soups[photos]' would let it start from ImageNet"
-    bs = 128 if n >= 5000 else 64 if n >= 1500 else 32
+    bs = 128 if n >= 6000 else 64 if n >= 3000 else 32
     d = dict(schedule='flat:1.0', bs=bs) | base | asked
     d['fixed'] = tuple(range(d['epochs']//2+1, d['epochs']+1))
     return d, why
@@ -251,24 +251,29 @@ def epoch_seconds(
     dls,            # its DataLoaders
     budget:float=4. # seconds to spend on measuring, about
 ) -> float:
-    "The seconds that an epoch of that training will take, measured on its first batches. Leaves the random state as it seeds it."
-    import torch
-    from ich_soups.core import amp_dtype, keep_memory, seed_all
-    from ich_soups.models import create_model
-    keep_memory(); seed_all(cfg.seed)
-    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained).to(dls.device, memory_format=torch.channels_last)
-    opt, dtype, times, t0 = torch.optim.AdamW(model.parameters(), fused=True), amp_dtype(cfg.precision), [], time.perf_counter()
-    for x, y in dls[0]:
-        t = time.perf_counter()
-        x, y = (v.as_subclass(torch.Tensor) for v in (x, y))
-        with torch.autocast(dls.device.type, dtype, enabled=dtype != torch.float32): out = model(x)
-        torch.nn.functional.cross_entropy(out.float(), y).backward()
-        opt.step(); opt.zero_grad()
-        if dls.device.type == 'cuda': torch.cuda.synchronize()
-        times.append(time.perf_counter()-t)
-        if len(times) >= 8 or time.perf_counter()-t0 > budget: break
-    each = sorted(times[1:] or times)[len(times[1:])//2]             # the first one warms up
-    return cfg.accum*each*len(dls[0]) + each*len(dls[1].dataset)/dls[0].bs/3
+    "The seconds that an epoch of that training will take, measured on its first batches."
+    import numpy as np, torch
+    from fastai.callback.core import Callback, CancelFitException
+    from ich_soups.core import atomic, home, keep_memory
+    from ich_soups.training import make_learner
+    keep_memory()
+    class Clock(Callback):
+        order, at = 100, [time.perf_counter()]
+        def after_batch(self):
+            if dls.device.type == 'cuda': torch.cuda.synchronize()
+            if self.training: self.at.append(time.perf_counter())
+            if len(self.at) > 9 or self.at[-1]-self.at[0] > budget and len(self.at) > 1: raise CancelFitException
+    home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home(), prefix='.clock-') as tmp:
+        learn = make_learner(cfg, dls, tmp)
+        learn.remove_cbs([learn.snapshot, learn.journal])
+        with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())
+        t0 = time.perf_counter()
+        with atomic(Path(tmp)/'state.pt') as f: torch.save([learn.model.state_dict(), learn.opt.opt.state_dict(), learn.averages.state()], f)
+        write = time.perf_counter()-t0
+    steps = np.diff(Clock.at)
+    each = float(np.median(steps[1:] if len(steps) > 1 else steps))        # the first one warms up
+    return each*len(dls[0]) + each*len(dls[1].dataset)/dls[0].bs/3 + 1.5*write
 
 # %% ../nbs/19_cli.ipynb #a08e2605
 def log_cbs(
@@ -287,8 +292,8 @@ def _tensorboard(path):
     from fastai.callback.tensorboard import TensorBoardCallback
     class Scores(TensorBoardCallback):
         order = 81                                                     # after the snapshots, which compute the scores
-        def after_batch(self):
-            if self.training: super().after_batch()
+        def after_batch(self):                                         # fastai's own trips over torch's optimizers, some of whose settings are None
+            for k, v in dict(train_loss=self.smooth_loss, lr=self.opt.hypers[-1]['lr']).items() if self.training else (): self.writer.add_scalar(k, v, self.train_iter + self.snapshot.start*len(self.dls.train))
         def after_epoch(self):
             if not getattr(self.snapshot, 'scores', None) or self.epoch < self.snapshot.start: return
             for k, v in self.snapshot.scores.items(): self.writer.add_scalar(f'val/{k}', v, self.epoch+1)
@@ -404,7 +409,7 @@ def _train_here(cfgs, paths, plan, log):
             c, p = todo[0]
             watchers, done, each = {p: log_cbs(log, p, c) for c, p in todo}, sum(_epochs_done(p) for _, p in todo), epoch_seconds(c, _dls(c))
             for line in plan: say(line)
-            say(f"about {duration(each*(c.epochs*len(todo)-done))} on this machine ({device_name()}){f', {done} epochs are done' if done else ''}; Ctrl-C keeps what is finished")
+            say(f"about {duration(each*(c.epochs*len(todo)-done))} on this machine ({device_name()}){f', {done} of {c.epochs*len(todo)} epochs are done' if done else ''}; Ctrl-C keeps what is finished")
         return [get_run(c, p, watchers[p] if todo and p in watchers else ()) for c, p in zip(cfgs, paths)]
     except KeyboardInterrupt:
         _end_bars()
@@ -604,7 +609,7 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     classifiers = _models(models, arch, size, pics)
     if trained_on and split != 'all' and trained_on != pics.fingerprint: say('note: these are not the pictures that the soup was trained on, or another split of them')
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
-    docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {data}'], {}
+    docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
     for n, c in classifiers.items():
         l, t = _logits(c, pics, idx), _targs(c, pics, idx)
         df = scores(l, t, seed=seed)
@@ -757,7 +762,7 @@ def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an 
     port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
     from ich_soups.demo import serve
-    serve(soup, run=open_run(run) if run else None, host=host, port=port)
+    with contextlib.redirect_stdout(sys.stderr): serve(soup, run=open_run(run) if run else None, host=host, port=port)
     return dict(), ['stopped']
 
 # %% ../nbs/19_cli.ipynb #975f9f96

@@ -179,12 +179,10 @@ def cli(args, env={}, **kw): return subprocess.Popen([sys.executable, '-m', 'ich
 
 def test_help_is_quick():
     code = "import sys; from ich_soups.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'gradio') if m in sys.modules], file=sys.stderr)"
-    times = []
-    for words in ([], ['train'], ['demo']):
-        t0 = time.perf_counter()
-        assert subprocess.run([sys.executable, '-c', code, *words, '--help'], capture_output=True, text=True).stderr.strip() == '[]'
-        times.append(time.perf_counter()-t0)
-    assert min(times) < 1.5, times
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])      # of the processor: other programs may want it too
+    t0 = spent()
+    for words in ([], ['train'], ['demo']): assert subprocess.run([sys.executable, '-c', code, *words, '--help'], capture_output=True, text=True).stderr.strip() == '[]'
+    assert (spent()-t0)/3 < 1.5
 
 
 def test_ctrl_c_keeps_everything(kitchen):
@@ -201,6 +199,22 @@ def test_ctrl_c_keeps_everything(kitchen):
     p = cli(('cook', 'long'), env, cwd=kitchen)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 2 and 'not finished' in err and len(err.splitlines()) == 1
+
+
+def test_a_watched_training_goes_on_where_it_stopped(sh, kitchen):
+    from fastai.callback.core import Callback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from ich_soups.training import Run, get_run
+    class Stop(Callback):
+        order = 99
+        def after_epoch(self): raise KeyboardInterrupt
+    whole = Run('run')
+    with pytest.raises(KeyboardInterrupt): get_run(whole.cfg, 'watched', [Stop()])
+    code, out, err = sh('train', 'photos', *SMALL, '--out', 'watched', '--log', 'tensorboard')
+    assert code == 0 and any('1 of 2 epochs are done' in l for l in err)
+    assert [s.sha256 for s in Run('watched').snapshots] == [s.sha256 for s in whole.snapshots]
+    events, n = EventAccumulator('watched/logs').Reload(), len(whole.dls[0])
+    assert [e.step for e in events.Scalars('val/f1')] == [2] and [e.step for e in events.Scalars('train_loss')] == list(range(n+1, 2*n+1))
 
 
 def test_the_reader_goes_away():
