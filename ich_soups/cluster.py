@@ -115,7 +115,7 @@ def _on_ray(f, items, where, cpus, gpus, retries, after):
                     except ray.exceptions.RayTaskError as e: v = e.cause or e
                     except ray.exceptions.RayError as e:     # gone with its machine, between its end and our question
                         if lives[i]: lives[i], left = lives[i]-1, left | {task.remote(items[i]): i}; continue
-                        v = BadInput(f'{_name(items[i])} was lost {retries+1} times ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus')
+                        v = BadInput(f'{_name(items[i])} was lost in {retries+1} of {retries+1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus')
                     yield i, v
                 yield None
         finally:

@@ -12,25 +12,51 @@ TINY = dict(data='scenes17:300', size=32, bs=32, k=2, epochs=2)
 LONG = TINY | dict(epochs=40, monitor=('accuracy',))
 
 
-class Trace(Callback):
-    "Writes a line for every epoch that somebody trains: which run, which epoch, who, where."
-    order = 100
-    def __init__(self, file): self.file = str(file)
-    def after_train(self):
-        import ray
-        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ''
-        with open(self.file, 'a') as f: f.write(f'{self.learn.path.name} {self.epoch+1} {os.getpid()} {node}\n')
+def trace(file):
+    "A callback that writes a line for every epoch that somebody trains: which run, which epoch, who, where. Made here, it travels to workers that cannot import the tests."
+    class Trace(Callback):
+        order = 100
+        def after_train(self):
+            import ray
+            with open(file, 'a') as f: f.write(f'{self.learn.path.name} {self.epoch+1} {os.getpid()} {ray.get_runtime_context().get_node_id()}\n')
+    return Trace()
+
+
+class Elsewhere(threading.Thread):
+    "A call in a thread, for a test that interferes meanwhile; `result()` is what it returned or raised."
+    def __init__(self, f):
+        super().__init__(daemon=True)
+        self.f, self.out, self.error = f, None, None
+        self.start()
+    def run(self):
+        try: self.out = self.f()
+        except BaseException as e: self.error = e
+    def result(self, seconds=400):
+        self.join(seconds)
+        assert not self.is_alive()
+        if self.error: raise self.error
+        return self.out
 
 
 def trained(file): return pd.read_csv(file, sep=' ', names=['run', 'epoch', 'pid', 'node']) if Path(file).exists() else pd.DataFrame(dict(run=[], epoch=[], pid=[], node=[]))
 def files(run): return sorted(f.relative_to(run.path).as_posix() for f in run.path.rglob('*') if f.is_file())
 def bits(run): return {s.epoch: s.sha256 for s in run.snapshots} | {p.name: p.read_bytes() for p in sorted((run.path/'averages').glob('*.safetensors'))}
-def wait_for(what, seconds=400):
+def wait_for(what, other, seconds=400):
+    "The first true `what()`, while the other thread works."
     t0 = time.time()
     while not (x := what()):
-        assert time.time()-t0 < seconds
+        if not other.is_alive(): other.result()
+        assert other.is_alive() and time.time()-t0 < seconds
         time.sleep(.05)
     return x
+
+
+def patiently(start, tries=4):
+    "Ray waits 30 s for a node, which a busy machine may not keep."
+    for left in reversed(range(tries)):
+        try: return start()
+        except Exception:
+            if not left: raise
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +66,8 @@ def machines(tmp_path_factory):
     small = dict(num_cpus=1, object_store_memory=100 << 20)
     theirs = tmp_path_factory.mktemp('theirs')
     with cluster._environ(ICH_SOUPS_HOME=str(theirs), RAY_USAGE_STATS_ENABLED='0'):
-        c = Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
-        c.add_node(**small)
+        c = patiently(lambda: Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False)))
+        patiently(lambda: c.add_node(**small))
     c.small, c.home = small, theirs
     with ray_on(c.address): yield c
     c.shutdown()
@@ -60,14 +86,12 @@ def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
 
 
 def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home, tmp_path):
-    cfgs, log, out = [Config.tiny(**LONG, seed=s) for s in range(2)], tmp_path/'log', {}
-    t = threading.Thread(target=lambda: out.update(runs=train_all(cfgs*2, machines.address, cbs=[Trace(log)])))
-    t.start()
-    wait_for(lambda: len(trained(log).query('epoch == 3')))
+    cfgs, log = [Config.tiny(**LONG, seed=s) for s in range(2)], tmp_path/'log'
+    t = Elsewhere(lambda: train_all(cfgs*2, machines.address, cbs=[trace(log)]))
+    wait_for(lambda: len(trained(log).query('epoch == 3')), t)
     victim = trained(log).query('epoch == 3').iloc[0]
     os.kill(victim.pid, signal.SIGKILL)
-    t.join(400)
-    runs, df = out['runs'], trained(log)
+    runs, df = t.result(), trained(log)
     assert [r.cfg for r in runs] == cfgs*2
     resumed = {r.path.name: r.provenance['resumed_at'] for r in runs}
     assert resumed[victim.run] >= 2 and sum(v > 0 for v in resumed.values()) == 1
@@ -76,22 +100,20 @@ def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home
     assert len(set(df[df.run == victim.run].pid)) == 2
     for r in runs: r.store.verify()
     done = [(r.path/'DONE').stat().st_mtime_ns for r in runs]
-    train_all(cfgs, machines.address, cbs=[Trace(log)], then=lambda run: 0)
+    train_all(cfgs, machines.address, cbs=[trace(log)], then=lambda run: 0)
     assert len(trained(log)) == len(df) and [(r.path/'DONE').stat().st_mtime_ns for r in runs] == done
 
 
 def test_a_machine_that_goes_away(machines, home, tmp_path):
-    third, log, out = machines.add_node(**machines.small), tmp_path/'log', {}
+    third, log = patiently(lambda: machines.add_node(**machines.small)), tmp_path/'log'
     cfgs = [Config.tiny(**LONG, seed=s) for s in range(3)]
-    t = threading.Thread(target=lambda: out.update(runs=train_all(cfgs, machines.address, cbs=[Trace(log)])))
-    t.start()
-    wait_for(lambda: (trained(log).query('epoch == 2').node == third.node_id).any())
+    t = Elsewhere(lambda: train_all(cfgs, machines.address, cbs=[trace(log)]))
+    wait_for(lambda: (trained(log).query('epoch == 2').node == third.node_id).any(), t)
     machines.remove_node(third, allow_graceful=False)
-    t.join(400)
-    df = trained(log)
+    runs, df = t.result(), trained(log)
     lost = df[df.node == third.node_id].run.iloc[0]
     assert sorted(df[df.run == lost].epoch.unique()) == list(range(1, 41)) and len(df) <= 3*40 + 1
-    assert {r.path.name: r.provenance['resumed_at'] > 0 for r in out['runs']} == {c.key: c.key == lost for c in cfgs}
+    assert {r.path.name: r.provenance['resumed_at'] > 0 for r in runs} == {c.key: c.key == lost for c in cfgs}
 
 
 def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tmp_path, photos, monkeypatch):
@@ -125,7 +147,7 @@ def test_bad_input_is_not_retried(machines, home, tmp_path):
         if (tmp_path/'flaky').stat().st_size < 2: raise OSError('a network disk')
         return x
     assert map_runs(g, [7], machines.address) == [7]
-    with pytest.raises(BadInput, match='was lost 2 times'): map_runs(lambda x: os.kill(os.getpid(), 9), ['it'], machines.address, retries=1)
+    with pytest.raises(BadInput, match='it was lost in 1 of 1 tries'): map_runs(lambda x: os.kill(os.getpid(), 9), ['it'], machines.address, retries=0)
 
 
 def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
@@ -176,16 +198,12 @@ def holder(path):
 def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, monkeypatch):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
     cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=8))
-    whole, path, said = launch(cfg, 2, home/'whole'), home/'killed', []
-    def first():
-        try: launch(cfg, 2, path)
-        except BadInput as e: said.append(str(e))
-    t = threading.Thread(target=first)
-    t.start()
-    wait_for(lambda: cluster._epochs_done(path) >= 2)
+    whole, path = launch(cfg, 2, home/'whole'), home/'killed'
+    t = Elsewhere(lambda: launch(cfg, 2, path))
+    wait_for(lambda: cluster._epochs_done(path) >= 2, t)
     os.kill(holder(path), signal.SIGKILL)
-    t.join(400)
-    assert 'launch again and they go on' in said[0] and not (path/'DONE').exists()
+    with pytest.raises(BadInput, match='launch again and they go on'): t.result()
+    assert not (path/'DONE').exists()
     run = launch(cfg, 2, path)
     assert 2 <= run.provenance['resumed_at'] < 8 and bits(run) == bits(whole) and files(run) == files(whole)
     run.store.verify()
