@@ -69,7 +69,7 @@ def _scan(root, files, see=None):
     except (OSError, ValueError): memo = {}
     def known(p):
         try: st = p.stat()
-        except OSError as e: return (str(p), ['', '', f'{type(e).__name__}: {e.strerror}'])
+        except (OSError, ValueError) as e: return (str(p), ['', '', f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"])   # ValueError: a name with a null byte
         k, v = f'{st.st_size} {st.st_mtime_ns}', memo.get(str(p))
         return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p, see))])   # a failure is looked at again
     new = dict(_threaded(known, files, 'reading pictures'))
