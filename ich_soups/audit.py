@@ -164,7 +164,8 @@ class _Source:
     read: object     # (i, size) -> uint8 [size, size, 3]
     memo: Path       # where thumbnails are remembered
     fresh: dict      # thumbnails decoded by the scan
-    folder: Path|None = None
+    folder: Path|None = None  # if it is one
+    root: Path|None = None    # what the paths are shown below
     order: list|None = None   # class names in the order of a collection
 
     @property
@@ -177,11 +178,13 @@ def _gather(source):
     if isinstance(source, Pictures) or not Path(source).exists() and os.sep not in str(source):
         p = load_pictures(source)
         files = isinstance(p.items[0], Path)
-        return _Source(p.name, p.items if files else [f'{p.name} {i}' for i in range(len(p))], [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one, cache_dir()/'thumbs'/f'{p.name}.npz', {}, order=list(p.classes))
+        return _Source(p.name, p.items if files else [f'{p.name} {i}' for i in range(len(p))], [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one, cache_dir()/'thumbs'/f'{p.name}.npz', {}, root=Path(os.path.commonpath([f.parent for f in p.items])) if files else None, order=list(p.classes))
     root, files, labels, parts = _listing(source)
     fresh = {}
     scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, _grey(small)))
-    return _Source(str(source), files, labels, parts or ['']*len(files), [d for d, _ in scan], [w for _, w in scan], lambda i, size: decode(files[i], size), _memo(root, 'thumbs', 'npz'), fresh, root if Path(source).is_dir() else None)
+    return _Source(str(source), files, list(map(_utf8, labels)), parts or ['']*len(files), [d for d, _ in scan], [w for _, w in scan], lambda i, size: decode(files[i], size), _memo(root, 'thumbs', 'npz'), fresh, root if Path(source).is_dir() else None, root)
+
+def _utf8(name): return str(name).encode('utf-8', 'backslashreplace').decode()   # a name of another encoding as it can be stored
 
 # %% ../nbs/13_audit.ipynb #5e51bd3b
 def _features(src, idx, arch, pretrained, size, bs=64):
@@ -322,9 +325,8 @@ class Audit:
 
     def short(self, path):
         "A path as people see it: below the folder that was looked at."
-        if path == '' or self.source.folder is None: return str(path)
-        p = Path(path)
-        return str(p.relative_to(self.source.folder)) if p.is_relative_to(self.source.folder) else str(p)
+        p, root = Path(path), self.source.root
+        return str(p.relative_to(root)) if path and root and p.is_relative_to(root) else str(path)
 
     def __str__(self): return '\n'.join(self.text)
     def _repr_markdown_(self): return '\n'.join(f'- {t}' for t in self.text)
@@ -343,8 +345,8 @@ def _exact(src):
 
 def _row(src, kind, i, j=None, score=np.nan, other_label='', advice=None):
     "One finding about picture `i`, or about `i` and `j`."
-    o = ('', other_label, '') if j is None else (str(src.items[j]), src.labels[j], src.splits[j])
-    return dict(zip(COLUMNS, (kind, str(src.items[i]), o[0], src.labels[i], o[1], float(score), advice or KINDS[kind][2], src.splits[i], o[2])))
+    o = ('', other_label, '') if j is None else (_utf8(src.items[j]), src.labels[j], src.splits[j])
+    return dict(zip(COLUMNS, (kind, _utf8(src.items[i]), o[0], src.labels[i], o[1], float(score), advice or KINDS[kind][2], src.splits[i], o[2])))
 
 def _classes(src, few):
     "Findings about classes: only one, missing from a part, very few distinct pictures; and files beside them that are not read."
