@@ -108,7 +108,9 @@ def plot_counts(
         ax.barh(wide.index, wide[s], left=left, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=f'{s} ({wide[s].sum():,})')
         left += wide[s].values
     for y, n in enumerate(left): ax.text(n, y, f' {int(n):,}', va='center', fontsize=8)
-    ax.set(xlabel='pictures'); ax.legend(loc='lower right'); ax.tick_params(axis='y', length=0)
+    ax.set(xlabel='pictures'); ax.tick_params(axis='y', length=0)
+    if left[:3].max() < .6*left.max(): ax.legend(loc='lower right')
+    else: fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=3)       # no room beside the bars
     return fig
 
 # %% ../nbs/11_plots.ipynb #7e8597bc
