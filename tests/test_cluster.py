@@ -9,7 +9,7 @@ from ich_soups.core import BadInput, Config
 from ich_soups.training import Run, get_run
 
 TINY = dict(data='scenes17:300', size=32, bs=32, k=2, epochs=2)
-LONG = TINY | dict(epochs=40, monitor=('accuracy',))
+LONG = TINY | dict(epochs=16, monitor=('accuracy',))
 
 
 def trace(file):
@@ -95,8 +95,8 @@ def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home
     assert [r.cfg for r in runs] == cfgs*2
     resumed = {r.path.name: r.provenance['resumed_at'] for r in runs}
     assert resumed[victim.run] >= 2 and sum(v > 0 for v in resumed.values()) == 1
-    assert {r: sorted(set(g.epoch)) for r, g in df.groupby('run')} == {c.key: list(range(1, 41)) for c in cfgs}
-    assert len(df) <= 2*40 + 1                                          # the epoch in which it was killed, if that was trained already
+    assert {r: sorted(set(g.epoch)) for r, g in df.groupby('run')} == {c.key: list(range(1, 17)) for c in cfgs}
+    assert len(df) <= 2*16 + 1                                          # the epoch in which it was killed, if that was trained already
     assert len(set(df[df.run == victim.run].pid)) == 2
     for r in runs: r.store.verify()
     done = [(r.path/'DONE').stat().st_mtime_ns for r in runs]
@@ -112,7 +112,7 @@ def test_a_machine_that_goes_away(machines, home, tmp_path):
     machines.remove_node(third, allow_graceful=False)
     runs, df = t.result(), trained(log)
     lost = df[df.node == third.node_id].run.iloc[0]
-    assert sorted(df[df.run == lost].epoch.unique()) == list(range(1, 41)) and len(df) <= 3*40 + 1
+    assert sorted(df[df.run == lost].epoch.unique()) == list(range(1, 17)) and len(df) <= 3*16 + 1
     assert {r.path.name: r.provenance['resumed_at'] > 0 for r in runs} == {c.key: c.key == lost for c in cfgs}
 
 
