@@ -17,7 +17,8 @@ test: setup               ## everything: in sync, every notebook, every test; fi
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(0|1[0-57-9])' --n_workers 2 --do_print --timing
 	$(BIN)/nbdev_test --file_re '^(16|[2-9]|index)' --n_workers 1 --do_print --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -v -n 2 --dist loadfile --durations=10 --ignore tests/test_speed.py --ignore tests/test_cluster.py
-	$(BIN)/python -m pytest tests/test_cluster.py tests/test_speed.py -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
+	$(BIN)/python -m pytest tests/test_speed.py -v
 
 bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model; PHOTOS=folder for your own
 	$(BIN)/python -m ich_soups.bench averaging
