@@ -144,7 +144,8 @@ def _looks(path, digests, read, fresh):
     def one(d): return d, (t := fresh[d] if d in fresh else _grey(read(todo[d], 32)), phash(t))
     if todo:
         have |= dict(_threaded(one, todo, 'hashing pictures'))
-        with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, digests=np.array(list(have)), thumbs=np.stack([t for t, _ in have.values()]), hashes=np.array([h for _, h in have.values()], np.uint64))
+        thumbs, hashes = zip(*have.values())
+        with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, digests=np.array(list(have)), thumbs=np.stack(thumbs), hashes=np.array(hashes, np.uint64))
     none = (np.zeros((32, 32), np.uint8), np.uint64(0))
     rows = [have.get(d, none) if d else none for d in digests]
     return np.stack([t for t, _ in rows]), np.array([h for _, h in rows], np.uint64)
@@ -178,11 +179,15 @@ def _gather(source):
     if isinstance(source, Pictures) or not Path(source).exists() and os.sep not in str(source):
         p = load_pictures(source)
         files = isinstance(p.items[0], Path)
-        return _Source(p.name, p.items if files else [f'{p.name} {i}' for i in range(len(p))], [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one, cache_dir()/'thumbs'/f'{p.name}.npz', {}, root=Path(os.path.commonpath([f.parent for f in p.items])) if files else None, order=list(p.classes))
+        names, root = (p.items, Path(os.path.commonpath([f.parent for f in p.items]))) if files else ([f'{p.name} {i}' for i in range(len(p))], None)
+        return _Source(p.name, names, [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one,
+                       cache_dir()/'thumbs'/f'{p.name}.npz', {}, root=root, order=list(p.classes))
     root, files, labels, parts = _listing(source)
     fresh = {}
     scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, _grey(small)))
-    return _Source(str(source), files, list(map(_utf8, labels)), parts or ['']*len(files), [d for d, _ in scan], [w for _, w in scan], lambda i, size: decode(files[i], size), _memo(root, 'thumbs', 'npz'), fresh, root if Path(source).is_dir() else None, root)
+    digests, reasons = map(list, zip(*scan))
+    return _Source(str(source), files, list(map(_utf8, labels)), parts or ['']*len(files), digests, reasons, lambda i, size: decode(files[i], size),
+                   _memo(root, 'thumbs', 'npz'), fresh, root if Path(source).is_dir() else None, root)
 
 def _utf8(name): return str(name).encode('utf-8', 'backslashreplace').decode()   # a name of another encoding as it can be stored
 
@@ -259,15 +264,20 @@ KINDS = {   # kind: (one, many, what to do)
     'one-class': ('there is only one class', '', 'a classifier needs at least two class folders'),
     'unreadable': ('1 file cannot be read', '{n} files cannot be read', 'replace them; the cleaned list leaves them out'),
     'missing': ('1 class is missing from a part', '{n} times a class is missing from a part', 'move some of its pictures there, or remove the class'),
-    'conflict': ('1 photograph is there under two labels', '{n} times the same photograph is there under two labels', 'decide which is right and delete the other; the cleaned list leaves both out'),
-    'leak': ('1 photograph lies in two parts', '{n} times the same photograph lies in two parts', 'what is tested would be remembered; the cleaned list keeps the one in test before val before train'),
-    'near-leak': ('1 near-duplicate of a picture lies in another part', '{n} pairs of near-duplicates lie in two parts', 'as bad as a copy; the cleaned list leaves out the one in train before val before test'),
-    'near-conflict': ('1 pair of near-duplicates has two labels', '{n} pairs of near-duplicates have two labels', 'look whether one of them is wrong; the cleaned list keeps them, for in some collections the small difference is the class'),
-    'suspect': ('1 picture looks like another class', '{n} pictures look like another class', 'look at them (contact sheet) and correct the label where it is wrong; the cleaned list keeps them unless suspects are asked out'),
-    'few': ('1 class has very few pictures', '{n} classes have very few pictures', 'add pictures or merge classes: a score of a class like that says little'),
+    'conflict': ('1 photograph is there under two labels', '{n} times the same photograph is there under two labels', 'delete the wrong one; the cleaned list leaves both out'),
+    'leak': ('1 photograph lies in two parts', '{n} times the same photograph lies in two parts',
+             'what is tested would be remembered; the cleaned list keeps the one in test before val before train'),
+    'near-leak': ('1 near-duplicate of a picture lies in another part', '{n} pairs of near-duplicates lie in two parts',
+                  'as bad as a copy; the cleaned list leaves out the one in train before val before test'),
+    'near-conflict': ('1 pair of near-duplicates has two labels', '{n} pairs of near-duplicates have two labels',
+                      'look whether one is wrong; the cleaned list keeps them, for in some collections the small difference is the class'),
+    'suspect': ('1 picture looks like another class', '{n} pictures look like another class',
+                'look at the contact sheet and correct what is wrong; the cleaned list keeps them unless suspects are asked out'),
+    'few': ('1 class has very few pictures', '{n} classes have very few pictures', 'add pictures or merge classes: a score of such a class says little'),
     'blank': ('1 picture is blank', '{n} pictures are blank', 'replace or remove them'),
     'duplicate': ('1 file is there twice', '{n} files are copies of another', 'the cleaned list keeps one of each'),
-    'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates', 'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
+    'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates',
+             'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
     'ignored': ('1 kind of file is not read', '{n} kinds of files are not read', 'convert photographs among them to JPEG')}
 SERIOUS = ('one-class', 'unreadable', 'missing', 'conflict', 'leak', 'near-leak')   # what makes a measured accuracy wrong, or stops a training
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
@@ -283,7 +293,7 @@ def _advice(why):
     return 'save it again in another program, or remove it'
 
 # %% ../nbs/13_audit.ipynb #7bdf2251
-@dataclass
+@dataclass(eq=False, repr=False)
 class Audit:
     "What `inspect` found."
     source: _Source
@@ -307,7 +317,8 @@ class Audit:
     @property
     def text(self) -> list:
         "Lines for people, the worst first, each with what to do."
-        head = f'{sum(map(bool, self.source.digests)):,} pictures in {len(set(self.source.labels))} classes' + (f" ({', '.join(f'{p} {n:,}' for p, n in self.counts.sum().items())})" if self.source.split else '')
+        parts = ', '.join(f'{p} {n:,}' for p, n in self.counts.sum().items())
+        head = f'{sum(map(bool, self.source.digests)):,} pictures in {len(set(self.source.labels))} classes' + (f' ({parts})' if self.source.split else '')
         lines = [self._line(k, self.findings[self.findings.kind == k]) for k in KINDS if (self.findings.kind == k).any()]
         return [head, *(lines or ['nothing to put right']), *self.notes]
 
@@ -319,8 +330,8 @@ class Audit:
 
     def _say(self, r):
         path, other = self.short(r.path), self.short(r.other)
-        return {'unreadable': f'{path} ({r.advice})', 'missing': f'{r.label} has none in {r.split}', 'few': f'{r.label} has {r.score:.0f}', 'one-class': r.label, 'ignored': f'{r.score:.0f} {r.label}', 'blank': path,
-                'suspect': f'{path} ({r.label}; looks like {r.other_label})', 'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
+        return {'unreadable': f'{path} ({r.advice})', 'missing': f'{r.label} has none in {r.split}', 'few': f'{r.label} has {r.score:.0f}',
+                'one-class': r.label, 'ignored': f'{r.score:.0f} {r.label}', 'blank': path, 'suspect': f'{path} ({r.label}; looks like {r.other_label})', 'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
                 'near-conflict': f'{path} ({r.label}) ~ {other} ({r.other_label})'}.get(r.kind) or f"{path} {'~' if 'near' in r.kind else '='} {other}"
 
     def short(self, path):
@@ -329,6 +340,7 @@ class Audit:
         return str(p.relative_to(root)) if path and root and p.is_relative_to(root) else str(path)
 
     def __str__(self): return '\n'.join(self.text)
+    __repr__ = __str__
     def _repr_markdown_(self): return '\n'.join(f'- {t}' for t in self.text)
 
 # %% ../nbs/13_audit.ipynb #8408fd0d
@@ -480,15 +492,17 @@ def fix(self:Audit,
     d = d[d.why == '']
     classes = sorted(set(d.label))
     if len(classes) < 2: raise BadInput(f'{src.name} has {len(classes)} classes left after cleaning; a classifier needs at least two')
-    if gone := set(classes) - set(d.label[d.split == 'train']): raise BadInput(f'the class {sorted(gone)[0]} would have no training picture left; add pictures, or look for near-duplicates less strictly (near=.9, or near=None)')
-    if empty := [s for s in SPLITS if not (d.split == s).any()]: raise BadInput(f'the {empty[0]} part would be empty; add pictures, or look for near-duplicates less strictly (near=.9, or near=None)')
+    remedy = 'add pictures, or call fewer of them near-duplicates (near=.9, or near=None)'
+    if gone := set(classes) - set(d.label[d.split == 'train']): raise BadInput(f'the class {sorted(gone)[0]} would have no training picture left; {remedy}')
+    if empty := [s for s in SPLITS if not (d.split == s).any()]: raise BadInput(f'the {empty[0]} part would be empty; {remedy}')
     write_split(Pictures(src.name, classes, np.array([classes.index(l) for l in d.label]), d.split.to_numpy(str), list(d.path), [src.digests[i] for i in d.index]), out)
     return out
 
 Audit.plan, Audit.fix = plan, fix
 
 # %% ../nbs/13_audit.ipynb #ce66e88f
-_SHOWN = {'conflict': ('red', 'one photograph, two labels'), 'leak': ('red', 'one photograph, two parts'), 'near-leak': ('brown', 'near-duplicates, two parts'), 'near-conflict': ('purple', 'near-duplicates, two labels'),
+_SHOWN = {'conflict': ('red', 'one photograph, two labels'), 'leak': ('red', 'one photograph, two parts'),
+          'near-leak': ('brown', 'near-duplicates, two parts'), 'near-conflict': ('purple', 'near-duplicates, two labels'),
           'duplicate': ('grey', 'copies'), 'near': ('grey', 'near-duplicates')}
 
 def _fair(rows, most):
@@ -551,7 +565,7 @@ def contact_sheet(self:Audit,
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
     y = 0
     for im in images: page.paste(im, (0, y)); y += im.height
-    with atomic(out) as tmp: page.save(tmp, 'png', optimize=True)
+    with atomic(out) as tmp: page.save(tmp, 'png')
     return Path(out)
 
 Audit.contact_sheet = contact_sheet
