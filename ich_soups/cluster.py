@@ -10,7 +10,7 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
 import contextlib, copy, importlib, json, logging, os, random, re, shutil, subprocess, sys, tempfile, time, warnings
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
+from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
@@ -285,7 +285,7 @@ class Ranks(Callback):
 
     def _check_sizes(self):
         n, bs = self.acc.num_processes, self.dls.train.bs
-        if bs % n: raise BadInput(f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so that {n} divides bs/accum')
+        _splits(bs, n)
         if len(self.dls[0].dataset) < bs: raise BadInput(f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process')
         if len(self.dls[1].dataset) < n: raise BadInput(f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose fewer processes')
 
@@ -318,6 +318,9 @@ class Ranks(Callback):
         logits, targs = map(_interleave, zip(*parts))
         self.snapshot.logits, self.snapshot.targs = [logits], [targs]
         self.recorder.log[self.recorder.metric_names.index('valid_loss')] = self.learn.loss_func(logits, targs).item()
+
+def _splits(bs, n):
+    if bs % n: raise BadInput(f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so that {n} divides bs/accum')
 
 def _interleave(parts):
     "The whole of which part r holds every n-th row from r on."
@@ -374,14 +377,14 @@ def launch(
     path = Path(os.path.abspath(path or runs_dir()/cfg.key))
     if processes == 1 or (path/'DONE').exists(): return get_run(cfg, path)
     _needs('accelerate')
+    _splits(cfg.bs//cfg.accum, processes)
     gpus = 0 if os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') else torch.cuda.device_count()
     if gpus and gpus < processes: raise BadInput(f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu')
     with tempfile.TemporaryDirectory() as d, open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log:
         write_json(f'{d}/config.json', asdict(cfg))
-        cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', processes, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no',
-               '--main_process_port', 0, '--num_cpu_threads_per_process', threads, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
+        cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', processes, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
         own = str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])
-        env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
+        env = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
         code = _watch(subprocess.Popen(list(map(str, cmd)), stdout=log, stderr=log, env=env, start_new_session=True), cfg, path, progress)
         if Path(f'{d}/error').exists(): raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
         if code:
@@ -417,7 +420,7 @@ def main(args=None):
 # %% ../nbs/13_cluster.ipynb #cd5d6acb
 def speed(
     runs:int=8,
-    cfg:Config=Config.tiny(epochs=3),  # the tiny profile, some of its epochs
+    cfg:Config=Config.tiny(epochs=6),  # the tiny profile, some of its epochs
     cpus:int=2                         # of Ray
 ) -> pd.DataFrame:
     "Seconds of `runs` seeds one after another on one thread, and on Ray, its start and the imports of its workers included; `to_ideal` is the share of `serial/cpus`, 1 at best."
@@ -432,6 +435,14 @@ def speed(
     return pd.DataFrame([dict(device=device_name(), runs=runs, epochs=cfg.epochs, serial=here, ray=there, speedup=here/there, to_ideal=there/(here/cpus))])
 
 # %% ../nbs/13_cluster.ipynb #f5de47b7
+@cache
+def _measure(arch, classes, size):
+    "Operations of a forward pass, and the sizes and dimensions of the tensors of a state dict."
+    model = create_model(arch, classes, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return int(stage_summary(model, size).flops.iloc[-1]), [(v.numel(), v.ndim) for v in model.state_dict().values()]
+
 def estimate(
     cfg:Config,
     runs:int=1000,
@@ -443,13 +454,10 @@ def estimate(
     restart:float=120.           # seconds from there to the next training step
 ) -> dict:
     "GPU hours (of one run, of all, and the share lost to interruptions), and bytes of one snapshot, of a run and of all runs."
-    model = create_model(cfg.arch, classes, cfg.size)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        flops = int(stage_summary(model, cfg.size).flops.iloc[-1])
+    flops, tensors = _measure(cfg.arch, classes, cfg.size)
     one = cfg.epochs*(3*pictures[0] + pictures[1])*flops/(peak*use)/3600
     lost = (one/cfg.epochs/2 + restart/3600)/lease      # half an epoch and a start for each interruption
-    size = {d: sum(v.numel()*(2 if d == 'bf16' and v.ndim > 1 else 4) for v in model.state_dict().values()) for d in ('fp32', 'bf16')}
+    size = {d: sum(n*(2 if d == 'bf16' and ndim > 1 else 4) for n, ndim in tensors) for d in ('fp32', 'bf16')}
     kept = min(cfg.epochs, cfg.k*len(cfg.monitor) + len(cfg.fixed))    # at most: an epoch best by two metrics is one file
     return dict(flops=flops, hours_a_run=one, gpu_hours=runs*one*(1 + lost), lost=lost, snapshot=size[cfg.store], kept=kept,
                 run_bytes=size[cfg.store]*kept + 3*size['fp32'], bytes=runs*(size[cfg.store]*kept + 3*size['fp32']), state=size['fp32']*5)

@@ -25,7 +25,7 @@ from fasttransform import DisplayedTransform
 from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from .core import BadInput, atomic, cache_dir, device as default_device, suggest, write_json
+from .core import BadInput, atomic, cache_dir, device as default_device, one_line, suggest, write_json
 
 # %% ../nbs/02_data.ipynb #ac12f960
 def decode(
@@ -225,7 +225,7 @@ def read_photos(
     scan = _scan(root, files)
     bad = [(f, why) for f, (_, why) in zip(files, scan) if why]
     if bad and on_bad != 'skip': raise BadInput(f"{bad[0][0]} cannot be read ({bad[0][1]}){f' and {len(bad)-1} more' if len(bad) > 1 else ''}; remove or replace it (check_folder lists all of them)")
-    if bad: warnings.warn(f'{len(bad)} unreadable files are left out, the first is {bad[0][0]}')
+    if bad: warnings.warn(one_line(f'{len(bad)} unreadable files are left out, the first is {bad[0][0]}' if len(bad) > 1 else f'one unreadable file is left out, {bad[0][0]}'))
     keep = [i for i, (_, why) in enumerate(scan) if not why]
     classes = sorted({names[i] for i in keep})
     if len(classes) < 2: raise BadInput(f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least two class folders')

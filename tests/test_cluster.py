@@ -198,7 +198,7 @@ def holder(path):
 
 def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, monkeypatch):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
-    cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=8))
+    cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=6))
     whole, path = launch(cfg, 2, home/'whole'), home/'killed'
     t = Elsewhere(lambda: launch(cfg, 2, path))
     wait_for(lambda: cluster._epochs_done(path) >= 2, t)
@@ -206,9 +206,9 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
     with pytest.raises(BadInput, match='launch again and they go on'): t.result()
     assert not (path/'DONE').exists()
     run = launch(cfg, 2, path)
-    assert 1 <= run.provenance['resumed_at'] < 8 and bits(run) == bits(whole) and files(run) == files(whole)
+    assert 1 <= run.provenance['resumed_at'] < 6 and run.provenance['processes'] == 2 and bits(run) == bits(whole) and files(run) == files(whole)
     run.store.verify()
-    assert not (path/'state.pt').exists() and len(run.history) == 8 and all('module.' not in k for k in run.snapshots[0].weights())
+    assert not (path/'state.pt').exists() and len(run.history) == 6 and all('module.' not in k for k in run.snapshots[0].weights())
 
     # within noise: as near to single processes as those, which differ by their seed, are to each other
     one = [get_run(cfg.replace(seed=s)) for s in range(3)]
@@ -216,6 +216,10 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
     assert abs(run.history.valid_loss.iloc[-3:].mean() - loss.mean()) < 4*loss.std(ddof=1)*np.sqrt(1 + 1/3) + .02, (run.history.valid_loss, loss)
 
 
-def test_what_cannot_be_split_is_said_once(home, monkeypatch):
-    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
-    with pytest.raises(BadInput, match='32 training pictures|cannot be split'): launch(Config.tiny(**TINY | dict(bs=33)), 2)
+def test_what_cannot_be_used_is_said_once(home, tmp_path, monkeypatch):
+    cfg = Config.tiny(**TINY | dict(arch='no_such_net'))
+    cluster.write_json(tmp_path/'cfg.json', cluster.asdict(cfg))
+    monkeypatch.setattr(os, '_exit', sys.exit)
+    with pytest.raises(SystemExit) as e: cluster.main([str(tmp_path/'cfg.json'), str(tmp_path/'run'), str(tmp_path/'error')])
+    assert e.value.code == 2 and 'no_such_net' in (tmp_path/'error').read_text(encoding='utf-8')
+    with pytest.raises(BadInput, match='cannot be split evenly over 2 processes'): launch(cfg.replace(bs=33), 2)
