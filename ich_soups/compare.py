@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from .core import BadInput, amp_dtype, atomic
 from .data import PixelDataset
 from .ensembles import soft_voting
-from .metrics import confusion, from_confusion, paired_difference, paired_test, scores, temperature
+from .metrics import COUNTED, class_counts, from_counts, paired_difference, paired_test, resampled, scores, temperature
 from .models import data_stats, has_bn
 from .soups import Soup, average, bn_batches, recalibrate_bn, recipe
 from .training import predict_logits
@@ -133,15 +133,16 @@ def fresh_logits(run, split, prepare) -> np.ndarray:
 # %% ../nbs/18_compare.ipynb #93da3d2b
 def _row(logits, targs):
     "Scores as `metric`, `metric_lo`, `metric_hi`; the mean over models if there are several."
+    targs = np.asarray(targs)
     if logits.ndim == 2: df = scores(logits, targs)
     else:
         per = [scores(l, targs, n_boot=2) for l in logits]
-        df = sum(p[['value']] for p in per)/len(per)
-        i = np.random.default_rng(0).integers(0, len(targs), (1000, len(targs)))
-        boot = [from_confusion(confusion(l.argmax(1)[i], np.asarray(targs)[i], l.shape[1])) for l in logits]
-        for m in boot[0]: df.loc[m, ['lo', 'hi']] = np.quantile(np.mean([b[m] for b in boot], 0), (.025, .975))
-        loss = -log_softmax(logits, -1)[:, np.arange(len(targs)), targs].mean(0)
-        df.loc['nll', ['lo', 'hi']] = np.quantile(loss[i].mean(1), (.025, .975))
+        df, preds, (n, c) = sum(p[['value']] for p in per)/len(per), logits.argmax(-1), logits.shape[1:]
+        loss = -log_softmax(logits, -1)[:, np.arange(n), targs].mean(0)
+        def counted(i):
+            each = [from_counts(*class_counts(p[i], targs[i], c)) for p in preds]
+            return np.column_stack([np.mean([e[m] for e in each], 0) for m in COUNTED] + [loss[i].mean(1)])
+        df.loc[[*COUNTED, 'nll'], ['lo', 'hi']] = np.quantile(resampled(counted, n), (.025, .975), axis=0).T
     return {f'{m}{s}': df.loc[m, c] for m in df.index for c, s in (('value', ''), ('lo', '_lo'), ('hi', '_hi'))}
 
 def table(

@@ -120,8 +120,9 @@ def _write_history(path, rows):
 class Journal(Callback):
     "Write history.csv and state.pt after each epoch, and show where the training is."
     order = 80
-    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows = Path(path), title, start, list(rows)
+    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows, self.scaler = Path(path), title, start, list(rows), None
     def before_fit(self):
+        if self.scaler: self.learn.scaler.load_state_dict(self.scaler)      # of fp16, which fastai makes anew in each fit
         self.bar = tqdm(total=self.n_epoch, initial=self.start, desc=self.title, unit='epoch', file=sys.__stderr__, leave=False,
                         mininterval=.1 if sys.__stderr__ and sys.__stderr__.isatty() else 15)
     def before_train(self): self.losses = []
@@ -133,7 +134,7 @@ class Journal(Callback):
         self.rows.append(row)
         _write_history(self.path, self.rows)
         state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state(),
-                     rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint)
+                     rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint, scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None)
         with atomic(self.path/'state.pt') as tmp: torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
         self.bar.update()
@@ -304,6 +305,7 @@ def _train(cfg, path, cbs=()):
         learn.model.load_state_dict(state['model'])
         learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
         learn.averages.load(state['averages'])
+        learn.journal.scaler = state.get('scaler')
     if start < cfg.epochs:
         with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
     learn.snapshot.store.sweep()

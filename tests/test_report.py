@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from ich_soups import report
-from ich_soups.compare import Candidate
+from ich_soups.compare import Candidate, table
 from ich_soups.core import BadInput, Config
 from ich_soups.data import Pictures
-from ich_soups.report import Evidence, same_data, scored, write_report
+from ich_soups.report import Evidence, same_data, write_report
 from ich_soups.training import get_run
 
 HOSTILE = ('<script>alert(1)<', 'Đờn ca tài tử', 'two\nlines "q" & \'s\'', '$x^{_ **bold** `code`')
@@ -179,7 +179,7 @@ def test_a_hundred_thousand_pictures():
     made = lambda split, s: (r.normal(size=(len(targs(split)), c)) + s*np.eye(c)[targs(split)]).astype(np.float32)
     run, t0 = SimpleNamespace(pictures=pics, classes=pics.classes, targs=targs, cfg=Config.tiny(data='many', size=8)), time.process_time()
     cands = {'single best': Candidate('control', made('test', 2)), 'a soup': Candidate('soup', made('test', 2.1))}
-    e = Evidence(run, {'a soup': SimpleNamespace(coefs=[1.])}, cands, scored(cands, targs('test')), {'single best': made('val', 2), 'a soup': made('val', 2.2)}, 1, 2)
+    e = Evidence(run, {'a soup': SimpleNamespace(coefs=[1.])}, cands, table(cands, targs('test')), {'single best': made('val', 2), 'a soup': made('val', 2.2)}, 1, 2)
     assert (e.best, e.soup, e.single) == ('a soup', 'a soup', 'single best')
     sections = [getattr(report, f'{s}_section')(e) for s in ('data', 'samples', 'results', 'confusion', 'classes', 'mistakes', 'calibration')]
     assert len(report.render('many', [], sections)) < 2_000_000 and time.process_time()-t0 < 60
