@@ -10,6 +10,8 @@ figures: setup            ## train what is missing, cook, redraw every table and
 	$(BIN)/python -m ich_soups.build figures
 
 test: export ICH_SOUPS_FIGURES = $(CURDIR)/build/figures
+# training sets in 24_bias_variance; the committed figure has eight
+test: export ICH_SOUPS_DRAWS = 4
 test: setup               ## everything: in sync, every notebook, every test; figures go to build/figures
 	$(BIN)/python -m ich_soups.build check
 	rm -rf build/figures && mkdir -p build/figures
@@ -20,10 +22,11 @@ test: setup               ## everything: in sync, every notebook, every test; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	$(BIN)/python -m pytest tests/test_speed.py -v
 
-bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model; PHOTOS=folder for your own
+bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model, runs on Ray; PHOTOS=folder for your own
 	$(BIN)/python -m ich_soups.bench averaging
 	$(BIN)/python -m ich_soups.bench search
 	$(BIN)/python -m ich_soups.bench training $(PHOTOS)
+	$(BIN)/python -m ich_soups.bench runs
 
 paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 OUT=folder WHERE=ray://HOST:PORT GPUS=1 PLAN=1]
 	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \
@@ -31,6 +34,7 @@ paper: setup              ## the paper's table from its photographs: DATA=folder
 
 full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew
+	$(BIN)/python -m ich_soups.subsets anew
 
 outputs: setup            ## run the library notebooks and keep their outputs
 	$(BIN)/python -m ich_soups.build outputs

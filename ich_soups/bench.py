@@ -311,7 +311,7 @@ def _show(df, note, digits=2, keep=False, **what):
     if keep: add_rows(long_table()/'speed.csv', [how | what | dict(name=r.pop(df.columns[0])) | r for r in df.to_dict('records')], ('device', 'table', 'arch', 'size', 'name'))
 
 def main(args=None):
-    "python -m ich_soups.bench training [FOLDER] | compile | averaging | search; with `keep`, training and compile also go into the long table"
+    "python -m ich_soups.bench training [FOLDER] | compile | runs | averaging | search; with `keep`, the first three also go into the long table"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
     keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
     every = lambda s, k: Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31)))
@@ -323,6 +323,9 @@ def main(args=None):
                 _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds', table='training', **of)
                 _show(time_shares(photos, cfg), f'where the time goes, milliseconds a batch of {cfg.bs//cfg.accum}', 3, table='time', **of)
     elif what == 'compile': _show(compile_speed(), f'{Config.tiny().arch} at {Config.tiny().size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step', keep=keep, table='compile', arch=Config.tiny().arch, size=Config.tiny().size)
+    elif what == 'runs':
+        from ich_soups.cluster import speed
+        _show(speed(), 'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs', keep=keep, table='runs', arch=Config.tiny().arch, size=Config.tiny().size)
     elif what == 'averaging': _show(averaging_speed(), 'seconds, medians of 3 rounds; floor: reading the files and writing one')
     elif what == 'search':
         df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])

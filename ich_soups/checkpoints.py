@@ -247,7 +247,10 @@ def save_weights(
         v = v.detach().cpu().contiguous()
         out[k] = v.clone() if v.untyped_storage().data_ptr() in seen else v
         seen.add(v.untyped_storage().data_ptr())
-    with atomic(path) as tmp: save_file(out, tmp, metadata=meta)
+    with atomic(path) as tmp:
+        tmp.touch(); mode = tmp.stat().st_mode     # as any new file here: safetensors lets nobody but its owner read one
+        save_file(out, tmp, metadata=meta)
+        tmp.chmod(mode)
 
 # %% ../nbs/01_checkpoints.ipynb #4b244f50
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar')

@@ -499,7 +499,7 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if not what: raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')
     _known(recipe or 'uniform', RECIPE_NAMES, 'recipe'); _known(metric, METRIC_NAMES, 'metric')
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
-    ready(out)
+    ready(out); _replaceable(out)
     seed_all(seed)
     t0, is_run = time.time(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
     if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
@@ -509,6 +509,14 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.time()-t0, 1), info=soup.info)
     lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.time()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
+
+def _replaceable(out):
+    "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
+    from ich_soups.checkpoints import Checkpoint
+    from ich_soups.core import BadInput
+    try: mine = not Path(out).exists() or 'soup' in Checkpoint(out).meta
+    except BadInput: mine = False
+    if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
 _TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)     # how many candidates those recipes score
 

@@ -17,7 +17,7 @@ from fastai.callback.core import Callback
 from filelock import FileLock
 from tqdm.auto import tqdm
 from .averaging import average
-from .core import BadInput, Config, atomic, device_name, home, load_config, runs_dir, seed_all, write_json
+from .core import BadInput, Config, atomic, home, load_config, runs_dir, seed_all, write_json
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
 from .training import Averages, Journal, Run, _dls, get_run, make_learner
@@ -405,9 +405,8 @@ def _watch(p, cfg, path, progress):
         with contextlib.suppress(OSError): os.killpg(p.pid, 15)
 
 def main(args=None):
-    "python -m ich_soups.cluster CONFIG.json [RUN] | bench"
+    "python -m ich_soups.cluster CONFIG.json [RUN]"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
-    if what == 'bench': print(speed().round(3).to_string(index=False)); return
     if not what: sys.exit(f'what to train? {main.__doc__}')
     try:
         run = train_together(load_config(what), *rest[:1])
@@ -432,7 +431,7 @@ def speed(
             train_all(cfgs, progress=False, **kw)
             return time.perf_counter()-t0
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b: here, there = timed(a), timed(b, where='ray')
-    return pd.DataFrame([dict(device=device_name(), runs=runs, epochs=cfg.epochs, serial=here, ray=there, speedup=here/there, to_ideal=there/(here/cpus))])
+    return pd.DataFrame([dict(name=f'{runs} runs of {cfg.epochs} epochs', cpus=cpus, serial=here, ray=there, speedup=here/there, to_ideal=there/(here/cpus))])
 
 # %% ../nbs/13_cluster.ipynb #f5de47b7
 @cache

@@ -119,7 +119,7 @@ def test_wrong_classes_and_wrong_networks(sh, kitchen):
                                         (('cook', 'plain.safetensors', '--recipe', 'greedy'), '--data and --arch'), (('train',), "'DATA'"), (('train', 'photos', '--epochs', '0'), 'epochs'), (('train', 'photos', '--schedule', 'x'), 'annealed'), (('train', 'photos', '--out', 'good.jpg'), 'good.jpg'),
                                         (('train', 'photos', '--out', 'run', '--seed', '1', *SMALL), 'another run'), (('train', 'photos', '--log', 'x'), 'wandb'), (('train', 'photos', '--where', 'moon'), 'ray://'), (('train', 'photos', '--device', 'abacus'), 'abacus'),
                                         (('train', 'photos', '--pretrained', 'no.pth'), 'no.pth'), (('eval', 'soup.safetensors', '--split', 'x'), 'val'), (('predict', 'soup.safetensors', 'good.jpg', '--csv', 'empty'), 'empty is a folder'), (('export', 'soup.safetensors', '--to', 'pdf'), 'onnx'),
-                                        (('cook', 'run', '--out', 'good.jpg/soup.safetensors'), 'cannot be written'), (('nope',), "'nope'"), (('train', 'photos', '--bs', 'many'), '--bs')])
+                                        (('cook', 'run', '--out', 'good.jpg/soup.safetensors'), 'cannot be written'), (('cook', 'run', '--out', 'run/averages/ema.safetensors'), 'is no soup'), (('nope',), "'nope'"), (('train', 'photos', '--bs', 'many'), '--bs')])
 def test_words_that_mean_nothing(sh, kitchen, args, says):
     refused(sh, kitchen, *args, says=[says])
 

@@ -95,5 +95,5 @@ def test_the_committed_results_can_be_had_again(fresh):
 
 def test_the_committed_drawings_are_the_drawings(fresh):
     "What depends on no training, or on a long table alone, is the same number for number."
-    for name in ('class_counts', 'coatnet_stages', 'samples', 'recipes', 'tails', 'anytime', 'results_seeds'):
+    for name in ('class_counts', 'coatnet_stages', 'samples', 'recipes', 'tails', 'anytime', 'results_seeds', 'permutation'):
         pd.testing.assert_frame_equal(pd.read_csv(COMMITTED/f'{name}.csv'), pd.read_csv(fresh/f'{name}.csv'))
