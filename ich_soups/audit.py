@@ -10,7 +10,6 @@ __all__ = ['KINDS', 'SERIOUS', 'COLUMNS', 'phash', 'hamming_counts', 'hamming_pa
 import hashlib, importlib, io, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
 from .data import _EXTS, SPLITS, Pictures, _listing, _memo, _scan, _threaded, decode, load_pictures, stratified_split, write_split
 from .models import create_model, data_stats
-from .plots import COLOURS, use_style
+from .plots import COLOURS
 
 # %% ../nbs/13_audit.ipynb #332c9bb8
 _BITS = np.array([bin(i).count('1') for i in range(1 << 16)], np.uint8)

@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, json, logging, os, random, re, shutil, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, importlib, logging, os, random, re, shutil, subprocess, sys, tempfile, time, warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cache

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup, escape
 from PIL import Image
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import ttest_1samp
 from tqdm import tqdm
 from .bias_variance import bias_variance, bootstrap_draws
@@ -33,6 +33,7 @@ from .metrics import confusion, ece, newcombe, nll, per_class, reliability, temp
 from .models import create_model, stage_summary
 from .plots import plot_confusions, plot_counts, plot_forest, plot_maps, plot_per_class, plot_reliability, plot_samples, plot_trajectory, shrink_png, use_style
 from .soups import Soup
+from .tables import over_seeds
 from .training import Run, lr_schedule
 
 # %% ../nbs/19_report.ipynb #4e8678e1
@@ -549,7 +550,7 @@ def made_section(es, command):
     trained = pd.DataFrame([dict(run=run_label(r, runs), date=r.provenance.get('date', ''), device=r.provenance.get('device', ''), seconds=r.provenance.get('seconds', ''), precision=r.provenance.get('precision', ''), torch=r.provenance.get('torch', ''), timm=r.provenance.get('timm', ''), fastai=r.provenance.get('fastai', ''), key=r.cfg.key) for r in runs])
     snaps = pd.DataFrame([{'run': run_label(r, runs), 'epoch': s.epoch, 'val loss': f"{s.scores['valid_loss']:.4f}" if 'valid_loss' in s.scores else '', 'val accuracy %': f"{100*s.scores['accuracy']:.2f}", 'sha256': s.sha256} for r in runs for s in r.snapshots][:300])
     soups = pd.DataFrame([dict(soup=n, recipe=s.recipe, ingredients=', '.join(f'{i} ({c:.2f})' for i, c in list(zip(s.ingredients, s.coefs))[:40])) for n, s in e.soups.items()])
-    text = [f"Everything that was chosen - epochs, ingredients, temperatures, the recommended model - was chosen on val. The test pictures were read once, to write this page. If you choose by this page, they are spent: judge that choice on new ones.",
+    text = ["Everything that was chosen - epochs, ingredients, temperatures, the recommended model - was chosen on val. The test pictures were read once, to write this page. If you choose by this page, they are spent: judge that choice on new ones.",
             f"Fingerprint of the pictures, their labels and their split: `{runs[0].provenance.get('data') or runs[0].pictures.fingerprint}`. Every snapshot was compared with its hash while this page was written.",
             f"Written on {date.today().isoformat()} on {now['device']}, with ich_soups {_version()}, Python {platform.python_version()}, torch {now['torch']}, timm {now['timm']}, fastai {now['fastai']}."]
     return _section('made', 'How this was made', text, tables=[as_table(trained, 'The training' if len(runs) == 1 else 'The trainings', code=('key',)), as_table(soups, 'The soups, with the share of each ingredient')],

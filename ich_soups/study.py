@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['DISHES', 'COSTLY', 'KEYS', 'RATES', 'SCHEDULES', 'ENDS', 'Dish', 'pool', 'control_rows', 'soup_row', 'study_run',
            'study_rows', 'present', 'scenes_cfg', 'photos_cfg', 'tuned_cfg', 'plan', 'curve_rows', 'study_curve',
-           'curve_plan', 'main', 'against']
+           'curve_plan', 'best_on_test', 'baseline_plan', 'study_baseline', 'main', 'against']
 
 # %% ../nbs/27_recipes.ipynb #8dd9ecf8
 import sys, time
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
-from .compare import finish, fresh_bn, with_bn
+from .compare import Candidate, finish, fresh_bn, table, with_bn
 from .core import Config
 from .ensembles import soft_voting
 from .metrics import METRICS
+from .models import RELATIVES
 from .snapshots import kept_epochs
 from .soups import recipe, uniform_soup
 from .tables import add_rows, long_table, one_more, origin, over_seeds, read_rows
@@ -155,8 +156,26 @@ def curve_plan() -> list:
     return [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')] + [scenes_cfg('annealed', k, e) for k in range(3) for e in (*ENDS, 30)]
 
 # %% ../nbs/27_recipes.ipynb #228f8d63
+def best_on_test(run) -> Candidate:
+    "The single best checkpoint of a network that is compared with."
+    return Candidate('baseline', run.logits('test')[[s.epoch for s in run.snapshots].index(run.best().epoch)])
+
+def baseline_plan() -> list:
+    "The runs behind the table of baselines."
+    return [Config.tiny(arch=a, seed=k) for k in range(3) for a in RELATIVES if a != 'test_coatnet']
+
+def study_baseline(cfg:Config) -> list:
+    "The row of `compare.table` for one of these runs, against the single best checkpoint of the tiny CoAtNet."
+    run, other = get_run(cfg), get_run(cfg.replace(arch='test_coatnet'))
+    refs = {'single best': best_on_test(other), 'single best, fresh BN': Candidate('control', other.logits_of(other.best().weights(), 'test', fresh_bn(other)))}
+    row, (what, how) = table({RELATIVES[cfg.arch]: best_on_test(run)} | refs, run.targs('test')).iloc[0], origin(run)
+    how['dtype'] = how.pop('precision')      # the score has that name
+    add_rows(long_table()/'baselines.csv', [what | row.to_dict() | how], (*KEYS[:-1], 'model'))
+    return [row]
+
+# %% ../nbs/27_recipes.ipynb #1ca983fb
 def main(args=None):
-    "python -m ich_soups.study: everything in both long tables that is not there yet; with `anew`, everything"
+    "python -m ich_soups.study: everything in the long tables that is not there yet; with `anew`, everything"
     anew = (sys.argv[1:] if args is None else args) == ['anew']
     runs, curves = plan(), curve_plan()
     for i, (c, costly) in enumerate(runs, 1):
@@ -165,6 +184,9 @@ def main(args=None):
     for i, c in enumerate(curves, 1):
         print(f'anytime: run {i} of {len(curves)}, {c.key}', flush=True)
         if anew or not present(c, 'anytime'): study_curve(c)
+    for i, c in enumerate(others := baseline_plan(), 1):
+        print(f'baselines: run {i} of {len(others)}, {c.key}', flush=True)
+        if anew or not len(read_rows(long_table()/'baselines.csv', **{k: getattr(c, k) for k in KEYS[:-1]})): study_baseline(c)
 
 if __name__ == '__main__' and '__file__' in globals(): main()
 

@@ -1,12 +1,12 @@
 "What is wrong with a folder: found, told in one line each, and left out of a list; photographs stay as they are."
-import os, shutil, time
+import shutil, time
 import numpy as np
 import pytest
 from PIL import Image
 from ich_soups import audit
-from ich_soups.audit import hamming_counts, hamming_pairs, inspect, out_of_fold
+from ich_soups.audit import hamming_counts, hamming_pairs, inspect
 from ich_soups.core import BadInput, cache_dir
-from ich_soups.data import load_pictures, read_photos, write_split
+from ich_soups.data import load_pictures
 
 
 def contents(folder): return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file()}

@@ -174,7 +174,9 @@ def test_help_teaches_by_example(sh, kitchen, monkeypatch):
     assert p.communicate()[0].split() == ['train']
 
 
-def cli(args, env={}, **kw): return subprocess.Popen([sys.executable, '-m', 'ich_soups.cli', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env, **kw)
+def cli(args, env={}, **kw):
+    "A process that hears Ctrl-C, even where the tests themselves run in the background and do not."
+    return subprocess.Popen([sys.executable, '-m', 'ich_soups.cli', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kw)
 
 
 def test_help_is_quick():

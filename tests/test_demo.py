@@ -1,8 +1,7 @@
 "The page in a real browser: upload, answer, a bad file, two people at once; and what it must not do."
-import io, os, re, shutil, socket, sys
-from pathlib import Path
+import io, os, shutil, socket, sys
 from urllib.parse import urlparse
-import numpy as np, pytest
+import pytest
 from PIL import Image
 from ich_soups.compare import cook
 from ich_soups.core import BadInput, Config
@@ -26,7 +25,7 @@ def served(tmp_path_factory):
     old = {k: os.environ.get(k) for k in ('ICH_SOUPS_HOME', 'GRADIO_TEMP_DIR')}
     os.environ.update(ICH_SOUPS_HOME=str(at/'home'), GRADIO_TEMP_DIR=str(at/'uploads'))
     run = get_run(Config.tiny(data='scenes17:400', size=32, epochs=3, bs=64, k=2))
-    (soup := cook(run)).save(at/'soup.safetensors')
+    cook(run).save(at/'soup.safetensors')
     blocks = demo.build(at/'soup.safetensors', run=run)
     url = demo.start(blocks, block=False)
     yield blocks, url, run

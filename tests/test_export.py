@@ -1,7 +1,7 @@
 "A model that leaves the house says the same everywhere: in files, folders, ONNX, fastai, and in the code of its own card."
 import contextlib, http.server, os, re, subprocess, sys, threading, time
 from pathlib import Path
-import numpy as np, pytest, timm, torch
+import numpy as np, pytest, torch
 from PIL import Image
 import ich_soups.export as export
 from ich_soups.compare import cook
