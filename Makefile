@@ -10,7 +10,7 @@ figures: setup            ## train what is missing, cook, redraw every table and
 	$(BIN)/python -m ich_soups.build figures
 
 test: export ICH_SOUPS_FIGURES = $(CURDIR)/build/figures
-# fewer trainings where a figure has many: see notebooks 24 and 28
+# fewer trainings where a figure has many: see notebooks 24, 26 and 28
 test: export ICH_SOUPS_QUICK = 1
 test: setup               ## everything: in sync, every notebook, every test; figures go to build/figures
 	$(BIN)/python -m ich_soups.build check

@@ -392,7 +392,7 @@ def start(
     args = look | quiet | dict(server_name=host, server_port=port, max_file_size=MOST_BYTES, allowed_paths=[], prevent_thread_lock=True, show_error=True) | kw
     known = inspect.signature(blocks.launch).parameters
     try: _, url, _ = blocks.launch(**{k: v for k, v in args.items() if k in known})
-    except OSError as e: raise BadInput(f"the page cannot listen on {host}{f':{port}' if port else ''} ({str(e).splitlines()[0][:80]}); choose another port with port=") from None
+    except OSError as e: raise BadInput(f"the page cannot listen on {host}{f':{port}' if port else ''} ({str(e).splitlines()[0][:80]}); choose another port, or leave it out for a free one") from None
     if block: blocks.block_thread()
     return url
 

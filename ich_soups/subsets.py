@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.special import softmax
 from scipy.stats import combine_pvalues
+from .compare import pool
 from .core import Config, checkout
 from .diversity import model_distance, subset_test
 from .metrics import METRICS
 from .soups import greedy_soup
-from .study import pool
 from .tables import add_rows, origin, read_rows
 from .training import get_run
 
