@@ -12,11 +12,11 @@ import numpy as np, pandas as pd
 from scipy.special import softmax
 from scipy.stats import combine_pvalues
 from .compare import pool
-from .core import Config, checkout
+from .core import Config
 from .diversity import model_distance, subset_test
 from .metrics import METRICS
 from .soups import greedy_soup
-from .tables import add_rows, origin, read_rows
+from .tables import add_rows, long_table, origin, read_rows
 from .training import get_run
 
 # %% ../nbs/19_subsets.ipynb #e51c7354
@@ -64,7 +64,7 @@ def seeds_together(
     return out.assign(**{f'{c}_holm': holm(out[c]) for c in ('further', 'closer', 'matched')})
 
 # %% ../nbs/19_subsets.ipynb #989e2b41
-def table() -> Path: return (checkout() or Path())/'figures'/'long'/'subsets.csv'
+def table() -> Path: return long_table()/'subsets.csv'
 
 def plan() -> list:
     "The trainings behind the table: those of the recipe study with warm restarts and with the rate held at its peak, three seeds."
