@@ -22,14 +22,15 @@ test: setup               ## everything: in sync, every notebook, every test; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	$(BIN)/python -m pytest tests/test_speed.py -v
 
-bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model, runs on Ray; PHOTOS=folder for your own
+bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model, snapshots against the epoch, runs on Ray; PHOTOS=folder for your own
 	$(BIN)/python -m ich_soups.bench averaging
 	$(BIN)/python -m ich_soups.bench search
 	$(BIN)/python -m ich_soups.bench training $(PHOTOS)
+	$(BIN)/python -m ich_soups.bench keeping
 	$(BIN)/python -m ich_soups.bench runs
 
-paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 OUT=folder WHERE=ray://HOST:PORT GPUS=1 PLAN=1]
-	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \
+paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 OUT=folder WHERE=ray://HOST:PORT GPUS=1 COMPILE=1 PLAN=1]
+	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(COMPILE),--compile) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \
 	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SIZE),--size $(SIZE)) $(if $(BS),--bs $(BS)) $(if $(OUT),--out "$(OUT)") $(if $(WHERE),--where "$(WHERE)") $(if $(GPUS),--gpus $(GPUS))
 
 full: setup               ## the long tables anew: hours

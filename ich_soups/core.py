@@ -138,6 +138,7 @@ class Config:
     precision: str = 'auto'       # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
     store: str = 'fp32'           # 'bf16' keeps the snapshots in half the space
     bootstrap: int = 0            # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
+    compile: bool = False         # train through `torch.compile`; `python -m ich_soups.bench compile` says what it gains here
 
     def __post_init__(self):
         for f in fields(self):
@@ -166,7 +167,7 @@ class Config:
     @property
     def key(self) -> str:
         "Names the run: what it is, in words, and a hash of every field."
-        d = {k: v for k, v in asdict(self).items() if (k, v) not in (('store', 'fp32'), ('bootstrap', 0))}   # fields that came later: their defaults leave older keys as they were
+        d = {k: v for k, v in asdict(self).items() if (k, v) not in (('store', 'fp32'), ('bootstrap', 0), ('compile', False))}   # fields that came later: their defaults leave older keys as they were
         h = hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:8]
         words = '-'.join([Path(self.data).name or self.data, self.arch, self.schedule, f's{self.seed}', h])
         return re.sub(r'[^\w.-]+', '_', words)

@@ -212,7 +212,7 @@ def costs(
     n = {s: len(pics.idxs(s)) for s in SPLITS}
     for arch in dict.fromkeys(c.arch for c, _ in jobs):
         mine = [c for j in jobs for c in j if c is not None and c.arch == arch]
-        v, cfg = model_speed(mine[0], len(pics.classes)), mine[0]
+        v = model_speed(mine[0], len(pics.classes), compiled=mine[0].compile)
         kept = [min(c.epochs, len(c.monitor)*c.k + len(c.fixed)) for c in mine]
         seconds = sum(c.epochs*(n['train']/v['train'] + n['val']/v['score']) + (2*k+12)*n['test']/v['score'] for c, k in zip(mine, kept))
         rows.append(dict(model=called(arch), trainings=len(mine), pictures_per_s=v['train'], minutes_per_epoch=(n['train']/v['train'] + n['val']/v['score'])/60, hours=seconds/3600, disk_GB=4e-9*v['params']*sum(k+3 for k in kept)))
@@ -227,6 +227,7 @@ def _parser():
     p.add_argument('--seeds', type=int, default=5, help='trainings of each network')
     p.add_argument('--models', default='', help="timm names or the paper's, with commas between; default: the paper's five")
     for k, t, h in (('epochs', int, 'default: 50'), ('size', int, 'width and height in pixels, default: 224'), ('bs', int, 'pictures a step, default: 128'), ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has")): p.add_argument(f'--{k}', type=t, help=h)
+    p.add_argument('--compile', action='store_true', default=None, help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster here')
     p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
     p.add_argument('--where', default='here', help="'ray' or ray://HOST:PORT to train all runs there first, several at a time")
     p.add_argument('--gpus', type=float, default=0, help='with --where: GPUs of each run')
@@ -241,7 +242,7 @@ def prepare(
     if data != 'ich17' and not Path(data).exists(): raise BadInput(f'{data} does not exist; give the folder that holds train, val and test')
     weights = {'none': '', 'timm': 'timm', 'pip': 'pip'}.get(a.weights) if a.weights in ('none', 'timm', 'pip') else str(Path(a.weights).resolve())
     if weights not in ('', 'timm', 'pip') and not Path(weights).exists(): raise BadInput(f'{a.weights} does not exist; give a folder of weights, fill one with: python -m ich_soups.models FOLDER, or leave it out to download')
-    over = {k: v for k in ('epochs', 'size', 'bs', 'precision') if (v := getattr(a, k)) is not None}
+    over = {k: v for k in ('epochs', 'size', 'bs', 'precision', 'compile') if (v := getattr(a, k)) is not None}
     jobs = plan(data, weights, a.seeds, a.models, **over)
     differs = check_layout(data) + settings_in_words(jobs)
     for arch in dict.fromkeys(c.arch for c, _ in jobs): create_model(arch, 2, jobs[0][0].size, weights)

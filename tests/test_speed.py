@@ -1,6 +1,6 @@
 "Speed, with room for a busy machine; `make bench` measures."
 import time
-from ich_soups.bench import averaging_speed, jpeg_folder, training_speed
+from ich_soups.bench import averaging_speed, jpeg_folder, keeping_speed, training_speed
 from ich_soups.scenes import scenes17
 
 
@@ -19,3 +19,9 @@ def test_averaging_is_near_the_disk_and_its_memory_depends_on_nothing():
     t = averaging_speed('coatnet_0_rw_224', k=4, more=(16, 48), rounds=2)
     assert t.ratio.median() < 5, t
     assert t.peak_MiB.max() < 50 and t.peak_MiB[:3].max()-t.peak_MiB[:3].min() < 10, t
+
+
+def test_what_is_never_lost_costs_a_few_hundredths_of_an_epoch(home):
+    kept = keeping_speed(epochs=3).set_index('part')
+    assert kept.share[['snapshot', 'state']].sum() <= .03, kept
+    assert kept.seconds['resuming'] <= 2, kept
