@@ -29,9 +29,9 @@ bench: setup              ## averaging against the disk, the search against the 
 	$(BIN)/python -m ich_soups.bench keeping
 	$(BIN)/python -m ich_soups.bench runs
 
-paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 OUT=folder WHERE=ray://HOST:PORT GPUS=1 COMPILE=1 PLAN=1]
+paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 ACCUM=2 OUT=folder WHERE=ray://HOST:PORT GPUS=1 COMPILE=1 PLAN=1]
 	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(COMPILE),--compile) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \
-	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SIZE),--size $(SIZE)) $(if $(BS),--bs $(BS)) $(if $(OUT),--out "$(OUT)") $(if $(WHERE),--where "$(WHERE)") $(if $(GPUS),--gpus $(GPUS))
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SIZE),--size $(SIZE)) $(if $(BS),--bs $(BS)) $(if $(ACCUM),--accum $(ACCUM)) $(if $(OUT),--out "$(OUT)") $(if $(WHERE),--where "$(WHERE)") $(if $(GPUS),--gpus $(GPUS))
 
 full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew

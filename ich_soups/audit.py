@@ -15,6 +15,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
@@ -238,8 +239,9 @@ def out_of_fold(
     idx = [i for i, d in enumerate(src.digests) if d]
     y = np.array([src.classes.index(src.labels[i]) for i in idx], int)
     if len(set(y.tolist())) < 2: raise BadInput(f'{src.name} has one class only; labels can be compared between two or more')
-    if np.bincount(y).max() < folds: raise BadInput(f'{src.name} has fewer than {folds} pictures in every class: too few to judge labels by; take fewer folds or add pictures')
-    if groups is None: groups = np.unique([src.digests[i] for i in idx], return_inverse=True)[1]
+    groups = np.unique([src.digests[i] for i in idx] if groups is None else groups, return_inverse=True)[1]
+    apart = pd.DataFrame(dict(y=y, group=groups)).groupby('y').group.nunique()
+    if apart.max() < folds or (apart > 1).sum() < 2: raise BadInput(f'{src.name} has fewer than {folds} pictures in every class that differ by more than a near-duplicate does: too few to judge labels by; take fewer folds or add pictures')
     return _cross_validated(_features(src, idx, arch, pretrained, size), y, len(src.classes), np.asarray(groups), folds, C, seed)
 
 def label_issues(
@@ -267,7 +269,7 @@ KINDS = {   # kind: (one, many, what to do)
     'leak': ('1 photograph lies in two parts', '{n} times the same photograph lies in two parts',
              'what is tested would be remembered; the cleaned list keeps the one in test before val before train'),
     'near-leak': ('1 near-duplicate of a picture lies in another part', '{n} pairs of near-duplicates lie in two parts',
-                  'as bad as a copy; the cleaned list leaves out the one in train before val before test'),
+                  'as bad as a copy; of such a burst the cleaned list keeps what lies in test before val before train'),
     'near-conflict': ('1 pair of near-duplicates has two labels', '{n} pairs of near-duplicates have two labels',
                       'look whether one is wrong; the cleaned list keeps them, for in some collections the small difference is the class'),
     'suspect': ('1 picture looks like another class', '{n} pictures look like another class',
@@ -456,8 +458,10 @@ def _plan(audit, suspects):
     labels_of = pd.Series(src.labels).groupby(pd.Series(src.digests)).nunique()
     for i, d in enumerate(src.digests):
         if d and labels_of[d] > 1: why[i] = 'two labels'
-    for i, j in zip(*audit.near[:2]):
-        if src.labels[i] == src.labels[j] and src.splits[i] != src.splits[j] and not (why[i] or why[j]): why[min(i, j, key=lambda k: _RANK[src.splits[k]])] = 'near-duplicate'
+    if len(audit.near) and src.split:      # of a burst, what lies in its best part stays, however long the chain from picture to picture
+        group, rank, left = _together(src, audit.near), np.array([_RANK[s] for s in src.splits]), why == ''
+        best = pd.Series(rank[left]).groupby(group[left]).max()
+        why[left & (rank < best.reindex(group).fillna(-1).to_numpy())] = 'near-duplicate'
     if suspects: why[[i for i in audit.suspects if not why[i]]] = 'suspect'
     df = pd.DataFrame(dict(path=src.items, label=src.labels, split=src.splits, why=why))
     if not src.split: df.loc[df.why == '', 'split'] = _split_groups(df[df.why == ''], _together(src, audit.near))
@@ -491,6 +495,7 @@ def fix(self:Audit,
     d = d[d.why == '']
     classes = sorted(set(d.label))
     if len(classes) < 2: raise BadInput(f'{src.name} has {len(classes)} classes left after cleaning; a classifier needs at least two')
+    if lost := sorted(set(src.labels) - set(classes)): raise BadInput(f'the class {lost[0]} would have no picture left; correct what is said of its pictures, or remove the folder or the rows of that class')
     remedy = 'add pictures, or call fewer of them near-duplicates (near=.9, or near=None)'
     if gone := set(classes) - set(d.label[d.split == 'train']): raise BadInput(f'the class {sorted(gone)[0]} would have no training picture left; {remedy}')
     if empty := [s for s in SPLITS if not (d.split == s).any()]: raise BadInput(f'the {empty[0]} part would be empty; {remedy}')
@@ -547,13 +552,22 @@ def _tiles(audit, most, size):
               for i, (p, c, q) in list(audit.suspects.items())[:most]]
     return pairs, doubts
 
+_MARK = 'Software', 'ich_soups contact sheet'
+
+def _is_sheet(path):
+    "Whether a file is a contact sheet, and no photograph."
+    try:
+        with Image.open(path) as im: return im.info.get(_MARK[0]) == _MARK[1]
+    except OSError: return False
+
 def contact_sheet(self:Audit,
-    out,            # the .png to write; replaced if it is there
+    out,            # the .png to write; an older sheet is replaced, anything else is not
     most:int=24,    # pairs, and doubtful labels, at most
     size:int=128    # width and height of each picture in pixels
 ) -> Path:
     "A PNG of the pairs side by side and of the doubtful labels, each with its label and the class it looks like. Raises `BadInput` if there is nothing to show."
     if Path(out).suffix.lower() != '.png': raise BadInput(f'{out} is no name for a picture; it ends in .png')
+    if Path(out).exists() and not _is_sheet(out): raise BadInput(f'{out} is there already and is no contact sheet; choose another name')
     said = ('Pairs: is it one picture, and may it be there twice?', 'Labels: given below each picture, suggested above it')
     sheets = [plot_findings(t, h, c) for t, h, c in zip(_tiles(self, most, size), said, (3, 5)) if t]
     if not sheets: raise BadInput(f'{self.source.name} has no pairs and no doubtful labels to show')
@@ -564,7 +578,8 @@ def contact_sheet(self:Audit,
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
     y = 0
     for im in images: page.paste(im, (0, y)); y += im.height
-    with atomic(out) as tmp: page.save(tmp, 'png')
+    (mark := PngInfo()).add_text(*_MARK)
+    with atomic(out) as tmp: page.save(tmp, 'png', pnginfo=mark)
     return Path(out)
 
 Audit.contact_sheet = contact_sheet

@@ -23,7 +23,7 @@ from .data import image_dls, load_pictures
 from .models import create_model
 from .soups import greedy_soup
 from .tables import add_rows, long_table, read_rows
-from .training import get_run, make_learner, predict_logits
+from .training import compiled as through_compiler, get_run, make_learner, predict_logits
 
 # %% ../nbs/16_bench.ipynb #c67383c0
 @contextlib.contextmanager
@@ -223,8 +223,7 @@ def model_speed(
     model = create_model(cfg.arch, n_classes, cfg.size, seed=0).to(dev, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
     batch = torch.randn(bs, 3, cfg.size, cfg.size, device=dev).contiguous(memory_format=torch.channels_last), torch.randint(n_classes, (bs,), device=dev)
-    torch._dynamo.reset()
-    run = torch.compile(model, dynamic=False) if compiled else model
+    run = through_compiler(model) if compiled else model
     t0 = _now()
     _bare(cfg, run, opt, [batch])
     first, train = _now()-t0, _bare(cfg, run, opt, [batch]*batches)
@@ -358,7 +357,7 @@ def _show(df, note, digits=2, keep=False, **what):
     if keep: add_rows(long_table()/'speed.csv', [how | what | dict(name=r.pop(df.columns[0])) | r for r in df.to_dict('records')], ('device', 'table', 'arch', 'size', 'name'))
 
 def main(args=None):
-    "python -m ich_soups.bench training [FOLDER] | keeping | compile | runs | averaging | search; with `keep`, the first four also go into the long table"
+    "python -m ich_soups.bench training [FOLDER] | keeping | compile | runs | averaging | search; with `keep`, all but the last also go into the long table"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
     keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
     every = lambda s, k: Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31)))
@@ -376,7 +375,9 @@ def main(args=None):
     elif what == 'runs':
         from ich_soups.cluster import speed
         _show(speed(), 'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs', keep=keep, table='runs', arch=Config.tiny().arch, size=Config.tiny().size)
-    elif what == 'averaging': _show(averaging_speed(), 'seconds, medians of 3 rounds; floor: reading the files and writing one')
+    elif what == 'averaging':
+        df = averaging_speed().assign(what=lambda d: d.what + ', ' + d.checkpoints.astype(str) + ' files')
+        _show(df, 'seconds, medians of 3 rounds; floor: reading the files and writing one', keep=keep, table='averaging', arch='coatnet_2_rw_224', size=224)
     elif what == 'search':
         df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])
         _show(df, f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time {df.time_to_bare.mean():.2f}')

@@ -395,10 +395,10 @@ def train(data:Data,
 def _train_elsewhere(cfgs, plan, where, out, log):
     "The runs of trainings on Ray."
     from ich_soups.cluster import train_all
-    from ich_soups.core import BadInput, device
+    from ich_soups.core import BadInput
     if out or log: raise BadInput(f"{'--out' if out else '--log'} does not go with --where: those runs lie where runs lie by default (ICH_SOUPS_HOME moves it), and nobody looks on")
     for line in plan: say(line)
-    return train_all(cfgs, where, gpus=float(device().type == 'cuda'))
+    return train_all(cfgs, where)
 
 def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."

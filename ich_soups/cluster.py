@@ -68,7 +68,9 @@ def _threads(n):
     try: yield
     finally: torch.set_num_threads(was)
 
-def _settings(): return {k: v for k, v in os.environ.items() if k.startswith('ICH_SOUPS_') or k in ('AHE10', 'ICH17')} | dict(ICH_SOUPS_HOME=os.path.abspath(home()))
+def _settings(gpus):
+    "What a worker must know of our environment; which GPU it has, Ray says."
+    return {k: v for k, v in os.environ.items() if k.startswith('ICH_SOUPS_') and not (gpus and k == 'ICH_SOUPS_DEVICE') or k in ('AHE10', 'ICH17')} | dict(ICH_SOUPS_HOME=os.path.abspath(home()))
 
 @contextlib.contextmanager
 def _token(folder):
@@ -87,11 +89,11 @@ def _seat(cpus, gpus, settings, token):
     with _environ(**settings, ICH_SOUPS_SCHEDULED='1', **({} if gpus else dict(ICH_SOUPS_DEVICE='cpu'))), _threads(cpus): yield shared
 
 # %% ../nbs/13_cluster.ipynb #07cbfa1a
-def _remote(ray, f, cpus, gpus, retries, settings, token):
+def _remote(ray, f, cpus, gpus, settings, token):
     "`f(item, shared)` as a task; a closure, which Ray sends once to each worker, with whatever `f` remembers there."
     def task(item):
         with _seat(cpus, gpus, settings, token) as shared: return f(item, shared)
-    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, retry_exceptions=[OSError])(task)
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(task)      # what is lost is begun again below, and counted there
 
 def _fits(ray, where, cpus, gpus):
     "`BadInput` if this machine could never take such a task; a warning on a cluster, where larger ones may be on their way."
@@ -101,21 +103,27 @@ def _fits(ray, where, cpus, gpus):
     if where == 'ray': raise BadInput(words)
     warnings.warn(words + ', so this waits for others to join')
 
+def _gpu_each(ray):
+    "1 if there are GPUs, unless `ICH_SOUPS_DEVICE` says cpu."
+    return float(not os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') and any(n['Resources'].get('GPU', 0) >= 1 for n in ray.nodes() if n['Alive']))
+
 def _on_ray(f, items, where, cpus, gpus, retries, after):
     "Yield `(index, value or exception)` as they come, and None about every second."
     with _token(runs_dir()) as token, ray_on(where) as ray:
+        gpus = _gpu_each(ray) if gpus is None else gpus
         _fits(ray, where, cpus, gpus)
-        task, lives = _remote(ray, f, cpus, gpus, retries, _settings(), token), [retries]*len(items)
+        task, lives = _remote(ray, f, cpus, gpus, _settings(gpus), token), [retries]*len(items)
         left = {task.remote(x): i for i, x in enumerate(items)}
         try:
             while left:
                 for ref in ray.wait(list(left), timeout=1)[0]:
                     i = left.pop(ref)
                     try: v = after(items[i], ray.get(ref))
-                    except ray.exceptions.RayTaskError as e: v = e.cause or e
-                    except ray.exceptions.RayError as e:     # gone with its machine, between its end and our question
-                        if lives[i]: lives[i], left = lives[i]-1, left | {task.remote(items[i]): i}; continue
-                        v = BadInput(f'{_name(items[i])} was lost in {retries+1} of {retries+1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus')
+                    except ray.exceptions.RayError as e:     # it failed, or is gone with its worker or machine
+                        failed = isinstance(e, ray.exceptions.RayTaskError)
+                        v = (e.cause or e) if failed else e
+                        if lives[i] and (not failed or isinstance(v, OSError)): lives[i], left = lives[i]-1, left | {task.remote(items[i]): i}; continue
+                        if not failed: v = BadInput(f'{_name(items[i])} was lost in {retries+1} of {retries+1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus')
                     yield i, v
                 yield None
         finally:
@@ -194,11 +202,16 @@ def _bring_home(cfg, got):
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path/'.lock')):
         if not (path/'DONE').exists():
-            for f in path.iterdir(): shutil.rmtree(f) if f.is_dir() else f.unlink() if f.name != '.lock' else None
-            for name, size in got['files']:
-                if name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
-                with atomic(path/name) as tmp, open(tmp, 'wb') as f:
-                    for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
+            for f in path.glob('.arriving-*'): shutil.rmtree(f)
+            with tempfile.TemporaryDirectory(prefix='.arriving-', dir=path) as new:
+                for name, size in got['files']:
+                    with atomic(Path(new)/name) as tmp, open(tmp, 'wb') as f:
+                        for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
+                for f in path.iterdir():          # all of it is here: what was begun may go
+                    if not f.name.startswith(('.lock', '.arriving-')): shutil.rmtree(f) if f.is_dir() else f.unlink()
+                for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
+                    if f.name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
+                    f.rename(path/f.name)
     ray.get(forget.remote(got['path']))
 
 def _rewrite_split(cfg, path):
@@ -215,7 +228,7 @@ def train_all(
     cfgs,                # configurations; equal ones are one run
     where:str='here',    # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
     cpus:int=1,          # of each run: threads, and on Ray the CPUs it occupies
-    gpus:float=0,        # of each run, on Ray; 0 trains on CPUs
+    gpus:float=None,     # of each run, on Ray; 0 trains on CPUs; default: 1 where there are GPUs
     retries:int=2,       # on Ray, how often a run whose worker or machine was lost is begun again
     progress:bool=True,  # show a bar with the time left
     then=None,           # a function of a `Run`, called where it was trained; its results are returned instead of the runs
@@ -278,6 +291,7 @@ class Ranks(Callback):
         if lead: _tell(self.journal.start)
         opt = _tell(self.opt.opt.state_dict() if lead else None)
         if not lead: self.opt.opt.load_state_dict(opt)
+        if scaler := _tell(self.journal.scaler if lead else None): self.learn.scaler.load_state_dict(scaler)      # of fp16, in a resumed run
         for b in self.model.buffers(): torch.distributed.broadcast(b, 0)     # the wrapper sends weights alone, and a resumed run has statistics
         self.dls.train.share = self.share
         if hasattr(self.learn, 'gradient_accumulation'): self.gradient_accumulation.n_acc //= self.acc.num_processes

@@ -24,7 +24,7 @@ def one_line(
 
 class BadInput(ValueError):
     "What the user gave cannot be used; the message names it and says what to do, on one line."
-    def __str__(self): return one_line(super().__str__())
+    def __str__(self): return one_line(re.sub(r'^(Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+', '', super().__str__()))   # fastai's words around an error in a callback
 
 def suggest(
     name:str,   # what was asked for
@@ -148,6 +148,7 @@ class Config:
             if getattr(self, n) < 1: raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
         if not re.fullmatch(r'restarts|annealed|flat:(0?\.\d+|1(\.0*)?)', self.schedule):
             raise BadInput(f'unknown schedule {self.schedule!r}' + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1')))
+        if self.bs % self.accum: raise BadInput(f'a batch of {self.bs} pictures cannot be computed in {self.accum} equal parts; choose bs and accum so that the one divides the other')
         if self.bootstrap < 0: raise BadInput(f'bootstrap is 0 or the number of a replicate; got {self.bootstrap}')
         if self.store not in ('fp32', 'bf16'): raise BadInput(f'unknown store {self.store!r}' + suggest(self.store, ('fp32', 'bf16')))
         if self.precision not in ('auto', 'bf16', 'fp16', 'fp32'):
@@ -211,7 +212,7 @@ def amp_dtype(
 ) -> torch.dtype:
     "The dtype that autocast should use here; float32 means none."
     if precision != 'auto': return dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)[precision]
-    if device().type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device().type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if getattr(torch.cpu, '_is_avx512_bf16_supported', bool)() else torch.float32
 
 def keep_memory():

@@ -9,7 +9,7 @@ __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_row
 # %% ../nbs/19_paper.ipynb #a19588f4
 import argparse, os, sys
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd
+import matplotlib.pyplot as plt, pandas as pd, torch
 from .compare import Candidate, candidates, fresh_bn, paper_soups, table
 from .core import BadInput, Config, atomic, device_name, home
 from .data import SPLITS, _list_folder, load_pictures
@@ -226,11 +226,11 @@ def _parser():
     p.add_argument('--weights', default='timm', help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' trains from nothing")
     p.add_argument('--seeds', type=int, default=5, help='trainings of each network')
     p.add_argument('--models', default='', help="timm names or the paper's, with commas between; default: the paper's five")
-    for k, t, h in (('epochs', int, 'default: 50'), ('size', int, 'width and height in pixels, default: 224'), ('bs', int, 'pictures a step, default: 128'), ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has")): p.add_argument(f'--{k}', type=t, help=h)
+    for k, t, h in (('epochs', int, 'default: 50'), ('size', int, 'width and height in pixels, default: 224'), ('bs', int, 'pictures a step, default: 128'), ('accum', int, 'in how many parts a step is computed, default: 2; more need less memory'), ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has")): p.add_argument(f'--{k}', type=t, help=h)
     p.add_argument('--compile', action='store_true', default=None, help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster here')
     p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
     p.add_argument('--where', default='here', help="'ray' or ray://HOST:PORT to train all runs there first, several at a time")
-    p.add_argument('--gpus', type=float, default=0, help='with --where: GPUs of each run')
+    p.add_argument('--gpus', type=float, help='with --where: GPUs of each run; default: 1 where there are any')
     p.add_argument('--plan', action='store_true', help='measure a few batches, say what it will cost, and stop')
     return p
 
@@ -242,10 +242,14 @@ def prepare(
     if data != 'ich17' and not Path(data).exists(): raise BadInput(f'{data} does not exist; give the folder that holds train, val and test')
     weights = {'none': '', 'timm': 'timm', 'pip': 'pip'}.get(a.weights) if a.weights in ('none', 'timm', 'pip') else str(Path(a.weights).resolve())
     if weights not in ('', 'timm', 'pip') and not Path(weights).exists(): raise BadInput(f'{a.weights} does not exist; give a folder of weights, fill one with: python -m ich_soups.models FOLDER, or leave it out to download')
-    over = {k: v for k in ('epochs', 'size', 'bs', 'precision', 'compile') if (v := getattr(a, k)) is not None}
+    over = {k: v for k in ('epochs', 'size', 'bs', 'accum', 'precision', 'compile') if (v := getattr(a, k)) is not None}
     jobs = plan(data, weights, a.seeds, a.models, **over)
     differs = check_layout(data) + settings_in_words(jobs)
     for arch in dict.fromkeys(c.arch for c, _ in jobs): create_model(arch, 2, jobs[0][0].size, weights)
+    try:
+        with atomic(Path(a.out or home()/'paper')/'.probe') as tmp: tmp.touch()
+    except OSError as e: raise BadInput(f'{a.out or home()/"paper"} cannot be written to ({e.strerror}); choose another folder for the results') from None
+    (Path(a.out or home()/'paper')/'.probe').unlink(missing_ok=True)
     return jobs, differs
 
 def main(args=None):
@@ -265,5 +269,7 @@ def main(args=None):
         shown = df[df.published_as.notna()] if df.published_as.notna().any() else df
         print(pretty_results(shown).to_string(index=False), f"{out/'results.md'}: the table, a sentence on each number, and the figure", sep='\n')
     except BadInput as e: print(e, file=sys.stderr); sys.exit(2)
+    except (MemoryError, torch.OutOfMemoryError): print('there is not enough memory; compute a step in more parts (--accum 4, or make paper ACCUM=4)', file=sys.stderr); sys.exit(2)
+    except KeyboardInterrupt: print('interrupted; every finished epoch is kept, and the same command goes on from there', file=sys.stderr); sys.exit(130)
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -91,7 +91,7 @@ def plot_samples(
     "One row a class."
     fig, axs = plt.subplots(len(classes), per, figsize=(.62*per+.05, .62*len(classes)), gridspec_kw=dict(wspace=.04, hspace=.04, left=0, right=1, bottom=0, top=1), layout='none')
     for c, row in enumerate(axs):
-        for ax, i in zip(row, np.flatnonzero(labels == c)): ax.imshow(Image.fromarray(images[i]).quantize(48).convert('RGB'))  # 48 colours: small files
+        for ax, i in zip(row, np.flatnonzero(labels == c)): ax.imshow(Image.fromarray(images[i]).quantize(48).convert('RGB'), interpolation='none')  # few colours and each pixel once: small files
         for ax in row: ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
         row[0].set_ylabel(classes[c], rotation=0, ha='right', va='center', fontsize=9)
     return fig

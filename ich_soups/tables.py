@@ -44,7 +44,8 @@ def origin(
     run   # a `Run`
 ) -> tuple:
     "Two dicts: which training a row is of, and how the row came about."
-    head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
+    try: head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
+    except OSError: head = ''      # there is no git here
     c, p = run.cfg, run.provenance
     return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, lr=c.lr, seed=c.seed), dict(device=p['device'], date=p['date'], precision=p['precision'], training_seconds=p['seconds'], commit=head)
 

@@ -69,6 +69,42 @@ def test_a_missing_class_and_a_leak_between_parts(home, tmp_path, photos):
     assert a.plan().why[[p.name == 'small.png' for p in a.plan().path]].item() == 'near-duplicate'
 
 
+def test_of_a_burst_nothing_is_left_beside_its_picture_in_test(home, tmp_path, photos):
+    "More frames than a picture has near neighbours on record."
+    for s, n in (('train', 45), ('val', 1), ('test', 1)):
+        for c in photos.iterdir():
+            (tmp_path/'split'/s/c.name).mkdir(parents=True)
+            for f in sorted(c.iterdir())[{'train': 0, 'val': 6, 'test': 9}[s]:][:3]: shutil.copy(f, tmp_path/'split'/s/c.name)
+        with Image.open(photos/'Chợ nổi'/'ảnh 11.jpg') as im:
+            for i in range(n): im.convert('RGB').resize((40+i, 40+i)).save(tmp_path/'split'/s/'Chợ nổi'/f'{s} {i}.png')
+    p = inspect(tmp_path/'split').plan().set_index('path')
+    burst = p[[' ' in f.name and f.name.split()[0] in ('train', 'val', 'test') for f in p.index]]
+    assert dict(burst[burst.why == ''].split.value_counts()) == {'test': 1}
+    assert set(burst.why[burst.split != 'test']) == {'near-duplicate', 'copy'} and len(burst) == 47
+
+
+def test_a_class_does_not_vanish_from_the_list(home, tmp_path, photos):
+    for f in (photos/'Chợ nổi').iterdir(): f.write_text('not a picture')
+    with pytest.raises(BadInput, match='the class Chợ nổi would have no picture left'): inspect(photos).fix(tmp_path/'x.csv')
+
+
+def test_a_photograph_is_no_contact_sheet(home, spoilt):
+    before, a = contents(spoilt), inspect(spoilt)
+    photo = next(spoilt.rglob('*.png'))
+    with pytest.raises(BadInput, match='is no contact sheet'): a.contact_sheet(photo)
+    assert contents(spoilt) == before
+    sheet = a.contact_sheet(spoilt.parent/'sheet.png')
+    assert a.contact_sheet(sheet) == sheet
+
+
+def test_bursts_are_too_little_to_judge_labels_by(home, tmp_path, drawn):
+    for c in (0, 1):
+        (tmp_path/'two'/str(c)).mkdir(parents=True)
+        im = Image.fromarray(drawn.images[c]).resize((96, 96))
+        for i in range(8): im.resize((80+i, 80+i)).save(tmp_path/'two'/str(c)/f'{i}.png')
+    with pytest.raises(BadInput, match='differ by more than a near-duplicate'): inspect(tmp_path/'two', suspects=True)
+
+
 def test_nothing_is_decoded_twice(home, photos, monkeypatch):
     first = inspect(photos)
     monkeypatch.setattr(audit, 'phash', lambda t: pytest.fail('hashed again'))

@@ -149,6 +149,11 @@ def test_bad_input_is_not_retried(machines, home, tmp_path):
         return x
     assert map_runs(g, [7], machines.address) == [7]
     with pytest.raises(BadInput, match='it was lost in 1 of 1 tries'): map_runs(lambda x: os.kill(os.getpid(), 9), ['it'], machines.address, retries=0)
+    def h(x):
+        with open(tmp_path/'deaths', 'a') as f: f.write('.')
+        os.kill(os.getpid(), 9)
+    with pytest.raises(BadInput, match='it was lost in 2 of 2 tries'): map_runs(h, ['it'], machines.address, retries=1)
+    assert (tmp_path/'deaths').read_text() == '..'
 
 
 def test_without_ray_the_runs_are_trained_here(home, monkeypatch):

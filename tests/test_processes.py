@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, trainer, whole)
     for n in (3, 8, 14):
         path = tmp_path/f'r{n}'
         code, said = trainer.life(path, full_at=n, after=True)
-        assert code == 2 and len(said) == 1 and 'the disk is full; free some space' in said[0] and str(path) in said[0]
+        assert code == 2 and len(said) == 1 and 'the disk is full; free some space' in said[0] and said[0].startswith(str(path))
         assert not list(path.rglob('.*.*.*')), 'something half written was left'
         assert trainer.life(path) == (0, [])
         same(path, whole)
