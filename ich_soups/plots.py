@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_sampl
            'plot_masks']
 
 # %% ../nbs/11_plots.ipynb #ba2f2356
-import io, json
+import base64, io, json, re
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from filelock import FileLock
@@ -50,7 +50,8 @@ def save_fig(
     fig.set_layout_engine('none')  # settled: solving the layout again would move everything by a hair
     fig.savefig(png := io.BytesIO(), dpi=dpi)
     (folder/f'{name}.png').write_bytes(shrink_png(png.getvalue()))
-    fig.savefig(folder/f'{name}.svg', metadata=dict(Date=None))
+    fig.savefig(svg := io.StringIO(), format='svg', metadata=dict(Date=None))
+    (folder/f'{name}.svg').write_text(_shrink_embedded(svg.getvalue()), encoding='utf-8', newline='\n')
     data.to_csv(folder/f'{name}.csv', index=False, float_format='%.6g', lineterminator='\n')
     with FileLock(str(folder/'.lock')):
         f = folder/'index.json'
@@ -68,6 +69,13 @@ def shrink_png(
     out = io.BytesIO()
     Image.open(io.BytesIO(data)).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
     return out.getvalue()
+
+def _shrink_embedded(svg):
+    "The same SVG with its opaque PNGs in 256 colours."
+    def smaller(m):
+        opaque = Image.open(io.BytesIO(png := base64.b64decode(m[2]))).convert('RGBA').getextrema()[3] == (255, 255)
+        return m[1] + base64.b64encode(shrink_png(png) if opaque else png).decode()
+    return re.sub(r'(data:image/png;base64,)\s*([^"]+)', smaller, svg)
 
 def _write_gallery(folder, index):
     "README.md of the figures."
