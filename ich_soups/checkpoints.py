@@ -11,7 +11,7 @@ import collections, json, math, os, pickle, re, threading, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from .core import BadInput, atomic
 
 # %% ../nbs/01_checkpoints.ipynb #51aa7ec4
@@ -247,10 +247,7 @@ def save_weights(
         v = v.detach().cpu().contiguous()
         out[k] = v.clone() if v.untyped_storage().data_ptr() in seen else v
         seen.add(v.untyped_storage().data_ptr())
-    with atomic(path) as tmp:
-        tmp.touch(); mode = tmp.stat().st_mode     # as any new file here: safetensors lets nobody but its owner read one
-        save_file(out, tmp, metadata=meta)
-        tmp.chmod(mode)
+    with atomic(path) as tmp: tmp.write_bytes(save(out, metadata=meta))     # `save_file` would write to a file of its own first, which a kill leaves behind and nobody but its owner may read
 
 # %% ../nbs/01_checkpoints.ipynb #4b244f50
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar')
