@@ -7,7 +7,7 @@ from ich_soups.scenes import scenes17
 def test_a_collection_is_drawn_in_seconds():
     t0 = time.time()
     assert len(scenes17().labels) == 7406
-    assert time.time()-t0 < 20
+    assert time.time()-t0 < 30
 
 
 def test_training_is_close_to_the_bare_model_and_far_from_the_plain_way(home):
