@@ -7,7 +7,7 @@ __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_row
            'pretty_results', 'settings_in_words', 'write_results', 'costs', 'prepare', 'main']
 
 # %% ../nbs/19_paper.ipynb #a19588f4
-import argparse, os, sys
+import argparse, os, sys, tempfile
 from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd, torch
 from .compare import Candidate, candidates, fresh_bn, paper_soups, table
@@ -246,10 +246,11 @@ def prepare(
     jobs = plan(data, weights, a.seeds, a.models, **over)
     differs = check_layout(data) + settings_in_words(jobs)
     for arch in dict.fromkeys(c.arch for c, _ in jobs): create_model(arch, 2, jobs[0][0].size, weights)
+    out = Path(a.out or home()/'paper')
     try:
-        with atomic(Path(a.out or home()/'paper')/'.probe') as tmp: tmp.touch()
-    except OSError as e: raise BadInput(f'{a.out or home()/"paper"} cannot be written to ({e.strerror}); choose another folder for the results') from None
-    (Path(a.out or home()/'paper')/'.probe').unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e: raise BadInput(f'{out} cannot be written to ({e.strerror}); choose another folder for the results') from None
     return jobs, differs
 
 def main(args=None):

@@ -96,7 +96,8 @@ def test_what_cannot_work_is_said_before_anything_is_trained(place, monkeypatch,
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     n = len(list((place/'home'/'runs').glob('*')))
     for args, said in ((('--models', 'coatnet-0', '--weights', str(place/'weights')), 'holds no weights of coatnet_0_rw_224.sw_in1k: looked for coatnet_0_rw_224.sw_in1k.safetensors'),
-                       (('--models', 'resnet_51'), "unknown architecture 'resnet_51'"), (('--weights', str(place/'nowhere')), 'nowhere does not exist; give a folder of weights'), (('--seeds', '0'), 'seeds is a positive number')):
+                       (('--models', 'resnet_51'), "unknown architecture 'resnet_51'"), (('--weights', str(place/'nowhere')), 'nowhere does not exist; give a folder of weights'), (('--seeds', '0'), 'seeds is a positive number'),
+                       (('--bs', '33'), 'cannot be computed in 2 equal parts'), (('--models', 'small ResNet', '--weights', 'none', '--out', __file__), 'cannot be written to')):
         assert in_process(place, monkeypatch, *args, '--size', '224') == 2
         err = capsys.readouterr().err.strip().splitlines()
         assert said in err[-1] and not any('Traceback' in l for l in err), err
