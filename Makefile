@@ -2,31 +2,54 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PROFILE ?=
+REMEASURE ?=
 export PYTHONUNBUFFERED = 1
+# where the smoke profile draws; the committed figures are drawn by `make figures` alone
+DRAWN = $(CURDIR)/build/figures
+# tests that want the machine for themselves
+ALONE = tests/test_cluster.py tests/test_speed.py
 
-.PHONY: figures full paper test outputs bench clean setup
+.PHONY: figures full paper test test-all quick outputs bench clean setup lint check
 
-figures: setup            ## train what is missing, cook, redraw every table and figure, write the README
-	$(BIN)/python -m ich_soups.build figures
+figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
+	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.build figures $(if $(PROFILE),--profile $(PROFILE))
 
-test: export ICH_SOUPS_FIGURES = $(CURDIR)/build/figures
-# fewer trainings where a figure has many: see notebooks 24, 26 and 28
-test: export ICH_SOUPS_QUICK = 1
-test: setup               ## everything: in sync, every notebook, every test; figures go to build/figures
-	$(BIN)/python -m ich_soups.build check
-	rm -rf build/figures && mkdir -p build/figures
-	@echo "library notebooks, two at a time; then those that time something or train with both cores; then the tests, those of clusters and of speed alone"
+test: export ICH_SOUPS_PROFILE = smoke
+test: export ICH_SOUPS_FIGURES = $(DRAWN)
+test: setup lint check    ## the quick tier: in sync, every notebook in the smoke profile, every test that is not slow
+	rm -rf $(DRAWN) && mkdir -p $(DRAWN)
+	@echo "all notebooks, two at a time; then the tests, those of clusters alone"
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
+
+test-all: export ICH_SOUPS_FIGURES = $(DRAWN)
+test-all: setup lint check ## everything: the notebooks as the figures are made, twenty kills, clusters, speed, both ends of the supported versions
+	rm -rf $(DRAWN) && mkdir -p $(DRAWN)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(0|1[0-57-9])' --n_workers 2 --do_print --timing
 	$(BIN)/nbdev_test --file_re '^(16|[2-9]|index)' --n_workers 1 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -v -n 2 --dist loadfile --durations=10 --ignore tests/test_speed.py --ignore tests/test_cluster.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
-	$(BIN)/python -m pytest tests/test_speed.py -v
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -v -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -m 'slow or not slow' -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
+	$(BIN)/python -m pytest tests/test_speed.py -m 'slow or not slow' -v
 
-bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model, snapshots against the epoch, runs on Ray; PHOTOS=folder for your own
+quick: export ICH_SOUPS_PROFILE = smoke
+quick: setup lint check   ## while editing: in sync, the library notebooks that train nothing, the tests of seconds
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(00|01_checkpoints|04|08_ensembles|09|10|14|17)' --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick -q
+
+lint: setup               ## mistakes that can be seen without running anything
+	$(BIN)/ruff check --quiet ich_soups tests
+
+check: setup              ## notebooks are clean; modules and README follow from them
+	$(BIN)/python -m ich_soups.build check
+
+bench: setup              ## averaging against the disk, the search against the naive one, training against the bare model, snapshots against the epoch, one busy neighbour, runs on Ray; PHOTOS=folder for your own
 	$(BIN)/python -m ich_soups.bench averaging
 	$(BIN)/python -m ich_soups.bench search
 	$(BIN)/python -m ich_soups.bench training $(PHOTOS)
 	$(BIN)/python -m ich_soups.bench keeping
+	$(BIN)/python -m ich_soups.bench busy
 	$(BIN)/python -m ich_soups.bench runs
 
 paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 ACCUM=2 OUT=folder WHERE=ray://HOST:PORT GPUS=1 COMPILE=1 PLAN=1]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['root', 'run_notebook', 'paper_notebooks', 'library_notebooks', 'run_all', 'readme_text', 'write_readme',
-           'out_of_sync', 'main']
+           'out_of_sync', 'read_times', 'add_times', 'figures', 'check', 'main']
 
 # %% ../nbs/19_build.ipynb #e8ad7e5a
-import base64, shutil, subprocess, sys, tempfile, time
+import base64, multiprocessing, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
-from .core import BadInput, checkout
+from .core import BadInput, checkout, choose_profile, device_name, figures_dir, in_smoke
 from .plots import shrink_png
+from .tables import add_rows, long_table
 
 # %% ../nbs/19_build.ipynb #ebb7821e
 def root() -> Path:
@@ -19,14 +20,13 @@ def root() -> Path:
     return checkout()
 
 def run_notebook(
-    path   # an .ipynb; overwritten with its outputs
+    path,             # an .ipynb
+    save:bool=True    # whether it is overwritten with its outputs
 ):
     "Run one notebook in this process and save it; raises what the notebook raised, and then leaves the file as it was."
-    import os
     from execnb.nbio import read_nb, write_nb
     from execnb.shell import CaptureShell
     from nbdev.clean import clean_nb
-    import re
     def skip(cell): return cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M)
     path, here = Path(path).resolve(), os.getcwd()
     nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
@@ -34,6 +34,7 @@ def run_notebook(
         os.chdir(path.parent)
         shell.run_all(nb, exc_stop=True, preproc=skip)
     finally: os.chdir(here)
+    if not save: return
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [_small(o) for o in c.outputs if o.get('name') != 'stderr']
     clean_nb(nb)
@@ -48,17 +49,28 @@ def _small(output):
 def paper_notebooks() -> list: return sorted((root()/'nbs').glob('[2-3][0-9]_*.ipynb')) + [root()/'nbs'/'index.ipynb']
 def library_notebooks() -> list: return sorted((root()/'nbs').glob('[0-1][0-9]_*.ipynb'))
 
+def _forks():
+    "A way to start processes that have the slow imports behind them; fresh processes where the system cannot fork."
+    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    forks = multiprocessing.get_context('forkserver')
+    forks.set_forkserver_preload(['ich_soups.training', 'ich_soups.soups', 'ich_soups.plots', 'execnb.shell', 'nbdev.clean', 'scipy.stats'])
+    return forks
+
+# %% ../nbs/19_build.ipynb #1e3eaaf3
 def run_all(
-    paths   # notebooks, in order
+    paths,            # notebooks, in order
+    save:bool=True    # whether they are overwritten with their outputs
 ):
-    "Run and save each in a fresh process, with its time; stops at the first that fails."
-    t0 = time.time()
+    "Run each in a process of its own, with its time; stops at the first that fails."
+    t0, forks = time.time(), _forks()
     for i, p in enumerate(paths, 1):
-        t = time.time()
-        print(f'[{i}/{len(paths)}] {p.name} ...', flush=True)
-        r = subprocess.run([sys.executable, '-m', 'ich_soups.build', 'notebook', str(p)])
-        if r.returncode: sys.exit(f'{p.name} failed after {time.time()-t:.0f} s; open it and run it top to bottom to see where')
-        print(f'[{i}/{len(paths)}] {p.name}: {time.time()-t:.0f} s', flush=True)
+        t, name = time.time(), f'[{i}/{len(paths)}] {p.name}'
+        print(f'{name} ...', flush=True)
+        one = forks.Process(target=run_notebook, args=(p, save))
+        one.start()
+        one.join()
+        if one.exitcode: sys.exit(f'{p.name} failed after {time.time()-t:.0f} s; open it and run it top to bottom to see where')
+        print(f'{name}: {time.time()-t:.0f} s', flush=True)
     print(f'{len(paths)} notebooks in {time.time()-t0:.0f} s', flush=True)
 
 # %% ../nbs/19_build.ipynb #ef3a7025
@@ -92,18 +104,63 @@ def out_of_sync() -> list:
         read = lambda p: p.read_bytes() if p.exists() else None
         return sorted(str(n) for n in names if read(d/n) != read(root()/n))
 
+# %% ../nbs/19_build.ipynb #2daf9407
+_TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|in sync): (\d+)(?: secs| s)$', re.M)
+
+def read_times(
+    log:str   # what `make` printed
+) -> dict:
+    "Seconds of each notebook, file of tests and step; of one that stands there twice the sum."
+    seconds = {}
+    for name, s in _TIMES.findall(log): seconds[name] = seconds.get(name, 0) + int(s)
+    return seconds
+
+def add_times(
+    path,          # of the log
+    command:str    # what was run, and how: `make test, from nothing`
+):
+    "Put the seconds of a log into the long table of times."
+    seconds = read_times(Path(path).read_text(encoding='utf-8', errors='replace'))
+    if not seconds: raise BadInput(f'{path} names no notebook and no file of tests with its seconds; give what make test printed')
+    made = dict(command=command, device=device_name(), date=time.strftime('%Y-%m-%d'))
+    add_rows(long_table()/'times.csv', [made | dict(part=k, seconds=s) for k, s in seconds.items()], ('command', 'device', 'part'))
+
 # %% ../nbs/19_build.ipynb #591b6069
+_COMMANDS = {
+    'figures': lambda: figures(),
+    'outputs': lambda *paths: run_all([Path(p) for p in paths] or library_notebooks()),
+    'notebook': lambda path: run_notebook(path),
+    'readme': lambda: write_readme(),
+    'check': lambda: check(),
+    'times': lambda log, command: add_times(log, command),
+}
+
+def figures():
+    "Every chapter, with its figures; and the README, but for a smoke run. `BadInput` before anything is trained if the figures may not go where they would."
+    figures_dir()
+    run_all(paper_notebooks(), save=not in_smoke())
+    if not in_smoke(): write_readme()
+
+def check():
+    "Exit with a sentence if something differs from what its notebook says."
+    bad = out_of_sync()
+    if bad: sys.exit('out of sync: ' + ', '.join(bad) + "; run nbdev_export, nbdev_clean and 'python -m ich_soups.build readme'")
+    print('notebooks are clean; modules and README follow from them')
+
+# %% ../nbs/19_build.ipynb #d74ad4ce
 def main(args=None):
-    "The commands of the Makefile: figures, outputs, notebook PATH, readme, check."
-    cmd, *rest = args or sys.argv[1:] or ['']
-    if cmd == 'notebook': run_notebook(rest[0])
-    elif cmd == 'outputs': run_all([Path(p) for p in rest] or library_notebooks())
-    elif cmd == 'readme': write_readme()
-    elif cmd == 'figures':
-        run_all(paper_notebooks()); write_readme()
-    elif cmd == 'check':
-        if bad := out_of_sync(): sys.exit('out of sync: ' + ', '.join(bad) + "; run nbdev_export, nbdev_clean and 'python -m ich_soups.build readme'")
-        print('notebooks are clean; modules and README follow from them')
-    else: sys.exit(f'what to do? {main.__doc__}')
+    "The commands of the Makefile: figures [--profile NAME], outputs [PATH ...], notebook PATH, readme, check, times LOG COMMAND."
+    words = list(sys.argv[1:] if args is None else args)
+    name = None
+    if '--profile' in words:
+        at = words.index('--profile')
+        name = ''.join(words[at+1:at+2])
+        del words[at:at+2]
+    if not words or words[0] not in _COMMANDS: sys.exit(f'what to do? {main.__doc__}')
+    try:
+        choose_profile(name)
+        if in_smoke() and words[0] != 'figures': raise BadInput(f'{words[0]} is not for a smoke run; unset ICH_SOUPS_PROFILE')
+        _COMMANDS[words[0]](*words[1:])
+    except BadInput as e: sys.exit(str(e))
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -353,6 +353,15 @@ def list_archive(
         w.writerows((f.relative_to(root.parent), f.parent.name) for f in sorted(first.values()))
     return out
 
+def _some(pics, n, seed=0):
+    "A random `n` pictures of a collection, every class and part in proportion; all of them if there are no more."
+    if n >= len(pics): return pics
+    groups = pics.labels*len(SPLITS) + np.array([SPLITS.index(p) for p in pics.part])
+    counts = np.bincount(groups)
+    take, r = _allocate(counts+1, n), np.random.default_rng(seed)
+    keep = np.sort(np.concatenate([r.permutation(np.flatnonzero(groups == g))[:k] for g, k in enumerate(take)]))
+    return Pictures(pics.name, pics.classes, pics.labels[keep], pics.part[keep], [pics.items[i] for i in keep], [pics.digests[i] for i in keep], None if pics.array is None else pics.array[keep])
+
 _NAMED = {'scenes17': lambda s: _scenes(split_seed=s), 'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
 
 def load_pictures(
@@ -360,10 +369,11 @@ def load_pictures(
     split_seed:int=0,    # of the split, where the source brings none
     on_bad:str='raise'   # as in `read_photos`
 ) -> Pictures:
-    "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5."
+    "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5; `groceries14:300` is a random 300 of that collection."
     if isinstance(source, Pictures): return source
     name, *args = str(source).split(':')
     if name == 'scenes17' and args: return _scenes(*map(int, args[:1]), seed=int((args+['0'])[1]), split_seed=split_seed)
+    if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)
     if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), _NAMED))
     return read_photos(source, split_seed, on_bad)

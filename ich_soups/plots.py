@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from PIL import Image
+from .core import refuse_smoke
 
 # %% ../nbs/11_plots.ipynb #d7900551
 COLOURS = dict(zip('blue orange green red purple brown pink grey yellow sky'.split(), sns.color_palette('colorblind')))
@@ -43,8 +44,9 @@ def save_fig(
     folder,          # `core.figures_dir()`
     dpi:int=160      # dots an inch of the PNG
 ):
-    "Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the figure."
+    "Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the figure. `BadInput` for a smoke run in the committed figures."
     folder = Path(folder)
+    refuse_smoke(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fig.draw_without_rendering()
     fig.set_layout_engine('none')  # settled: solving the layout again would move everything by a hair
@@ -430,10 +432,11 @@ def plot_plane(
     shape = np.ptp(df.y)/np.ptp(df.x)
     fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), (3.2*shape+.35)*len(rows)+.5), sharex=True, sharey=True, squeeze=False)
     for j, m in enumerate(metrics):
-        levels = np.quantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8))
+        levels = np.unique(np.quantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8)))
+        if len(levels) < 2: levels = levels + [0, 1e-9]      # the same everywhere
         for i, b in enumerate(rows):
             z, ax = df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'), axs[i, j]
-            f = ax.contourf(z.columns, z.index, z.values, np.unique(levels), cmap='cividis_r' if m == 'loss' else 'cividis')
+            f = ax.contourf(z.columns, z.index, z.values, levels, cmap='cividis_r' if m == 'loss' else 'cividis')
             for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
                 e = marks[marks.kind == kind]
                 ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)

@@ -29,6 +29,8 @@ class Snapshot:
 
     @property
     def name(self): return self.path.stem
+    @property
+    def fingerprint(self) -> str: return self.sha256     # what `cache` tells it by
     def weights(self) -> dict:
         "The state dict, on the CPU."
         return load_weights(self.path)

@@ -125,7 +125,9 @@ def plan() -> list:
 ENDS = (6, 12, 18, 24)
 
 def curve_rows(run, bn) -> list:
-    "Scores at every epoch of the checkpoint and of a soup of the past."
+    "Scores at every epoch of the checkpoint and of a soup of the past; of an annealed run, whose end is planned, those of its last epoch."
+    if run.cfg.schedule == 'annealed':
+        return [dict(name='annealed to end here', epoch=run.cfg.epochs, **_scored(run, lambda split: run.logits_of(run.weights('last'), split, bn)))]
     rows = []
     for s in run.snapshots:
         so_far = [o for o in run.snapshots if s.epoch/2 < o.epoch <= s.epoch]
@@ -136,9 +138,7 @@ def curve_rows(run, bn) -> list:
 def study_curve(cfg:Config) -> list:
     "Rows of the anytime table for one run: all its epochs, or for an annealed one its last."
     run = get_run(cfg)
-    bn, (what, how) = fresh_bn(run, 1024), origin(run)
-    if cfg.schedule == 'annealed': rows = [dict(name='annealed to end here', epoch=cfg.epochs, **_scored(run, lambda split: run.logits_of(run.weights('last'), split, bn)))]
-    else: rows = curve_rows(run, bn)
+    rows, (what, how) = curve_rows(run, fresh_bn(run, 1024)), origin(run)
     add_rows(long_table()/'anytime.csv', [what | r | how for r in rows], (*KEYS, 'epoch'))
     return rows
 

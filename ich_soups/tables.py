@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from filelock import FileLock
 from scipy.stats import t as student
-from .core import BadInput, atomic, checkout
+from .core import BadInput, atomic, checkout, refuse_smoke
 
 # %% ../nbs/04_tables.ipynb #989fa49c
 def long_table() -> Path: return (checkout() or Path())/'figures'/'long'   # where the committed ones lie
@@ -23,6 +23,7 @@ def add_rows(
 ) -> pd.DataFrame:
     "Merge rows into a long table; several processes may do so at once."
     path = Path(path)
+    refuse_smoke(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)+'.lock'):
         df = pd.concat([read_rows(path), pd.DataFrame(rows)], ignore_index=True).drop_duplicates(list(keys), keep='last').sort_values(list(keys))

@@ -7,7 +7,7 @@ __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled
            'EpochSeed', 'Journal', 'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
 
 # %% ../nbs/06_training.ipynb #246740e4
-import math, os, random, sys, time
+import hashlib, math, os, random, sys, time
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from .data import image_dls, load_pictures, write_split
 from .metrics import metric, scores
 from .models import create_model, data_stats
 from .scorers import Scorer
-from .snapshots import SnapshotCallback, SnapshotStore
+from .snapshots import SnapshotCallback, SnapshotStore, file_sha256
 
 # %% ../nbs/06_training.ipynb #ecbff5f2
 def lr_schedule(
@@ -241,6 +241,14 @@ class Run:
         "The snapshot with the best validation score; the earlier one of equals."
         sign = -1 if 'loss' in name else 1
         return max(self.snapshots, key=lambda s: (sign*s.scores[name], -s.epoch))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        "Of all that can be computed from the run: the configuration, the data, and every file of weights, logits and scores."
+        files = [self._file('history.csv'), *sorted((self.path/'averages').glob('*.safetensors')), *[s.logits_path for s in self.snapshots]]
+        hashes = [s.sha256 for s in self.snapshots] + [file_sha256(f) for f in files if f]
+        told = [self.cfg.key, self.provenance['data'], self.provenance['precision'], *hashes]
+        return hashlib.sha256('\n'.join(told).encode()).hexdigest()[:24]
 
     def __repr__(self): return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
 

@@ -73,6 +73,7 @@ def machines(tmp_path_factory):
     c.shutdown()
 
 
+@pytest.mark.slow
 def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
     cfgs = [Config.tiny(**TINY, seed=s) for s in (2, 0, 1)]
     where = lambda run: __import__('ray').get_runtime_context().get_node_id()
@@ -85,6 +86,7 @@ def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
     assert there[0].path != here[0].path and files(there[0]) == files(here[0])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home, tmp_path):
     cfgs, log = [Config.tiny(**LONG, seed=s) for s in range(2)], tmp_path/'log'
     t = Elsewhere(lambda: train_all(cfgs*2, machines.address, cbs=[trace(log)]))
@@ -104,6 +106,7 @@ def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home
     assert len(trained(log)) == len(df) and [(r.path/'DONE').stat().st_mtime_ns for r in runs] == done
 
 
+@pytest.mark.slow
 def test_a_machine_that_goes_away(machines, home, tmp_path):
     third, log = patiently(lambda: machines.add_node(**machines.small)), tmp_path/'log'
     cfgs = [Config.tiny(**LONG, seed=s) for s in range(3)]
@@ -116,6 +119,7 @@ def test_a_machine_that_goes_away(machines, home, tmp_path):
     assert {r.path.name: r.provenance['resumed_at'] > 0 for r in runs} == {c.key: c.key == lost for c in cfgs}
 
 
+@pytest.mark.slow
 def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tmp_path, photos, monkeypatch):
     "`/proc/self/cwd` is another folder for every process, as a local disk is for every machine."
     monkeypatch.chdir(tmp_path)
@@ -137,6 +141,7 @@ def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tm
     assert not list(tmp_path.rglob('.seen-*')) and not list(Path(machines.home).rglob('DONE'))      # the guest has left
 
 
+@pytest.mark.slow
 def test_bad_input_is_not_retried(machines, home, tmp_path):
     def f(x):
         with open(tmp_path/'calls', 'a') as h: h.write('.')
@@ -154,6 +159,15 @@ def test_bad_input_is_not_retried(machines, home, tmp_path):
         os.kill(os.getpid(), 9)
     with pytest.raises(BadInput, match='it was lost in 2 of 2 tries'): map_runs(h, ['it'], machines.address, retries=1)
     assert (tmp_path/'deaths').read_text() == '..'
+
+
+def test_runs_on_ray_on_this_machine(home, tmp_path):
+    "The quick sibling of the tests on two machines: the bits of one thread, and workers whose threads turn briefly."
+    cfgs = [Config.tiny(**TINY, seed=s) for s in range(2)]
+    told = train_all(cfgs, 'ray', then=lambda r: (r.path, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')))
+    assert all(spin or policy for _, spin, policy in told)
+    with cluster._threads(1): alone = [get_run(c, tmp_path/str(c.seed)) for c in cfgs]
+    assert [bits(Run(path)) for path, *_ in told] == [bits(r) for r in alone]
 
 
 def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
@@ -201,6 +215,7 @@ def holder(path):
         except OSError: pass
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, monkeypatch):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
     cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=6))

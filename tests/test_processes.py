@@ -84,6 +84,7 @@ def same(path, whole):
     assert not left, f'files of only one of the two: {left}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('after', [False, True])
 def test_killed_at_each_write(tmp_path, trainer, whole, after):
     "The n-th life dies at its n-th write: on the way through, every write of a run is somebody's last."
@@ -95,21 +96,24 @@ def test_killed_at_each_write(tmp_path, trainer, whole, after):
     same(tmp_path/'r', whole)
 
 
-def test_killed_at_random_moments(tmp_path, trainer, whole):
-    "Twenty times and more, in the middle of whatever it is: an epoch, a file, a start."
-    rng, kills, seconds = random.Random(0), 0, whole.provenance['seconds']
+@pytest.mark.parametrize('wanted', [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, trainer, whole, wanted):
+    "In the middle of whatever it is: an epoch, a file, a start. The moments are other ones each time; the seed is printed."
+    seed = random.SystemRandom().randrange(10**6)
+    print('seed of the moments:', seed)
+    rng, kills, seconds = random.Random(seed), 0, whole.provenance['seconds']
     for r in itertools.count():
         path, t0 = tmp_path/f'r{r}', time.time()
         while not (path/'DONE').exists():
             pid = trainer.start(path)
-            time.sleep(rng.uniform(.05, .6*seconds) if kills < 20 or r == 0 else 2*seconds)
+            time.sleep(rng.uniform(.05, .6*seconds) if kills < wanted else 2*seconds)
             try: os.kill(pid, signal.SIGKILL)
             except ProcessLookupError: pass
             kills += trainer.said() == -signal.SIGKILL
             assert time.time()-t0 < 240
         assert trainer.life(path) == (0, [])
         same(path, whole)
-        if kills >= 20: break
+        if kills >= wanted: break
 
 
 def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, trainer, whole):

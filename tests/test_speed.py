@@ -1,7 +1,10 @@
 "Speed, with room for a busy machine; `make bench` measures."
 import time
-from ich_soups.bench import averaging_speed, jpeg_folder, keeping_speed, training_speed
+import pytest
+from ich_soups.bench import averaging_speed, busy_speed, jpeg_folder, keeping_speed, training_speed
 from ich_soups.scenes import scenes17
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_collection_is_drawn_in_seconds():
@@ -25,3 +28,9 @@ def test_what_is_never_lost_costs_a_few_hundredths_of_an_epoch(home):
     kept = keeping_speed(epochs=3).set_index('part')
     assert kept.share[['snapshot', 'state']].sum() <= .03, kept
     assert kept.seconds['resuming'] <= 2, kept
+
+
+def test_a_busy_neighbour_leaves_a_training_nearly_half_of_its_speed():
+    "Of the quiet speed, beside one process that never rests; and a quiet machine loses next to nothing by it."
+    t = busy_speed(ways=('as torch comes', 'ich_soups')).set_index('way')
+    assert t.of_quiet['ich_soups'] > .38 and t.of_torch['ich_soups'] > .9, t
