@@ -8,6 +8,9 @@ from ich_soups.scenes import scenes17
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config): config.addinivalue_line('markers', "slow: takes more than half a minute; leave out with -m 'not slow'")
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     "An empty home for runs and caches."
