@@ -10,7 +10,7 @@ DRAWN = $(CURDIR)/build/figures
 # tests that want the machine for themselves
 ALONE = tests/test_cluster.py tests/test_speed.py
 
-.PHONY: figures full paper test test-all quick outputs bench clean setup lint check
+.PHONY: figures full paper test test-all quick outputs bench gpu clean setup lint check
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
 	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.build figures $(if $(PROFILE),--profile $(PROFILE))
@@ -51,6 +51,9 @@ bench: setup              ## averaging against the disk, the search against the 
 	$(BIN)/python -m ich_soups.bench keeping
 	$(BIN)/python -m ich_soups.bench busy
 	$(BIN)/python -m ich_soups.bench runs
+
+gpu: setup                ## on a machine with a GPU: what only a card can show, at most 8 minutes [MINUTES=8]; a try on a CPU: ICH_SOUPS_DEVICE=cpu make gpu SMALL=1
+	$(BIN)/python -m ich_soups.gpu $(if $(SMALL),--small) $(if $(MINUTES),--minutes $(MINUTES))
 
 paper: setup              ## the paper's table from its photographs: DATA=folder [WEIGHTS=folder SEEDS=5 MODELS=a,b EPOCHS=50 SIZE=224 BS=128 ACCUM=2 OUT=folder WHERE=ray://HOST:PORT GPUS=1 COMPILE=1 PLAN=1]
 	$(BIN)/python -m ich_soups.paper $(if $(DATA),"$(DATA)") $(if $(PLAN),--plan) $(if $(COMPILE),--compile) $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models "$(MODELS)") \

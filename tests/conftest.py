@@ -1,7 +1,9 @@
 "Shared by the tests: throw-away homes, drawn photographs, and the real ones where they are."
 import os
+from collections import Counter
 from pathlib import Path
 import pytest
+import ich_soups     # before anything that brings torch: how long its threads turn is read once
 from PIL import Image
 from ich_soups.scenes import scenes17
 
@@ -34,3 +36,13 @@ def ahe10():
     "The photographs of Architectural Heritage Elements."
     if not os.environ.get('AHE10'): pytest.skip('to run this, set AHE10 to the folder of Architectural Heritage Elements')
     return Path(os.environ['AHE10'])
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Seconds of each file of tests, fixtures included, which `ich_soups.build times` reads."
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for r in reports:
+            if hasattr(r, 'nodeid') and hasattr(r, 'duration'): seconds[r.nodeid.split('::')[0].split('/')[-1]] += r.duration
+    terminalreporter.section('seconds of each file')
+    for name, s in seconds.most_common(): terminalreporter.write_line(f'{name}: {s:.0f} s')
