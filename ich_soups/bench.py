@@ -11,7 +11,7 @@ import contextlib, json, os, random, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
 from fastai.callback.core import Callback
-from fastai.callback import progress as _no_bar  # gives Learner its no_bar
+from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
@@ -22,7 +22,7 @@ from .core import Config, amp_dtype, device, device_name, keep_memory, provenanc
 from .data import image_dls, load_pictures
 from .models import create_model
 from .soups import greedy_soup
-from .tables import add_rows, long_table, read_rows
+from .tables import add_rows, long_table
 from .training import compiled as through_compiler, get_run, make_learner, predict_logits
 
 # %% ../nbs/16_bench.ipynb #c67383c0
@@ -69,7 +69,8 @@ class _Clock(Callback):
 
 def _plain(photos, cfg):
     "One pass of the usual loop after a few batches to warm up, on a CPU with the start of the workers. Call it in a process of its own."
-    dev, half = device(), torch.cuda.is_available()
+    dev = device()
+    half = dev.type == 'cuda'
     tfms = v2.Compose([v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.)), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
     files = ImageFolder(str(photos), tfms)
     dl = torch.utils.data.DataLoader(files, cfg.bs//cfg.accum, shuffle=True, num_workers=min(8, os.cpu_count() or 2), drop_last=True, pin_memory=half, persistent_workers=half)
@@ -387,7 +388,7 @@ def search_speed(
 # %% ../nbs/16_bench.ipynb #3cc718b8
 def _large():
     "CoAtNet-0 at 224 px; on a CPU in batches that it can do in seconds."
-    return Config.paper(data='scenes17', pretrained='', **({} if torch.cuda.is_available() else dict(bs=32)))
+    return Config.paper(data='scenes17', pretrained='', **({} if device().type == 'cuda' else dict(bs=32)))
 
 def _show(df, note, digits=2, keep=False, **what):
     "Print a table, and put its rows into the long table of speeds."
@@ -403,7 +404,7 @@ def main(args=None):
     every = lambda s, k: Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31)))
     print(device_name(), flush=True)
     if what == 'training':
-        for cfg, n, side in ((Config.tiny(), 3000, 64), (_large(), 2048 if torch.cuda.is_available() else 102, 320 if torch.cuda.is_available() else 448)):
+        for cfg, n, side in ((Config.tiny(), 3000, 64), (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448)))):
             with contextlib.nullcontext(rest[0]) if rest else jpeg_folder(n, side) as photos:
                 of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
                 _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds', table='training', **of)

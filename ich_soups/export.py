@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
-from fastai.callback import progress as _no_bar  # gives Learner its no_bar
+from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
 from fastai.learner import Learner
@@ -223,7 +223,7 @@ OPSET = 18   # of ONNX: the lowest that torch's exporter writes without converti
 def _needs_onnx():
     "The onnxruntime module, or what to install."
     try:
-        import onnx, onnxruntime, onnxscript
+        import onnx, onnxruntime, onnxscript  # noqa: F401
         return onnxruntime
     except ImportError as e: raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
 

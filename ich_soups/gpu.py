@@ -33,7 +33,7 @@ from .core import BadInput, Config, checkout, device, device_name, load_config
 from .core import one_line, provenance, write_json
 from .export import Classifier, to_onnx
 from .soups import bn_batches, recalibrate_bn, recipe
-from .tables import add_rows, long_table, read_rows
+from .tables import add_rows, long_table
 from .training import Run, get_run
 
 # %% ../nbs/15_gpu.ipynb #4818ffff

@@ -34,8 +34,9 @@ def bn_batches(
     "A fixed list of input batches for `recalibrate_bn`; the random state of the caller is left as it was."
     out, seen, state, rng = [], 0, random.getstate(), getattr(dl, 'rng', None)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed); random.seed(seed)
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            torch.manual_seed(seed)
+            random.seed(seed)
             if rng is not None: dl.rng = random.Random(seed)
             for b in dl:
                 out.append(b[0].as_subclass(torch.Tensor))
@@ -127,7 +128,7 @@ class _Pot:
     def served(self, mean, chosen):
         "The mean as a soup's weights: types and whole numbers as `average` has them, and nobody else's tensors."
         like = average([self.snapshots[i] for i in chosen])
-        return {k: mean[k].to(v.dtype).clone() if v.is_floating_point() else v for k, v in like.items()}
+        return {k: mean[k].to('cpu', v.dtype).clone() if v.is_floating_point() else v for k, v in like.items()}
 
 # %% ../nbs/07_soups.ipynb #6a8d371a
 def greedy_soup(

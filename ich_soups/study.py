@@ -17,7 +17,7 @@ from .ensembles import soft_voting
 from .metrics import METRICS
 from .models import RELATIVES
 from .soups import recipe, uniform_soup
-from .tables import add_rows, long_table, one_more, origin, over_seeds, read_rows
+from .tables import add_rows, long_table, origin, over_seeds, read_rows
 from .training import get_run, predict_logits
 
 # %% ../nbs/27_recipes.ipynb #21f5b52c

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastai.torch_core import to_device
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback import progress as _no_bar  # gives Learner its no_bar
+from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from fastai.callback.schedule import ParamScheduler, SchedCos, combine_scheds, combined_cos
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
@@ -324,6 +324,12 @@ def get_run(
         (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
 
+def _leave_autocast(learn):
+    "A model that fails in the middle of a forward pass leaves no autocast behind."
+    for cb in learn.cbs:
+        if isinstance(cb, Autocast): cb.after_fit()
+        if isinstance(cb, MixedPrecision) and getattr(cb, 'autocast', None) is not None and torch.is_autocast_enabled('cuda'): cb.autocast.__exit__(None, None, None)
+
 def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
@@ -345,7 +351,7 @@ def _train(cfg, path, cbs=()):
     if start < cfg.epochs:
         try:
             with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
-        finally: [cb.after_fit() for cb in learn.cbs if isinstance(cb, Autocast)]     # a model that fails leaves none behind
+        finally: _leave_autocast(learn)
     learn.snapshot.store.sweep()
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():

@@ -3,7 +3,7 @@ import os
 from collections import Counter
 from pathlib import Path
 import pytest
-import ich_soups     # before anything that brings torch: how long its threads turn is read once
+import ich_soups     # noqa: F401  before anything that brings torch: how long its threads turn is read once
 from PIL import Image
 from ich_soups.scenes import scenes17
 
