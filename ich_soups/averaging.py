@@ -5,27 +5,45 @@
 # %% auto #0
 __all__ = ['PIECE', 'BLOCK', 'checkpoint_name', 'as_list', 'open_all', 'coefficients', 'average', 'side_by_side']
 
-# %% ../nbs/04_averaging.ipynb #3dcf256f
+# %% ../nbs/04_averaging.ipynb #de0c6c78
 import json, math, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from .checkpoints import SAFE_TYPES, Checkpoint, Place, load_weights
+from .checkpoints import SAFE_TYPES, Checkpoint, Place, check_names, load_weights, shown
 from .core import BadInput, atomic
 
-# %% ../nbs/04_averaging.ipynb #b87a5796
+# %% ../nbs/04_averaging.ipynb #f29a954f
 class _Held:
     "A state dict in memory, with the face of a `Checkpoint`."
     def __init__(self, d): self.places = {k: v.detach() for k, v in load_weights(d).items()}
     def get(self, name): return self.places[name]
+    def verify(self): pass
+    view = get
 
 def checkpoint_name(o, i):
     "What a checkpoint is called in a soup: its file, or its number in the list."
-    return f'#{i}' if isinstance(o, dict) else Path(o).stem if isinstance(o, (str, Path)) else o.name
+    if isinstance(o, dict): return f'#{i}'
+    return Path(o).stem if isinstance(o, (str, Path)) else o.name
 
 def as_list(snapshots): return [snapshots] if isinstance(snapshots, (str, Path, dict)) else list(snapshots)
-def _placed(source): return isinstance(next(iter(source.places.values())), Place)
+
+def _source(o):
+    if isinstance(o, dict): return _Held(o)
+    return o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o))
+
+# %% ../nbs/04_averaging.ipynb #08b52d57
+def _agree(s, first, n, name):
+    "`BadInput` unless two checkpoints, called `n` and `name`, have the same tensors."
+    odd = s.places.keys() ^ first.places.keys()
+    if odd: raise BadInput(f'{name} and {n} are not checkpoints of one model: only one of them has the tensor {shown(min(odd))}')
+    for k, p in s.places.items():
+        q = first.places[k]
+        got, want = tuple(p.shape), tuple(q.shape)
+        if got != want: raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}')
+        if p.dtype.is_floating_point != q.dtype.is_floating_point:
+            raise BadInput(f'{n}: tensor {shown(k)} is {p.dtype}, in {name} it is {q.dtype}')
 
 def open_all(
     snapshots   # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
@@ -36,16 +54,36 @@ def open_all(
     names = [checkpoint_name(o, i) for i, o in enumerate(snapshots)]
     sources = []
     for o, n in zip(snapshots, names):
-        sources.append(s := _Held(o) if isinstance(o, dict) else o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o)))
-        if _placed(s) and _placed(sources[0]) and s.places == sources[0].places: s.places = sources[0].places    # one index in memory for all
+        s = _source(o)
+        sources.append(s)
         first = sources[0]
-        if odd := s.places.keys() ^ first.places.keys(): raise BadInput(f"{names[0]} and {n} are not checkpoints of one model: only one of them has the tensor {sorted(odd)[0]!r}")
-        for k, p in s.places.items() if s.places is not first.places else ():
-            if tuple(p.shape) != (want := tuple(first.places[k].shape)): raise BadInput(f'{n}: tensor {k!r} has shape {tuple(p.shape)}, in {names[0]} it has {want}')
-            if p.dtype.is_floating_point != first.places[k].dtype.is_floating_point: raise BadInput(f'{n}: tensor {k!r} is {p.dtype}, in {names[0]} it is {first.places[k].dtype}')
+        if isinstance(s, Checkpoint) and isinstance(first, Checkpoint) and s.places == first.places:
+            s.places = first.places     # one index in memory for all
+        if s.places is not first.places: _agree(s, first, n, names[0])
     return sources, names
 
-# %% ../nbs/04_averaging.ipynb #95c87f7f
+# %% ../nbs/04_averaging.ipynb #e9595628
+_UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}   # what holds them and negative numbers; torch knows it for uint8
+
+def _wider(a, b):
+    "The narrowest type for the values of both, or None."
+    if a == b: return a
+    if a.is_floating_point: return torch.promote_types(*(torch.float32 if t.itemsize == 1 else t for t in (a, b)))
+    if a in _UNSIGNED and b in _UNSIGNED: return max(a, b, key=_UNSIGNED.index)
+    if torch.uint64 in (a, b): return None
+    return torch.promote_types(_SIGNED.get(a, a), _SIGNED.get(b, b))
+
+def _common(key, types):
+    "The type of the result for a tensor that has these types."
+    wide = types[0]
+    for t in types[1:]:
+        both = wide, t
+        wide = _wider(*both)
+        if wide is None: raise BadInput(f'tensor {shown(key)} is {both[0]} in one checkpoint and {both[1]} in another, which no type holds both')
+    return wide
+
+# %% ../nbs/04_averaging.ipynb #f9735e8e
 PIECE = 1 << 17   # elements of a span that are added at a time: few enough to stay in the cache
 BLOCK = 1 << 22   # elements that one thread works through
 
@@ -57,129 +95,211 @@ class _Span:
     ws: tuple             # coefficients
 
     @property
+    def placed(self): return all(isinstance(p, Place) for p in self.where)
+    @property
     def flat(self): return all(isinstance(p, Place) and p.stride is None for p in self.where)
+    @property
+    def in_pieces(self): return self.flat and self.dtype.is_floating_point
     def joins(self, other):
         "Whether `other` continues this span in every checkpoint."
-        return (self.ws == other.ws and self.dtype == other.dtype and self.dtype.is_floating_point and self.flat and other.flat
-                and all(a.dtype == b.dtype and a.end == b.start for a, b in zip(self.where, other.where)))
+        if not (self.ws == other.ws and self.dtype == other.dtype and self.in_pieces and other.flat): return False
+        return all(a.dtype == b.dtype and a.end == b.start for a, b in zip(self.where, other.where))
     def join(self, other):
         self.names += other.names
         self.where = [Place(a.dtype, (a.numel+b.numel,), a.start) for a, b in zip(self.where, other.where)]
 
-def _wider(a, b): return a if a == b else torch.promote_types(*(torch.float32 if t.itemsize == 1 and t.is_floating_point else t for t in (a, b)))
-
+# %% ../nbs/04_averaging.ipynb #fc8c0376
 def _spans(sources, coefs, dtype, merge):
     "The spans of all tensors, the widest types first, as they lie in the first checkpoint."
     first, out = sources[0].places, []
+    alike = all(s.places is first for s in sources)
     order = sorted(first, key=lambda k: (-first[k].dtype.itemsize, getattr(first[k], 'start', 0)))
     for k in order:
         where = [s.places[k] for s in sources]
-        wide = where[0].dtype
-        for p in where[1:] if not all(s.places is first for s in sources) else (): wide = _wider(wide, p.dtype)
-        span = _Span([k], dtype or wide if wide.is_floating_point else wide, where, coefs(k))
+        wide = where[0].dtype if alike else _common(k, [p.dtype for p in where])
+        span = _Span([k], dtype if dtype and wide.is_floating_point else wide, where, coefs(k))
         if merge and out and out[-1].joins(span): out[-1].join(span)
         else: out.append(span)
     return out
 
-# %% ../nbs/04_averaging.ipynb #7fdfe3af
+# %% ../nbs/04_averaging.ipynb #ce666cea
 def _pieces(sources, span, names, lo=0, hi=None):
-    "Yields the weighted sum of elements lo..hi of a span, piece by piece, in float32 or wider."
-    wide = torch.promote_types(max((p.dtype for p in span.where), key=lambda d: d.itemsize), torch.float32)
+    "Yields the weighted sum of elements lo..hi of a span that lies in the files, piece by piece, in float32 or wider."
+    wide = _sum_type(span)
     used = [(s, p, w) for s, p, w in zip(sources, span.where, span.ws) if w]
-    if not span.flat:                                     # in memory, or not in the usual order: a tensor at a time
-        acc = torch.zeros(tuple(span.where[0].shape), dtype=wide)
-        for s, _, w in used: acc.add_(s.get(span.names[0]).to('cpu', wide), alpha=w)
-        yield _finite(acc.flatten(), sources, span, names)
-        return
     buf, acc = bytearray(PIECE*8), torch.empty(PIECE, dtype=wide)
-    views = [(s, p, w, memoryview(buf)[:PIECE*p.dtype.itemsize], torch.frombuffer(buf, dtype=p.dtype, count=PIECE), p.dtype.itemsize) for s, p, w in used]
+    views = [(s, p.start, w, memoryview(buf), torch.frombuffer(buf, dtype=p.dtype, count=PIECE), p.dtype.itemsize) for s, p, w in used]
     hi = span.where[0].numel if hi is None else hi
     for at in range(lo, hi, PIECE):
         n = min(PIECE, hi-at)
         a = acc[:n].zero_()
-        for s, p, w, mem, t, size in views:
-            s.readinto(mem[:n*size], p.start + at*size)
+        for s, start, w, mem, t, size in views:
+            s.readinto(mem[:n*size], start + at*size)
             a.add_(t[:n] if size > 1 else t[:n].to(wide), alpha=w)
         yield _finite(a, sources, span, names)
 
+def _sum_type(span): return torch.float64 if any(p.dtype == torch.float64 for p in span.where) else torch.float32
+
+# %% ../nbs/04_averaging.ipynb #94dff6ba
+def _tensor(sources, span, names):
+    "The weighted sum of one tensor, in float32 or wider."
+    acc = torch.zeros(tuple(span.where[0].shape), dtype=_sum_type(span))
+    for s, w in zip(sources, span.ws):
+        if not w: continue
+        t = s.view(span.names[0]).cpu()
+        for a, b in _slices(acc, t): a.add_(b, alpha=w)
+    return _finite(acc.flatten(), sources, span, names)
+
+def _slices(acc, t):
+    "Pairs of what is added to what; all of it at once, unless it has to be converted."
+    if t.dtype.itemsize > 1: return [(acc, t)]
+    if not t.ndim: return [(acc, t.to(acc.dtype))]
+    dim = max(range(t.ndim), key=lambda i: t.shape[i])
+    step = max(1, PIECE*t.shape[dim]//max(1, t.numel()))
+    return ((a, b.to(acc.dtype)) for a, b in zip(acc.split(step, dim), t.split(step, dim)))
+
+# %% ../nbs/04_averaging.ipynb #34c83abc
+def _all_finite(t): return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
+
 def _finite(acc, sources, span, names):
     "`acc` if it is; otherwise who is to blame."
-    if math.isfinite(acc.sum()) or torch.isfinite(acc).all(): return acc
+    if math.isfinite(acc.sum()) or _all_finite(acc): return acc
     for k in span.names:
         for s, n, w in zip(sources, names, span.ws):
-            if w and not torch.isfinite(s.get(k)).all(): raise BadInput(f'{n}: tensor {k!r} holds NaN or infinity; leave that checkpoint out')
-    raise BadInput(f'the weighted sum of tensor {span.names[0]!r} is too large for {acc.dtype}')
+            if w and not _all_finite(s.get(k)): raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
+    raise BadInput(f'the weighted sum of tensor {shown(span.names[0])} is too large for {acc.dtype}')
 
 def _whole(sources, key, names, dtype):
-    "The value of a tensor of whole numbers."
-    ts = [s.get(key).cpu().to(dtype) for s in sources]
-    if all(torch.equal(t, ts[0]) for t in ts[1:]): return ts[0].clone()
-    if ts[0].numel() == 1 and ts[0].dtype != torch.bool: return max(ts, key=lambda t: t.item()).clone()
-    n = next(n for t, n in zip(ts, names) if not torch.equal(t, ts[0]))
-    raise BadInput(f'tensor {key!r} holds {ts[0].dtype} values that differ between {names[0]} and {n}; they cannot be averaged')
+    "The value of a tensor of whole numbers; never somebody else's tensor."
+    first = sources[0].get(key).cpu().to(dtype)
+    if isinstance(sources[0], _Held): first = first.clone()
+    for s, n in zip(sources[1:], names[1:]):
+        t = s.view(key).cpu().to(dtype)
+        if torch.equal(t, first): continue
+        if first.numel() != 1 or dtype == torch.bool:
+            raise BadInput(f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and {n}; they cannot be averaged')
+        if t.item() > first.item(): first = t.reshape(first.shape).clone()
+    return first
 
-# %% ../nbs/04_averaging.ipynb #96a50e7a
+# %% ../nbs/04_averaging.ipynb #845b78de
+def _checked(ws, n):
+    "`n` coefficients that sum to 1, as a tuple."
+    try: ws = tuple(float(w) for w in ws)
+    except (TypeError, ValueError): raise BadInput(f'coefficients are numbers; got {ws!r}') from None
+    if len(ws) == n and math.isclose(sum(ws), 1, abs_tol=1e-6): return ws
+    raise BadInput(f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to {sum(ws):g}')
+
 def coefficients(
     weights,   # None, one number each, or a function of a tensor's name to such a list
     n:int      # checkpoints
 ):
     "A function of a tensor's name to `n` coefficients that sum to 1; `BadInput` if they do not."
-    def checked(ws):
-        try: ws = tuple(float(w) for w in ws)
-        except (TypeError, ValueError): raise BadInput(f'coefficients are numbers; got {ws!r}') from None
-        if len(ws) != n or not math.isclose(sum(ws), 1, abs_tol=1e-6): raise BadInput(f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to {sum(ws):g}')
-        return ws
-    if callable(weights): return lambda k: checked(weights(k))
-    ws = checked([1/n]*n if weights is None else weights)
+    if callable(weights): return lambda k: _checked(weights(k), n)
+    ws = _checked([1/n]*n if weights is None else weights, n)
     return lambda k: ws
 
+# %% ../nbs/04_averaging.ipynb #f41ada2e
+def _narrowed(a, span, dtype):
+    "A piece of the sum in the type of the result; `BadInput` if a `dtype` that was asked for cannot hold it."
+    b = a.to(span.dtype)
+    if not dtype: return b
+    fits = _all_finite(b) if dtype.itemsize > 1 else a.abs().max() <= torch.finfo(dtype).max    # float8 ends without an infinity
+    if not fits: raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
+    return b
+
+class _Sum:
+    "What a span comes to, in parts that follow each other."
+    def __init__(self, sources, names, dtype): self.sources, self.names, self.dtype = sources, names, dtype
+    def __call__(self, span, lo=0, hi=None):
+        if not span.dtype.is_floating_point: return [_whole(self.sources, span.names[0], self.names, span.dtype).flatten()]
+        if not span.flat: pieces = [_tensor(self.sources, span, self.names)] if math.prod(span.where[0].shape) else []
+        else: pieces = _pieces(self.sources, span, self.names, lo, hi)
+        return (_narrowed(a, span, self.dtype) for a in pieces)
+    def verify(self):
+        for s in self.sources: s.verify()
+
+# %% ../nbs/04_averaging.ipynb #69b8f1fd
 def average(
     snapshots,      # checkpoints: paths, state dicts, or objects with a `path`
     weights=None,   # one coefficient each, summing to 1, default equal; or a function of a tensor's name to such a list
     out=None,       # a .safetensors file to write; default: a state dict
-    dtype=None,     # floating point type of the result, e.g. `torch.float16`; default: that of the checkpoints, the wider if they differ
+    dtype=None,     # floating point type of the result, e.g. `torch.float16`; default: the checkpoints', the wider if they differ
     meta=None       # strings for the header of `out`
 ):
-    "The weighted mean `Σ w_i θ_i`, as a new state dict on the CPU or as the path `out`, written atomically. `BadInput` names the file and the tensor that does not fit."
-    if dtype is not None and not dtype.is_floating_point: raise BadInput(f'a mean is a floating point number, not {dtype}')
+    """The weighted mean `Σ w_i θ_i`, as a new state dict on the CPU or as the path `out`, written atomically. `BadInput` names the
+    file and the tensor that does not fit. The checksums of zip archives are compared when the last number was read, before `out`
+    gets its name. In a state dict, names that are tied in every file are tied."""
+    if dtype is not None and not (dtype in _CODES and dtype.is_floating_point):
+        raise BadInput(f'a mean is a floating point number of a type that files can hold, not {dtype}')
     if out is not None and Path(out).is_dir(): raise BadInput(f'{out} is a directory; name a file in it')
     sources, names = open_all(snapshots)
     spans = _spans(sources, coefficients(weights, len(sources)), dtype, merge=out is not None)
-    def parts(span, lo=0, hi=None):
-        if not span.dtype.is_floating_point: yield _whole(sources, span.names[0], names, span.dtype).flatten()
-        else:
-            for a in _pieces(sources, span, names, lo, hi):
-                if dtype and not torch.isfinite(b := a.to(span.dtype)).all(): raise BadInput(f'tensor {span.names[0]!r} has values too large for {dtype}')
-                yield b if dtype else a.to(span.dtype)
+    parts = _Sum(sources, names, dtype)
     if out is not None: return _to_file(spans, parts, {k: tuple(p.shape) for k, p in sources[0].places.items()}, out, meta)
-    made = {s.names[0]: torch.cat([p.clone() for p in parts(s)] or [torch.empty(0, dtype=s.dtype)]).view(tuple(s.where[0].shape)) for s in spans}
+    made = _to_memory(spans, parts)
     return {k: made[k] for k in sources[0].places}
 
-# %% ../nbs/04_averaging.ipynb #f3b97890
+# %% ../nbs/04_averaging.ipynb #302f3e2e
 _CODES = {v: k for k, v in SAFE_TYPES.items()}
 
-def _to_file(spans, parts, shapes, out, meta):
-    "Write the spans into a safetensors file, a block in each thread."
-    head, at = ({'__metadata__': {k: str(v) for k, v in meta.items()}} if meta else {}), 0
+def _to_memory(spans, parts):
+    "The results by name, of spans of one tensor each."
+    made, twins = {}, {}
+    for s in spans:
+        k, = s.names
+        twin = twins.setdefault(s.where[0], s) if s.placed else s
+        tied = twin is not s and (twin.where, twin.ws) == (s.where, s.ws)
+        made[k] = made[twin.names[0]] if tied else _joined_parts(s, parts(s))
+    parts.verify()
+    return made
+
+def _joined_parts(span, parts):
+    "A tensor from its parts. A part that is a whole tensor is new, a piece is only lent."
+    shape = tuple(span.where[0].shape)
+    if not span.in_pieces: return next(iter(parts), torch.empty(0, dtype=span.dtype)).view(shape)
+    out, at = torch.empty(math.prod(shape), dtype=span.dtype), 0
+    for p in parts:
+        out[at:at+len(p)] = p
+        at += len(p)
+    return out.view(shape)
+
+# %% ../nbs/04_averaging.ipynb #7d751477
+def _header(spans, shapes, meta):
+    "The header of a safetensors file that holds the spans."
+    check_names(shapes)
+    odd = [s for s in spans if s.dtype not in _CODES]
+    if odd: raise BadInput(f'a safetensors file cannot hold {odd[0].dtype}, the type of {shown(odd[0].names[0])}; ask for another with dtype=')
+    head, at = {}, 0
+    if meta: head['__metadata__'] = {k: str(v).encode(errors='backslashreplace').decode() for k, v in meta.items()}
     for s in spans:
         for k in s.names:
             size = math.prod(shapes[k])*s.dtype.itemsize
-            head[k], at = dict(dtype=_CODES[s.dtype], shape=shapes[k], data_offsets=(at, at+size)), at+size
+            head[k] = dict(dtype=_CODES[s.dtype], shape=shapes[k], data_offsets=(at, at+size))
+            at += size
     text = json.dumps(head, separators=(',', ':')).encode()
     text += b' '*(-len(text) % 8)
-    blocks, at = [], 8+len(text)
+    return len(text).to_bytes(8, 'little') + text
+
+def _blocks(spans, at):
+    "Work for the threads: spans, first and last element, and where in the file their sum goes; it begins at `at`."
     for s in spans:
-        n = sum(math.prod(shapes[k]) for k in s.names)
-        step = BLOCK if s.flat and s.dtype.is_floating_point else max(n, 1)
-        blocks += [(s, lo, min(n, lo+step), at + lo*s.dtype.itemsize) for lo in range(0, n, step)]
+        n = s.where[0].numel if s.placed else s.where[0].numel()
+        step = BLOCK if s.in_pieces else max(n, 1)
+        for lo in range(0, n, step): yield s, lo, min(n, lo+step), at + lo*s.dtype.itemsize
         at += n*s.dtype.itemsize
+
+# %% ../nbs/04_averaging.ipynb #112aa61d
+def _to_file(spans, parts, shapes, out, meta):
+    "Write the spans into a safetensors file, a block in each thread."
+    head = _header(spans, shapes, meta)
     with atomic(out) as tmp, open(tmp, 'wb', buffering=0) as f, ThreadPoolExecutor(2) as pool:
-        f.write(len(text).to_bytes(8, 'little') + text)
+        f.write(head)
         def work(block):
             s, lo, hi, at = block
             for a in parts(s, lo, hi): at = _write_at(f, memoryview(a.contiguous().view(torch.uint8).numpy()), at)
         try:
-            for _ in pool.map(work, blocks): pass
+            for _ in pool.map(work, _blocks(spans, len(head))): pass
+            parts.verify()
         finally: pool.shutdown(cancel_futures=True)
     return Path(out)
 
@@ -190,26 +310,32 @@ def _write_at(f, view, at):
     while len(view):
         if hasattr(os, 'pwrite'): n = os.pwrite(f.fileno(), view, at)
         else:
-            with _turn: f.seek(at); n = f.write(view)
+            with _turn:
+                f.seek(at)
+                n = f.write(view)
         view, at = view[n:], at+n
     return at
 
-# %% ../nbs/04_averaging.ipynb #903a49ca
+# %% ../nbs/04_averaging.ipynb #5695d0f4
 def side_by_side(
     snapshots   # as in `average`
 ):
-    "Yields `(name, lo, X)`: elements lo.. of a floating point tensor of every checkpoint, float32 [K, n]."
+    """Yields `(name, lo, X)`: elements lo.. of a floating point tensor of every checkpoint, float32 [K, n]. The checksums of zip
+    archives are compared after the last one."""
     sources, _ = open_all(snapshots)
-    buf = bytearray(PIECE*8)
     for k, first in sources[0].places.items():
-        if not first.dtype.is_floating_point: continue
-        where = [s.places[k] for s in sources]
-        if not all(isinstance(p, Place) and p.stride is None for p in where):
-            yield k, 0, torch.stack([s.get(k).float().flatten() for s in sources])
-            continue
-        for lo in range(0, first.numel, PIECE):
-            n, rows = min(PIECE, first.numel-lo), []
-            for s, p in zip(sources, where):
-                s.readinto(memoryview(buf)[:n*p.dtype.itemsize], p.start + lo*p.dtype.itemsize)
-                rows.append(torch.frombuffer(buf, dtype=p.dtype, count=n).float().clone())
-            yield k, lo, torch.stack(rows)
+        if first.dtype.is_floating_point: yield from _rows(sources, k)
+    for s in sources: s.verify()
+
+def _rows(sources, k):
+    where = [s.places[k] for s in sources]
+    if not all(isinstance(p, Place) and p.stride is None for p in where):
+        yield k, 0, torch.stack([s.get(k).float().flatten() for s in sources])
+        return
+    buf = bytearray(PIECE*8)
+    for lo in range(0, where[0].numel, PIECE):
+        n, rows = min(PIECE, where[0].numel-lo), []
+        for s, p in zip(sources, where):
+            s.readinto(memoryview(buf)[:n*p.dtype.itemsize], p.start + lo*p.dtype.itemsize)
+            rows.append(torch.frombuffer(buf, dtype=p.dtype, count=n).float().clone())
+        yield k, lo, torch.stack(rows)

@@ -247,7 +247,7 @@ class Run:
         "Of all that can be computed from the run: the configuration, the data, and every file of weights, logits and scores."
         files = [self._file('history.csv'), *sorted((self.path/'averages').glob('*.safetensors')), *[s.logits_path for s in self.snapshots]]
         hashes = [s.sha256 for s in self.snapshots] + [file_sha256(f) for f in files if f]
-        told = [self.cfg.key, self.provenance['data'], self.provenance['precision'], *hashes]
+        told = [self.cfg.key, str(self.provenance.get('data')), str(self.provenance.get('precision')), *hashes]
         return hashlib.sha256('\n'.join(told).encode()).hexdigest()[:24]
 
     def __repr__(self): return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
