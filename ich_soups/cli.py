@@ -795,14 +795,20 @@ def _export_int8(c, soup, path, data):
     return dict(accuracy=r.accuracy, difference=r['diff'], lo=r.diff_lo, hi=r.diff_hi)
 
 # %% ../nbs/19_cli.ipynb #34d9d07f
-@command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'), ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'))
+@command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
+         ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'),
+         ('ich-soups demo soup.safetensors --host 0.0.0.0', 'for the network, with a password that is made up and printed'))
 def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model.')],
-    run:Annotated[Optional[str], typer.Option('--run', help='The run it came from, for comparisons and examples.', show_default=False)]=None,
+    run:Annotated[Optional[str], typer.Option('--run', help='The run it came from, for comparisons and examples; its training pictures are shown.', show_default=False)]=None,
     host:Annotated[str, typer.Option('--host', help='Address to listen on; 0.0.0.0 lets others in.')]='127.0.0.1',
-    port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None):
+    port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None,
+    password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD', help='To ask for, of the user guest. Default: none for this machine, one made up and printed where others are let in.', show_default=False)]=None,
+    no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
     from ich_soups.demo import serve
-    with contextlib.redirect_stdout(sys.stderr): serve(soup, run=open_run(run) if run else None, host=host, port=port)
+    _no_pipe(soup)
+    run = open_run(run) if run else None
+    with contextlib.redirect_stdout(sys.stderr): serve(soup, run, host, port, password=password, no_password=no_password)
     return dict(), ['stopped']
 
 # %% ../nbs/19_cli.ipynb #975f9f96

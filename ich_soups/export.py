@@ -223,6 +223,7 @@ OPSET = 18   # of ONNX: the lowest that torch's exporter writes without converti
 
 def _needs_onnx():
     "The onnxruntime module, or what to install."
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')     # read when it is imported
     try: import onnx, onnxruntime, onnxscript
     except ImportError as e: raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
     if hasattr(onnxruntime, 'disable_telemetry_events'): onnxruntime.disable_telemetry_events()   # where it was built with some
