@@ -673,11 +673,14 @@ def _classifier(path, **kw):
     return Classifier.load(path, **kw)
 
 # %% ../nbs/19_cli.ipynb #128311f7
+_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')    # what some readers take for the end of a row, quoted or not
+
 def _cell(text):
     "A cell that a spreadsheet takes for text, whatever it begins with."
     if not text: return text
+    text = _BREAKS.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
     first = text.lstrip()[:1] or text[0]
-    return "'" + text if first in '=+-@＝＋－＠' or text[0] in '\t\r\n' else text
+    return "'" + text if first in '=+-@＝＋－＠' or text[0] in '\t\n' else text
 
 def _table_row(r):
     "One picture: path, error, and a column pair for each class."

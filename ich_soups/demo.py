@@ -439,13 +439,18 @@ class Uploads:
         self.folder, self.most, self.kept, self.lock = Path(os.path.realpath(folder)), most, {}, threading.Lock()
 
     def has(self, path, visit=None):
-        "Whether it was uploaded in that visit; without one, in any."
+        "Whether it was uploaded in that visit - without one, in any - and still lies where it was put."
         mine = list(self.kept.values()) if visit is None else [self.kept.get(visit, {})]
-        return isinstance(path, str) and any(path in m for m in mine)
+        places = {m[path] for m in mine if path in m} if isinstance(path, str) else ()
+        return any(self._is_at(path, p) for p in places)
+
+    def _is_at(self, path, place):
+        return os.path.realpath(path) == place and Path(place).is_relative_to(self.folder)
 
     def add(self, path, visit):
+        "Write down a file that lies in the folder."
         with self.lock:
-            self.kept.setdefault(visit, {})[path] = True
+            self.kept.setdefault(visit, {})[path] = os.path.realpath(path)
             while sum(map(len, self.kept.values())) > self.most: self._drop_one()
 
     def _drop_one(self):
@@ -453,14 +458,12 @@ class Uploads:
         visit = max(self.kept, key=lambda v: len(self.kept[v]))
         path = next(iter(self.kept[visit]))
         del self.kept[visit][path]
-        if not self.has(path): Path(path).unlink(missing_ok=True)
+        if not any(path in m for m in self.kept.values()): Path(path).unlink(missing_ok=True)
 
     def read(self, path, visit) -> bytes:
         "The contents of an upload of that visit; `Refused` for anything else, in the same words."
         try:
-            if self.has(path, visit):
-                real = Path(os.path.realpath(path))
-                if real == Path(path) and real.is_relative_to(self.folder): return read_file(real, MOST_BYTES)
+            if self.has(path, visit): return read_file(path, MOST_BYTES)
         except (OSError, ValueError): pass     # it is gone, or something else is there now
         raise Refused(NOT_YOURS)
 

@@ -31,7 +31,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
-from .data import decode, visible
+from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
 from .models import create_model, data_stats
 from .soups import Soup, bn_batches
@@ -43,9 +43,9 @@ def _read(i, picture, size):
     "uint8 [size, size, 3], or `BadInput` that names the picture."
     try: return decode(picture, size)
     except Exception as e:
-        what = str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}'
-        why = what.replace(repr(str(picture)), 'the file').replace(str(picture), 'the file').splitlines()[0] if isinstance(picture, (str, os.PathLike)) else type(e).__name__
-        raise BadInput(f'{_name(i, picture)} cannot be read as a picture ({why[:120]}); remove or replace it') from None
+        named = isinstance(picture, (str, os.PathLike))
+        why = _why(e, picture)[:120] if named else type(e).__name__
+        raise BadInput(f'{_name(i, picture)} cannot be read as a picture ({why}); remove or replace it') from None
 
 def decoded(
     pictures,        # an iterable of paths, bytes or images of Pillow, perhaps longer than memory
