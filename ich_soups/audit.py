@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SERIOUS', 'COLUMNS', 'phash', 'hamming_counts', 'hamming_pairs', 'same_photo', 'out_of_fold', 'label_issues',
-           'Audit', 'inspect', 'plan', 'fix', 'plot_findings', 'contact_sheet', 'plot_near']
+           'Audit', 'inspect', 'plan', 'fix', 'plot_findings', 'contact_sheet', 'has_sheet', 'plot_near']
 
 # %% ../nbs/13_audit.ipynb #0cd43669
 import hashlib, importlib, io, os, warnings
@@ -20,7 +20,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
-from .data import _EXTS, SPLITS, Pictures, _listing, _memo, _scan, _threaded, decode, load_pictures, stratified_split, write_split
+from .data import (_EXTS, MOST_PIXELS, SPLITS, Pictures, _listing, _memo, _scan, _threaded, decode, load_pictures,
+                   stratified_split, visible, write_split)
 from .models import create_model, data_stats
 from .plots import COLOURS
 
@@ -196,7 +197,8 @@ def _features(src, idx, arch, pretrained, size, bs=64):
     "What the stages of a network see: mean and maximum of each channel after each stage, float32 [N, F]; remembered by contents."
     words = '\n'.join([arch, str(pretrained), str(size), *(src.digests[i] for i in idx)])
     path = cache_dir()/'features'/f'{hashlib.sha256(words.encode()).hexdigest()[:20]}.npy'
-    if path.exists(): return np.load(path)
+    try: return np.load(path)
+    except (OSError, ValueError, EOFError): pass     # not there, or cut short
     model, (mean, std) = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     out = []
@@ -288,8 +290,8 @@ _RANK = {s: r for r, s in enumerate(('', *SPLITS))}   # train before val before 
 def _advice(why):
     "What to do about an unreadable file."
     for word, what in (('UnidentifiedImage', 'it is no picture: remove it'), ('truncated', 'it is cut short: copy or download it again'), ('empty', 'it is empty: copy or download it again'),
-                       ('DecompressionBomb', 'it is too large: save it with fewer than 100 million pixels'), ('FileNotFound', 'it is not there: correct the list'),
-                       ('Permission', 'allow reading it'), ('IsADirectory', 'it is a folder: correct the list'), ('not UTF-8', 'rename it')):
+                       ('DecompressionBomb', f'it is too large: save it with fewer than {MOST_PIXELS/1e6:.0f} million pixels'), ('FileNotFound', 'it is not there: correct the list'),
+                       ('Permission', 'allow reading it'), ('a regular file', 'it is no file: correct the list'), ('a smaller file', 'it is too large: save it smaller'), ('IsADirectory', 'it is a folder: correct the list'), ('not UTF-8', 'rename it')):
         if word in why: return what
     return 'save it again in another program, or remove it'
 
@@ -516,7 +518,18 @@ def _fair(rows, most):
     while any(per.values()) and len(take) < most: take += [v.pop(0) for v in per.values() if v][:most-len(take)]
     return rows.loc[sorted(take)]
 
-def _clip(text, n=22): return t if len(t := one_line(text)) <= n else t[:n//2-1] + '…' + t[-n//2:]
+# %% ../nbs/13_audit.ipynb #7ba81dec
+def _clip(text, n=22):
+    "One line of at most `n` letters."
+    t = visible(one_line(text))
+    return t if len(t) <= n else t[:n//2-1] + '…' + t[-n//2:]
+
+def _frame(ax, picture, under, colour):
+    "One picture in a coloured frame, with what is said below it."
+    ax.imshow(picture)
+    ax.set(xticks=[], yticks=[])
+    for edge in ax.spines.values(): edge.set(visible=True, color=colour, linewidth=1.6)
+    ax.set_xlabel(under, fontsize=6.5, labelpad=2, linespacing=1.2, parse_math=False)
 
 def plot_findings(
     tiles,          # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
@@ -526,18 +539,16 @@ def plot_findings(
     "Tiles with one framed picture or two side by side, and what is said about them."
     each, gap, side, text = max(len(t['pictures']) for t in tiles), .3, 1.3, .62   # inches
     wide, high, top = each*side + (each-1)*.06 + gap, side + text, .38
-    rows = -(-len(tiles)//columns)
-    W, H = wide*columns + gap, high*rows + top
+    W, H = wide*columns + gap, high*-(-len(tiles)//columns) + top
     fig = plt.figure(figsize=(W, H), layout='none')
-    fig.text(gap/W, 1-.22/H, heading, fontsize=11, fontweight='bold', va='center')
+    fig.text(gap/W, 1-.22/H, heading, fontsize=11, fontweight='bold', va='center', parse_math=False)
     for k, t in enumerate(tiles):
         r, c = divmod(k, columns)
         for j, (im, under) in enumerate(zip(t['pictures'], t['under'])):
-            ax = fig.add_axes([(gap + c*wide + j*(side+.06))/W, 1 - (top + r*high + .22 + side)/H, side/W, side/H])
-            ax.imshow(im); ax.set(xticks=[], yticks=[])
-            for edge in ax.spines.values(): edge.set(visible=True, color=t['colour'], linewidth=1.6)
-            ax.set_xlabel(under, fontsize=6.5, labelpad=2, linespacing=1.2)
-            if j == 0: ax.set_title(t['title'], loc='left', fontsize=7.5, color=t['colour'], pad=3)
+            left, low = gap + c*wide + j*(side+.06), top + r*high + .22 + side
+            ax = fig.add_axes([left/W, 1-low/H, side/W, side/H])
+            _frame(ax, im, under, t['colour'])
+            if j == 0: ax.set_title(t['title'], loc='left', fontsize=7.5, color=t['colour'], pad=3, parse_math=False)
     return fig
 
 # %% ../nbs/13_audit.ipynb #86a66cc3
@@ -556,9 +567,10 @@ _MARK = 'Software', 'ich_soups contact sheet'
 
 def _is_sheet(path):
     "Whether a file is a contact sheet, and no photograph."
+    if not Path(path).is_file(): return False
     try:
-        with Image.open(path) as im: return im.info.get(_MARK[0]) == _MARK[1]
-    except OSError: return False
+        with Image.open(path, formats=('PNG',)) as im: return im.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, ValueError, SyntaxError): return False
 
 def contact_sheet(self:Audit,
     out,            # the .png to write; an older sheet is replaced, anything else is not
@@ -574,7 +586,7 @@ def contact_sheet(self:Audit,
     images = []
     for fig in sheets:
         fig.savefig(f := io.BytesIO(), dpi=150, bbox_inches=None, facecolor='white'); plt.close(fig)
-        images.append(Image.open(f).convert('RGB'))
+        images.append(Image.open(f, formats=('PNG',)).convert('RGB'))
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
     y = 0
     for im in images: page.paste(im, (0, y)); y += im.height
@@ -582,7 +594,11 @@ def contact_sheet(self:Audit,
     with atomic(out) as tmp: page.save(tmp, 'png', pnginfo=mark)
     return Path(out)
 
-Audit.contact_sheet = contact_sheet
+def has_sheet(self:Audit) -> bool:
+    "Whether there is anything to show on a contact sheet."
+    return bool(self.suspects) or bool(self.findings.kind.isin(_SHOWN).any())
+
+Audit.contact_sheet, Audit.has_sheet = contact_sheet, property(has_sheet)
 
 # %% ../nbs/13_audit.ipynb #8f00e1e7
 def plot_near(

@@ -10,7 +10,7 @@ import json, math, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch
+import torch
 from .checkpoints import SAFE_TYPES, Checkpoint, Place, check_names, load_weights, shown
 from .core import BadInput, atomic
 
@@ -330,7 +330,7 @@ def side_by_side(
 def _rows(sources, k):
     where = [s.places[k] for s in sources]
     if not all(isinstance(p, Place) and p.stride is None for p in where):
-        yield k, 0, torch.stack([s.get(k).float().flatten() for s in sources])
+        yield k, 0, torch.stack([s.get(k).to('cpu', torch.float32).flatten() for s in sources])
         return
     buf = bytearray(PIECE*8)
     for lo in range(0, where[0].numel, PIECE):

@@ -214,8 +214,8 @@ def check(data:Data,
     if sheet: ready(sheet)
     a = audit(data, suspects=suspects, **(dict(seed=seed) if suspects else {}))
     wrote = dict(fix=str(a.fix(fix, suspects=suspects))) if fix else {}
-    if sheet and (a.suspects or len(a.near and a.near[0])): wrote['sheet'] = str(a.contact_sheet(sheet))
-    elif sheet: say('note: there are no pairs and no doubtful labels to show; no sheet was written')
+    if sheet and a.has_sheet: wrote['sheet'] = str(a.contact_sheet(sheet))
+    elif sheet: say('note: there are no copies, no pairs and no doubtful labels to show; no sheet was written')
     return dict(data=data, ok=a.ok, findings=a.findings.to_dict('records'), notes=a.notes, **wrote), [*a.text, *(f'written: {v}' for v in wrote.values()), *([_next('train', fix)] if fix else [])]
 
 # %% ../nbs/19_cli.ipynb #dbf59119
@@ -318,19 +318,19 @@ def _wandb(path, cfg):
             wandb.finish()
     return Scores(log_preds=False)
 
-# %% ../nbs/19_cli.ipynb #5d432498
+# %% ../nbs/19_cli.ipynb #44ca2b12
 def _look(data, split_seed=0):
     "`(Pictures, number for training, median of the smaller sides in pixels)`."
-    import io
     import numpy as np
-    from PIL import Image
-    from ich_soups.data import load_pictures
+    from ich_soups.data import load_pictures, open_picture
     pics = load_pictures(data, split_seed)
     def side(p):
-        with Image.open(io.BytesIO(p) if isinstance(p, bytes) else p) as im: return min(im.size)
-    sides = [pics.array.shape[1]] if pics.array is not None else [side(p) for p in pics.items[::max(1, len(pics)//50)]]
+        with open_picture(p) as im: return min(im.size)
+    if pics.array is not None: sides = [pics.array.shape[1]]
+    else: sides = [side(p) for p in pics.items[::max(1, len(pics)//50)]]
     return pics, len(pics.idxs('train')), float(np.median(sides))
 
+# %% ../nbs/19_cli.ipynb #5d432498
 def _readable(data):
     "`data`, or where some of its files cannot be read, a list of the others."
     import hashlib
@@ -437,15 +437,21 @@ def _guest(files, data, arch, size, precision='auto', split_seed=0):
 def _native_size(arch):
     "The size in pixels that timm trained that architecture at, or None; `BadInput` for an unknown one."
     import timm
-    from ich_soups import models                                       # which adds the small relatives
+    from ich_soups import models  # noqa: F401  which adds the small relatives
     from ich_soups.core import BadInput, suggest
     if not timm.is_model(arch.split('.')[0]): raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
     cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     return (cfg.test_input_size or cfg.input_size)[-1] if cfg else None
 
+def _no_pipe(path):
+    "`BadInput` for a named pipe or a device, which would be waited for."
+    from ich_soups.data import check_regular
+    if Path(path).exists(): check_regular(path, math.inf)
+
 def _checkpoints(names):
     "The files of a mixture of files and folders."
     from ich_soups.checkpoints import find_checkpoints
+    for n in names: _no_pipe(n)
     return list(dict.fromkeys(f for n in names for f in find_checkpoints(n)))
 
 RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
@@ -515,6 +521,7 @@ def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
     from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
+    _no_pipe(out)
     try: mine = not Path(out).exists() or 'soup' in Checkpoint(out).meta
     except BadInput: mine = False
     if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
@@ -551,6 +558,7 @@ def _models(names, arch, size, pics):
     from ich_soups.soups import Soup
     out = {}
     for n in names:
+        _no_pipe(n)
         if _is_run(n) or not Path(n).exists():
             b = (run := open_run(n)).best()
             c = as_classifier(Soup(b.weights(), [b.name], [1.], 'single best', info=describe(run)), precision='auto')
@@ -576,6 +584,7 @@ def _source(names, data):
     from ich_soups.core import BadInput, load_config
     info, found = {}, None
     for n in names:
+        _no_pipe(n)
         if _is_run(n) or not Path(n).exists(): found = find_run(n)
         elif Path(n).suffix == '.safetensors' and 'soup' in (m := Checkpoint(n).meta):
             info = json.loads(m['soup']).get('info', {})
@@ -658,24 +667,49 @@ def _classifier(path, **kw):
     from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
     from ich_soups.export import Classifier
+    _no_pipe(path)
     if Path(path).suffix == '.safetensors' and Path(path).exists() and 'classes' not in json.loads(Checkpoint(path).meta.get('soup', '{}')).get('info', {}):
         raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
     return Classifier.load(path, **kw)
 
+# %% ../nbs/19_cli.ipynb #128311f7
+_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')    # what some readers take for the end of a row, quoted or not
+
+def _cell(text):
+    "A cell that a spreadsheet takes for text, whatever it begins with."
+    if not text: return text
+    text = _BREAKS.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
+    first = text.lstrip()[:1] or text[0]
+    return "'" + text if first in '=+-@＝＋－＠' or text[0] in '\t\n' else text
+
+def _table_row(r):
+    "One picture: path, error, and a column pair for each class."
+    row = dict(path=_cell(r['path']), error=_cell(r['error']))
+    for i, q in enumerate(r['classes'], 1): row |= {f'class_{i}': _cell(q['label']), f'p_{i}': round(q['p'], 6)}
+    return row
+
+def _write_table(rows, path):
+    "The CSV of `predict`."
+    import pandas as pd
+    from ich_soups.core import atomic
+    df = pd.DataFrame(map(_table_row, rows))
+    with atomic(path) as tmp: df.to_csv(tmp, index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
+
+# %% ../nbs/19_cli.ipynb #c8085acd
 @command(('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'), ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
          ('ich-soups predict soup.onnx holiday/ --csv classes.csv', 'an exported model; a table for a spreadsheet'))
 def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).')],
     pictures:Annotated[List[str], typer.Argument(metavar='PICTURES|FOLDERS...', help='Picture files, or folders of them.')],
     top:Annotated[int, typer.Option('--top', min=1, help='Likeliest classes to show.')]=5,
-    csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help='Write a table: path, error, class_1, p_1, class_2, ...', show_default=False)]=None,
+    csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help='Write a table: path, error, class_1, p_1, class_2, ... Text that a spreadsheet would compute gets an apostrophe in front.', show_default=False)]=None,
     bs:Annotated[int, typer.Option('--bs', min=1, help='Pictures in a batch.')]=64):
     """Name the classes of pictures, with calibrated probabilities.
 
     Pictures that cannot be read are skipped and reported at the end; the exit code is 2 only if none could be read."""
-    import numpy as np, pandas as pd
+    import numpy as np
     from scipy.special import softmax
     from tqdm import tqdm
-    from ich_soups.core import BadInput, atomic
+    from ich_soups.core import BadInput
     files = _pictures(pictures)
     if csv: ready(csv)
     c, bad, rows = _classifier(soup, precision='auto'), {}, []
@@ -687,9 +721,7 @@ def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or 
         bar.update(len(names))
     bar.close()
     if len(bad) == len(files): raise BadInput(f"none of the {len(files)} pictures can be read; {next(iter(bad.values()))}" if len(files) > 1 else next(iter(bad.values())))
-    if csv:
-        flat = [dict(path=r['path'], error=r['error'], **{k: v for i, q in enumerate(r['classes'], 1) for k, v in ((f'class_{i}', q['label']), (f'p_{i}', round(q['p'], 6)))}) for r in rows]
-        with atomic(csv) as tmp: pd.DataFrame(flat).to_csv(tmp, index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
+    if csv: _write_table(rows, csv)
     if bad: say(f"note: {len(bad)} of {len(files)} pictures were left out; {next(iter(bad.values()))}")
     lines = [f"{r['path']}  " + ', '.join(f"{q['label']} {100*q['p']:.1f} %" for q in r['classes']) for r in rows if not r['error']]
     return dict(model=soup, pictures=rows, unreadable=len(bad)), [f'written: {csv}, {len(rows)} rows'] if csv else lines
@@ -711,6 +743,7 @@ def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs
 def _soups(files):
     "`{file's stem: Soup}`."
     from ich_soups.soups import Soup
+    for f in files: _no_pipe(f)
     return {Path(f).stem: Soup.load(f) for f in files}
 
 # %% ../nbs/19_cli.ipynb #58e5c4e5
@@ -731,6 +764,7 @@ def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of co
     from ich_soups.soups import Soup
     _known(to, tuple(_ENDS), 'format')
     if push and to != 'timm': raise BadInput('--push takes a folder with its model card; say --to timm')
+    _no_pipe(soup)
     s, path = Soup.load(soup), Path(out or str(Path(soup).with_suffix('')) + _ENDS[to])
     if to != 'timm': ready(path)
     if to == 'safetensors': save_weights(s.weights, path)
@@ -764,14 +798,20 @@ def _export_int8(c, soup, path, data):
     return dict(accuracy=r.accuracy, difference=r['diff'], lo=r.diff_lo, hi=r.diff_hi)
 
 # %% ../nbs/19_cli.ipynb #34d9d07f
-@command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'), ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'))
+@command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
+         ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'),
+         ('ich-soups demo soup.safetensors --host 0.0.0.0', 'for the network, with a password that is made up and printed'))
 def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model.')],
-    run:Annotated[Optional[str], typer.Option('--run', help='The run it came from, for comparisons and examples.', show_default=False)]=None,
+    run:Annotated[Optional[str], typer.Option('--run', help='The run it came from, for comparisons and examples; its training pictures are shown.', show_default=False)]=None,
     host:Annotated[str, typer.Option('--host', help='Address to listen on; 0.0.0.0 lets others in.')]='127.0.0.1',
-    port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None):
+    port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None,
+    password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD', help='To ask for, of the user guest. Default: none for this machine, one made up and printed where others are let in.', show_default=False)]=None,
+    no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
     from ich_soups.demo import serve
-    with contextlib.redirect_stdout(sys.stderr): serve(soup, run=open_run(run) if run else None, host=host, port=port)
+    _no_pipe(soup)
+    run = open_run(run) if run else None
+    with contextlib.redirect_stdout(sys.stderr): serve(soup, run, host, port, password=password, no_password=no_password)
     return dict(), ['stopped']
 
 # %% ../nbs/19_cli.ipynb #975f9f96

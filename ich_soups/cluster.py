@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, logging, os, random, re, shutil, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, subprocess, sys, tempfile, time, warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
@@ -24,34 +24,6 @@ from .training import Averages, Journal, Run, _dls, get_run, make_learner
 from .snapshots import SnapshotCallback
 
 # %% ../nbs/13_cluster.ipynb #008e28c8
-def _needs(name):
-    "The module, or what to install."
-    try: return importlib.import_module(name)
-    except ImportError: raise BadInput(f"this needs the package {name}: pip install 'ich_soups[cluster]'") from None
-
-@contextlib.contextmanager
-def ray_on(
-    where:str='ray'   # 'ray' for this machine, `ray://host:10001` for a client of a cluster, `host:6379` or 'auto' on a machine of the cluster
-):
-    "The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it was started here. `BadInput` if nobody answers."
-    for k, v in dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1').items(): os.environ.setdefault(k, v)
-    ray = _needs('ray')
-    if ray.is_initialized():
-        at = 'ray://' if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address
-        if where not in ('ray', 'auto') and not where.startswith(at): raise BadInput(f'Ray is connected to {at} already and not to {where}; call ray.shutdown() first')
-        yield ray
-        return
-    own = Path(importlib.util.find_spec('ich_soups').origin).parent    # our code travels, so that every machine runs the same
-    how = dict(address='local', include_dashboard=False, object_store_memory=200 << 20) if where == 'ray' else dict(address=where, runtime_env=dict(py_modules=[str(own)]))
-    for left in (2, 1, 0) if where == 'ray' else (0,):     # on a machine that is busy Ray's own patience of 30 s may not do
-        try: ray.init(log_to_driver=False, logging_level=logging.ERROR, **how); break
-        except Exception as e:
-            ray.shutdown()
-            if not left: raise BadInput(f"Ray at {where!r} cannot be reached ({(str(e).strip() or type(e).__name__).splitlines()[0]}); start it with 'ray start --head', or use where='ray'") from None
-    try: yield ray
-    finally: ray.shutdown()
-
-# %% ../nbs/13_cluster.ipynb #770b40c8
 @contextlib.contextmanager
 def _environ(**new):
     "Environment variables for a while."
@@ -59,8 +31,83 @@ def _environ(**new):
     os.environ.update(new)
     try: yield
     finally:
-        for k, v in old.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+        for k, v in old.items():
+            if v is None: os.environ.pop(k, None)
+            else: os.environ[k] = v
 
+def _needs(name):
+    "The module, or what to install."
+    try: return importlib.import_module(name)
+    except ImportError: raise BadInput(f"this needs the package {name}: pip install 'ich_soups[cluster]'") from None
+
+# %% ../nbs/13_cluster.ipynb #ab51e0c7
+_OWN_TOKEN = secrets.token_hex(32)
+
+def _own_auth():
+    "Settings for a Ray that is started here; what somebody has set stays."
+    if 'RAY_AUTH_MODE' in os.environ: return {}
+    if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & set(os.environ): return dict(RAY_AUTH_MODE='token')
+    return dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=_OWN_TOKEN)
+
+def _read_auth():
+    "Have Ray look at those settings again: it remembers them from the moment when it was imported."
+    from ray._raylet import AuthenticationTokenLoader, Config
+    Config.initialize('')
+    AuthenticationTokenLoader.instance().reset_cache()
+
+@contextlib.contextmanager
+def _locked(here):
+    "Around the start of a Ray of this machine."
+    auth = _own_auth() if here else {}
+    with _environ(**auth):
+        if auth: _read_auth()
+        yield
+
+# %% ../nbs/13_cluster.ipynb #8f779cb4
+_QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1')
+
+def _connected(ray, where):
+    "`BadInput` if Ray is connected to something else."
+    at = 'ray://' if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address
+    if where in ('ray', 'auto') or where.startswith(at): return
+    raise BadInput(f'Ray is connected to {at} already and not to {where}; call ray.shutdown() first')
+
+def _how(where):
+    "What `ray.init` is told. Our code travels, so that every machine runs the same."
+    if where == 'ray': return dict(address='local', include_dashboard=False, object_store_memory=200 << 20)
+    own = Path(importlib.util.find_spec('ich_soups').origin).parent
+    return dict(address=where, runtime_env=dict(py_modules=[str(own)]))
+
+def _connect(ray, where):
+    "Start Ray, or join one; on a machine that is busy its own patience of 30 s may not do."
+    for left in (2, 1, 0) if where == 'ray' else (0,):
+        try:
+            with _locked(where == 'ray'): return ray.init(log_to_driver=False, logging_level=logging.ERROR, **_how(where))
+        except Exception as e:
+            ray.shutdown()
+            why = (str(e).strip() or type(e).__name__).splitlines()[0]
+            if not left: raise BadInput(f"Ray at {where!r} cannot be reached ({why}); start it with 'ray start --head', or use where='ray'") from None
+
+# %% ../nbs/13_cluster.ipynb #0f6c9362
+@contextlib.contextmanager
+def ray_on(
+    where:str='ray'   # 'ray' for this machine, `ray://host:10001` for a client of a cluster, `host:6379` or 'auto' on a machine of the cluster
+):
+    "The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it was started here. `BadInput` if nobody answers."
+    for k, v in _QUIET.items(): os.environ.setdefault(k, v)
+    ray = _needs('ray')
+    if ray.is_initialized():
+        _connected(ray, where)
+        yield ray
+        return
+    locked = where == 'ray' and bool(_own_auth())
+    _connect(ray, where)
+    try: yield ray
+    finally:
+        ray.shutdown()
+        if locked: _read_auth()      # the next one may be somebody's cluster, which knows nothing of our token
+
+# %% ../nbs/13_cluster.ipynb #770b40c8
 @contextlib.contextmanager
 def _threads(n):
     was = torch.get_num_threads()

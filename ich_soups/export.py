@@ -8,7 +8,7 @@ __all__ = ['OPSET', 'FOLDER', 'decoded', 'WithFeatures', 'with_features', 'Class
            'picture_dls', 'to_learner', 'latency']
 
 # %% ../nbs/12_export.ipynb #ddd22046
-import contextlib, copy, json, logging, os, tempfile, time, warnings
+import contextlib, copy, html, json, logging, os, re, tempfile, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -31,7 +31,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
-from .data import decode
+from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
 from .models import create_model, data_stats
 from .soups import Soup, bn_batches
@@ -43,8 +43,9 @@ def _read(i, picture, size):
     "uint8 [size, size, 3], or `BadInput` that names the picture."
     try: return decode(picture, size)
     except Exception as e:
-        why = f'{type(e).__name__}: {e}'.replace(repr(str(picture)), 'the file').replace(str(picture), 'the file').splitlines()[0] if isinstance(picture, (str, os.PathLike)) else type(e).__name__
-        raise BadInput(f'{_name(i, picture)} cannot be read as a picture ({why[:120]}); remove or replace it') from None
+        named = isinstance(picture, (str, os.PathLike))
+        why = _why(e, picture)[:120] if named else type(e).__name__
+        raise BadInput(f'{_name(i, picture)} cannot be read as a picture ({why}); remove or replace it') from None
 
 def decoded(
     pictures,        # an iterable of paths, bytes or images of Pillow, perhaps longer than memory
@@ -222,10 +223,11 @@ OPSET = 18   # of ONNX: the lowest that torch's exporter writes without converti
 
 def _needs_onnx():
     "The onnxruntime module, or what to install."
-    try:
-        import onnx, onnxruntime, onnxscript  # noqa: F401
-        return onnxruntime
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')     # read when it is imported
+    try: import onnx, onnxruntime, onnxscript  # noqa: F401
     except ImportError as e: raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
+    if hasattr(onnxruntime, 'disable_telemetry_events'): onnxruntime.disable_telemetry_events()   # where it was built with some
+    return onnxruntime
 
 @contextlib.contextmanager
 def _hushed():
@@ -343,6 +345,21 @@ def int8_loss(
     rows[1] |= dict(zip(('wins', 'losses', 'p'), paired_test(b.argmax(1), a.argmax(1), targs))) | dict(zip(('diff', 'diff_lo', 'diff_hi'), paired_difference(b, a, targs)))
     return pd.DataFrame(rows, index=['float32', 'int8'])
 
+# %% ../nbs/12_export.ipynb #5af11223
+_MARKUP = re.compile(r'\\(?![^\W_])|[`*{}\[\]#!|~$]|(?<![^\W_])_|_(?![^\W_])')
+_LINKS = (('://', '&#58;//'), ('@', '&#64;'), ('www.', 'www&#46;'))    # what becomes a link without being one
+
+def _text(o):
+    "Anything as text of Markdown, on one line."
+    t = html.escape(visible(one_line(o)), quote=False)
+    t = _MARKUP.sub(lambda m: '\\'+m[0], t)
+    for link, plain in _LINKS: t = t.replace(link, plain)
+    return t
+
+def _code(o):
+    "Anything as a piece of code in Markdown."
+    return '`' + visible(one_line(o)).replace('`', "'") + '`'
+
 # %% ../nbs/12_export.ipynb #a9f61900
 def _row(name, s):
     "One line of the card's table; the calibration error has no interval, since resampling inflates it."
@@ -364,7 +381,7 @@ def _tested(c, run, weights):
 {_row('this model, calibrated', scores(mine/c.temperature, t))}
 {_row(f'best single checkpoint, epoch {best.epoch}', scores(single, t))}
 
-Against the best single checkpoint it wins {w} pictures and loses {l} (McNemar's exact p = {p:.2g}). Measured in {str(amp_dtype(run.cfg.precision)).split('.')[1]} on {device_name()}. The rarest class of the test part, {one_line(c.classes[n.argmin()])}, has {n.min()} pictures there: too few for a figure of its own."""
+Against the best single checkpoint it wins {w} pictures and loses {l} (McNemar's exact p = {p:.2g}). Measured in {str(amp_dtype(run.cfg.precision)).split('.')[1]} on {device_name()}. The rarest class of the test part, {_text(c.classes[n.argmin()])}, has {n.min()} pictures there: too few for a figure of its own."""
     return text, s
 
 def _provider(arch):
@@ -417,13 +434,14 @@ def model_card(
     onnx:bool=False       # whether model.onnx is in the folder
 ) -> str:
     "A filled-in model card in the Hub's format."
-    i, name = c.info, f"{c.arch} soup of {c.info.get('data') or 'photographs'}"
-    evals = [EvalResult('image-classification', str(i.get('data')), str(i.get('data')), m, round(float(results.value[k]), 4), dataset_split='test') for k, m in (('accuracy', 'accuracy'), ('f1', 'f1'))] if results is not None else None
+    i, name = c.info, visible(one_line(f"{c.arch} soup of {c.info.get('data') or 'photographs'}"))
+    data = visible(one_line(i.get('data')))
+    evals = [EvalResult('image-classification', data, data, m, round(float(results.value[k]), 4), dataset_split='test') for k, m in (('accuracy', 'accuracy'), ('f1', 'f1'))] if results is not None else None
     head = ModelCardData(license=licence, license_name='not-stated' if licence == 'other' else None, library_name='timm', pipeline_tag='image-classification', tags=['timm', 'image-classification', 'model-soup', 'ich_soups'], model_name=name, eval_results=evals)
     made = provenance()
     names, coefs = i.get('ingredients') or [], i.get('coefs') or []
-    eaten = '\n'.join(f'| {n} | {w:.4f} |' for n, w in zip(names, coefs))
-    recipe = f"""Recipe `{i.get('recipe') or 'none'}`{f", which searched by `{i['metric']}` on the validation part" if i.get('metric') else ''}: the weights are the weighted mean of {len(names)} checkpoint{'s'[:len(names) != 1]} of one training run{f" (`{i['run']}`)" if i.get('run') else ''}{', BatchNorm statistics '+i['batchnorm'] if i.get('batchnorm') else ''}. It costs what one checkpoint costs.
+    eaten = '\n'.join(f'| {_text(n)} | {w:.4f} |' for n, w in zip(names, coefs))
+    recipe = f"""Recipe {_code(i.get('recipe') or 'none')}{f", which searched by {_code(i['metric'])} on the validation part" if i.get('metric') else ''}: the weights are the weighted mean of {len(names)} checkpoint{'s'[:len(names) != 1]} of one training run{f" ({_code(i['run'])})" if i.get('run') else ''}{', BatchNorm statistics '+_text(i['batchnorm']) if i.get('batchnorm') else ''}. It costs what one checkpoint costs.
 
 <details><summary>Ingredients</summary>
 
@@ -435,13 +453,13 @@ def model_card(
     return f"""---
 {head.to_yaml()}
 ---
-# {name}
+# {_text(name)}
 
-An image classifier of {len(c.classes)} classes, `{c.arch}` with {sum(p.numel() for p in c.model.parameters())/1e6:.2f} million parameters, for pictures of {c.size} x {c.size} pixels: a *model soup*, the average of several checkpoints of one training run.
+An image classifier of {len(c.classes)} classes, {_code(c.arch)} with {sum(p.numel() for p in c.model.parameters())/1e6:.2f} million parameters, for pictures of {c.size} x {c.size} pixels: a *model soup*, the average of several checkpoints of one training run.
 
 ## Data and classes
 
-Trained on `{i.get('data') or 'unknown'}`. In the order of the outputs: {', '.join(map(one_line, c.classes))}.
+Trained on {_code(i.get('data') or 'unknown')}. In the order of the outputs: {', '.join(map(_text, c.classes))}.
 
 A picture is turned upright, squashed to {c.size} x {c.size} (bicubic, the whole picture, no crop), scaled to 0..1, and normalised by mean {list(c.mean)} and std {list(c.std)}.
 
@@ -459,7 +477,7 @@ Logits divided by the temperature {c.temperature:.4f}, fitted on the validation 
 
 {recipe}
 
-Trained on {i.get('device') or 'an unknown device'}{f", {i['date']}" if i.get('date') else ''}. This folder was written on {made['date']} with torch {made['torch']}, timm {made['timm']}, fastai {made['fastai']}.
+Trained on {_text(i.get('device') or 'an unknown device')}{f", {_text(i['date'])}" if i.get('date') else ''}. This folder was written on {made['date']} with torch {made['torch']}, timm {made['timm']}, fastai {made['fastai']}.
 
 ## Limits
 

@@ -7,7 +7,7 @@ __all__ = ['BUDGET', 'STEP', 'NUMBER', 'OBJECT', 'DIMS', 'Refused', 'Cut', 'show
            'plain', 'Machine', 'whole']
 
 # %% ../nbs/00_pickles.ipynb #8751be1e
-import math, re, struct
+import re, struct
 from dataclasses import dataclass
 from types import FunctionType
 import torch

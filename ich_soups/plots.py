@@ -69,13 +69,14 @@ def shrink_png(
 ) -> bytes:
     "The same picture in 256 colours, a third of the bytes; nobody sees the difference in a plot."
     out = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
+    Image.open(io.BytesIO(data), formats=('PNG',)).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
     return out.getvalue()
 
 def _shrink_embedded(svg):
     "The same SVG with its opaque PNGs in 256 colours."
     def smaller(m):
-        opaque = Image.open(io.BytesIO(png := base64.b64decode(m[2]))).convert('RGBA').getextrema()[3] == (255, 255)
+        png = base64.b64decode(m[2])
+        opaque = Image.open(io.BytesIO(png), formats=('PNG',)).convert('RGBA').getextrema()[3] == (255, 255)
         return m[1] + base64.b64encode(shrink_png(png) if opaque else png).decode()
     return re.sub(r'(data:image/png;base64,)\s*([^"]+)', smaller, svg)
 

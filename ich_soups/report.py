@@ -27,6 +27,7 @@ from .bias_variance import bias_variance, bootstrap_draws
 from .checkpoints import fit_names
 from .compare import candidates, cook, fresh_bn, in_words, logits_on, paper_soups, pretty, table
 from .core import BadInput, amp_dtype, atomic, device_name, provenance
+from .data import visible
 from .diversity import mds, model_distance
 from .ensembles import soft_voting
 from .metrics import confusion, ece, newcombe, nll, per_class, reliability, temperature
@@ -235,7 +236,8 @@ def plot_names(
     "Names fit for a drawing: one line, no formulas, short, distinct."
     out = []
     for c in classes:
-        c = re.sub(r'[\s\x00-\x1f]+', ' ', str(c).encode('utf-8', 'replace').decode()).strip() or '(blank)'
+        c = visible(str(c).encode('utf-8', 'replace').decode())
+        c = re.sub(r'[\s\x00-\x1f]+', ' ', c).strip() or '(blank)'
         c = base = (c if len(c) <= width else c[:width-1].rstrip()+'…').replace('$', r'\$')
         k = 1
         while c in out: c = f'{base} ({(k := k+1)})'
@@ -257,7 +259,7 @@ def figure(
         fig.savefig(out := io.BytesIO(), dpi=dpi)
     plt.close(fig)
     data = shrink_png(out.getvalue())
-    w, h = Image.open(io.BytesIO(data)).size
+    w, h = Image.open(io.BytesIO(data), formats=('PNG',)).size
     return _image(data, alt, round(w/dpi*96), caption=caption, height=round(h/dpi*96))
 
 def thumbnail(
@@ -729,7 +731,9 @@ def render(
     "The page; everything that is not markup of this notebook is escaped."
     env = Environment(loader=DictLoader(dict(page=PAGE, macros=MACROS)), autoescape=True, trim_blocks=True)
     env.filters['prose'] = prose
-    return env.get_template('page').render(title=title, subtitle=subtitle, sections=sections, style=Markup(STYLE), version=_version())
+    page = env.get_template('page')
+    text = page.render(title=title, subtitle=subtitle, sections=sections, style=Markup(STYLE), version=_version())
+    return visible(text)      # names may hold characters that nobody sees
 
 # %% ../nbs/19_report.ipynb #21c7d5d1
 def write_report(

@@ -1,5 +1,5 @@
 "A cluster of two machines on this one, and one run in two processes: what is computed, how often, and what survives a kill."
-import os, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fastai.callback.core import Callback
@@ -243,3 +243,59 @@ def test_what_cannot_be_used_is_said_once(home, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as e: cluster.main([str(tmp_path/'cfg.json'), str(tmp_path/'run'), str(tmp_path/'error')])
     assert e.value.code == 2 and 'no_such_net' in (tmp_path/'error').read_text(encoding='utf-8')
     with pytest.raises(BadInput, match='cannot be split evenly over 2 processes'): launch(cfg.replace(bs=33), 2)
+
+
+# A Ray of this machine listens in the whole network. Who has no token gets no work done.
+
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)
+print('pid', ray.get(ray.remote(lambda: __import__('os').getpid()).remote()))
+"""
+OURS = """
+import json, os, subprocess, sys, warnings
+warnings.simplefilter('ignore')
+if 'first' in sys.argv: import ray
+from ich_soups.cluster import map_runs, ray_on
+mine = {k: v for k, v in os.environ.items() if k.startswith('RAY_AUTH')}
+def come(at, **env):
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', sys.argv[1], at], capture_output=True, text=True, timeout=120, env=os.environ | env)
+    return 'pid' in p.stdout
+with ray_on('ray') as ray:
+    at = ray.get_runtime_context().gcs_address
+    said = dict(work=map_runs(lambda x: x+1, [1, 2], 'ray', progress=False), mode=ray.get(ray.remote(lambda: os.environ.get('RAY_AUTH_MODE')).remote()),
+                token=ray.get(ray.remote(lambda: os.environ.get('RAY_AUTH_TOKEN')).remote()), stranger=come(at))
+    if not mine: said['wrong'] = come(at, RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='0'*64)
+said['kept'] = mine == {k: v for k, v in os.environ.items() if k.startswith('RAY_AUTH')}
+print(json.dumps(said))
+"""
+
+
+def ours(*words, **env):
+    "What happens to a Ray of ours, in a process of its own."
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('RAY_')}
+    p = subprocess.run([sys.executable, '-c', OURS, STRANGER, *words], capture_output=True, text=True, timeout=400, env=clean | env | dict(OMP_NUM_THREADS='1'))
+    assert p.returncode == 0, p.stderr[-2000:]
+    return json.loads(p.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('words', [(), ('first',)], ids=['', 'ray was imported before'])
+def test_a_ray_of_this_machine_demands_a_token(words, home):
+    said = ours(*words)
+    assert said['work'] == [2, 3] and said['mode'] == 'token' and len(said['token']) == 64 and said['kept']
+    assert not said['stranger'] and not said['wrong']
+
+
+def test_settings_of_the_user_stay_as_they_are(home):
+    "Who has switched tokens off gets none, and then a stranger gets in: so the tests above can fail."
+    said = ours(RAY_AUTH_MODE='disabled')
+    assert said['work'] == [2, 3] and said['mode'] == 'disabled' and said['token'] is None and said['kept'] and said['stranger']
+
+
+@pytest.mark.parametrize('theirs', [dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='t'), dict(RAY_AUTH_MODE='disabled'), dict(RAY_AUTH_TOKEN='t'), dict(RAY_AUTH_TOKEN_PATH='/x'), {}])
+def test_what_is_added_to_the_settings_of_the_user(theirs, monkeypatch):
+    for k in ('RAY_AUTH_MODE', 'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'): monkeypatch.delenv(k, raising=False)
+    for k, v in theirs.items(): monkeypatch.setenv(k, v)
+    new = cluster._own_auth()
+    assert not set(new) & set(theirs)
+    assert {'RAY_AUTH_TOKEN' in new, 'RAY_AUTH_MODE' in new} == {not theirs, 'RAY_AUTH_MODE' not in theirs}

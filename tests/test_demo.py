@@ -1,5 +1,5 @@
 "The page in a real browser: upload, answer, a bad file, two people at once; and what it must not do."
-import io, os, shutil, socket, sys
+import concurrent.futures, io, os, re, shutil, socket, struct, sys, threading, time, zlib
 from urllib.parse import urlparse
 import pytest
 from PIL import Image
@@ -145,6 +145,249 @@ def test_no_path_of_the_client_is_opened(served, tmp_path):
         assert 'event: error' in answer and 'verdict' not in answer, path
     for path in (secret, '/etc/hostname'): assert httpx.get(f'{url}gradio_api/file={path}').status_code in (403, 404)
     assert blocks.allowed_paths == [] and blocks.share is False
+
+
+def call(at, value, route='call/classify', wrap=lambda v: dict(data=[v])):
+    "What the queue says to a client that sends anything at all as a photo."
+    r = httpx.post(f'{at}gradio_api/{route}', json=wrap(value), timeout=30)
+    if r.status_code != 200: return r.text
+    return httpx.get(f"{at}gradio_api/call/classify/{r.json()['event_id']}", timeout=30).text
+
+
+META = dict(_type='gradio.FileData')
+SHAPES = {'without meta': lambda p: dict(path=p), 'meta of another kind': lambda p: dict(path=p, meta=dict(_type='x')),
+          'meta is null': lambda p: dict(path=p, meta=None), 'with meta': lambda p: dict(path=p, meta=META),
+          'as an address of ours': lambda p: dict(path=p, url=f'/gradio_api/file={p}', meta=META), 'address alone': lambda p: dict(url=f'file://{p}'),
+          'a list': lambda p: [dict(path=p)], 'nested': lambda p: dict(path=dict(path=p)), 'nested deeper': lambda p: dict(image=dict(path=p, meta=META)),
+          'a stream': lambda p: dict(path=p, is_stream=True, meta=META), 'text': lambda p: p, 'a size that is none': lambda p: dict(path=p, size='x')}
+
+
+@pytest.fixture
+def secret(tmp_path, served):
+    "A picture of this machine that nobody uploaded, and a place where nothing is."
+    (tmp_path/'diary.png').write_bytes(scene(served[2], 1))
+    return tmp_path/'diary.png', tmp_path/'nothing.png'
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_nothing_but_uploads_is_opened_whatever_a_client_sends(served, secret, shape, monkeypatch):
+    "The same sentence whether the file is there or not, whatever it is, and not one of them is looked at."
+    _, url, run = served
+    up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 2)))).json()[0]
+    planted = os.path.join(os.path.dirname(os.path.dirname(up)), 'planted.jpg')
+    shutil.copy(secret[0], planted)
+    there, missing = map(str, secret)
+    paths = (there, missing, planted, os.path.dirname(up), up+'/', f'{os.path.dirname(up)}/../{os.path.relpath(up, os.path.dirname(os.path.dirname(up)))}',
+             '/dev/zero', '/proc/self/environ', f'file://{there}', os.path.relpath(there))
+    looked, opened = [], demo.read_file
+    monkeypatch.setattr(demo, 'read_file', lambda *a: looked.append(a[0]) or opened(*a))
+    answers = {call(url, SHAPES[shape](p)) for p in paths}
+    assert len(answers) == 1 and 'event: error' in next(iter(answers)) and 'only what was uploaded' in next(iter(answers)), answers
+    assert not looked
+
+
+@pytest.mark.parametrize('route, wrap', [('call/v2/classify', lambda v: dict(path=v)), ('call/v2/classify', lambda v: dict(photo=v)), ('run/classify', lambda v: dict(data=[v])),
+                                         ('api/classify', lambda v: dict(data=[v])), ('queue/join', lambda v: dict(data=[v], fn_index=0, session_hash='s')),
+                                         ('component_server', lambda v: dict(data=v, component_id=1, fn_name='preprocess', session_hash='s')), ('process_recording', lambda v: v)])
+def test_no_other_route_opens_files(served, secret, route, wrap):
+    _, url, _ = served
+    for value in (dict(path=str(secret[0])), dict(path=str(secret[0]), meta=META)):
+        r = httpx.post(f'{url}gradio_api/{route}', json=wrap(value), timeout=30)
+        text = r.text
+        if 'event_id' in text:
+            where = 'queue/data?session_hash=s' if 'queue' in route else f"call/classify/{r.json()['event_id']}"
+            text = httpx.get(f'{url}gradio_api/{where}', timeout=30).text
+        assert 'verdict' not in text and 'webp;base64' not in text and str(secret[0]) not in text, text
+
+
+def test_files_are_served_of_that_visit_alone(served, secret):
+    "Neither what lies beside the uploads, nor the upload of another visit; an example of the page to everybody."
+    blocks, url, run = served
+    me, you = (httpx.Client(base_url=url, headers={'accept': 'text/html'}) for _ in range(2))
+    for c in (me, you): assert c.get('').cookies.get(demo.COOKIE)
+    up = me.post('gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
+    other = os.path.join(os.path.dirname(os.path.dirname(up)), 'planted.jpg')
+    shutil.copy(secret[0], other)
+    got = lambda c, path: c.get(f'gradio_api/file={path}').status_code
+    assert (got(me, up), got(you, up), got(me, other), got(me, secret[0]), got(you, blocks.own[0])) == (200, 403, 403, 403, 200)
+    def asked(c):
+        r = c.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
+        return c.get(f"gradio_api/call/classify/{r.json()['event_id']}").text
+    assert 'verdict' in asked(me) and 'only what was uploaded' in asked(you)
+    for path in ('http://127.0.0.1:1/', f'{up}/../../planted.jpg', '~/.bashrc'): assert got(me, path) == 403
+    os.unlink(up)
+    os.symlink(secret[0], up)                                   # what was uploaded is something else now
+    assert 'only what was uploaded' in asked(me)
+
+
+@pytest.mark.parametrize('host', ['evil.example', 'evil.example:{port}', '127.0.0.1.evil.example', 'localhost:{port}@evil.example', '192.168.7.9:{port}', '[::2]:{port}', 'evil', ''])
+def test_it_answers_under_its_own_names_alone(served, host):
+    "DNS rebinding: a strange name that points here."
+    _, url, run = served
+    head, port = dict(host=host.format(port=urlparse(url).port)), urlparse(url).port
+    assert httpx.get(f'{url}config', headers=head).status_code == 400 == httpx.get(url, headers=head).status_code
+    assert httpx.options(f'{url}gradio_api/upload', headers=head | {'origin': 'http://evil.example', 'access-control-request-method': 'POST'}).status_code == 400
+    r = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 0))), headers=head | dict(origin=f"http://{head['host']}"))
+    assert r.status_code == 400 and 'Use the address that it printed' in r.text
+    for name in ('127.0.0.1', 'localhost', f'LOCALHOST:{port}', f'[::1]:{port}'): assert httpx.get(f'{url}config', headers=dict(host=name)).status_code == 200
+
+
+@pytest.mark.parametrize('origin', ['http://evil.example', 'null', 'http://127.0.0.1:1', 'http://localhost', 'https://127.0.0.1.evil.example'])
+def test_other_origins_may_neither_upload_nor_call(served, origin):
+    _, url, run = served
+    before, own = len(served[0].uploads.kept.get('', {})), url.rstrip('/')
+    for head in (dict(origin=origin), {'origin': origin, 'sec-fetch-site': 'cross-site'}):
+        assert httpx.post(f'{url}gradio_api/upload', files=dict(files=('b.jpg', scene(run, 4))), headers=head).status_code == 403
+        assert httpx.post(f'{url}gradio_api/call/classify', json=dict(data=[None]), headers=head).status_code == 403
+    assert httpx.post(f'{url}gradio_api/upload', files=dict(files=('b.jpg', b'x')), headers={'sec-fetch-site': 'cross-site'}).status_code == 403
+    assert len(served[0].uploads.kept.get('', {})) == before
+    assert httpx.post(f'{url}gradio_api/call/classify', json=dict(data=[None]), headers=dict(origin=own)).status_code == 200
+
+
+def form(*parts):
+    "A form by hand: (line of the disposition, contents)."
+    body = b''.join(b'--X\r\nContent-Disposition: form-data; ' + d.encode() + b'\r\nContent-Type: image/jpeg\r\n\r\n' + b + b'\r\n' for d, b in parts)
+    return dict(content=body + b'--X--\r\n', headers={'content-type': 'multipart/form-data; boundary=X'})
+
+
+@pytest.mark.parametrize('says', ['name="files"', 'name="files"; filename=""', 'name="files"; filename="."', 'name="files"; filename=".."', 'name="files"; filename="/"',
+                                  'name="files"; filename="a/."', 'name="files"; filename=" "', 'name="other"; filename="a.jpg"', 'filename="a.jpg"'])
+def test_uploads_need_a_name(served, says, capfd):
+    "No traceback, no 500, and nothing left behind."
+    blocks, url, _ = served
+    before = set(os.listdir(blocks.uploads.folder))
+    r = httpx.post(f'{url}gradio_api/upload', **form((says, b'x'*100)))
+    assert r.status_code == 400 and 'needs a file with a name' in r.text and 'Traceback' not in capfd.readouterr().err
+    assert set(os.listdir(blocks.uploads.folder)) == before
+
+
+def test_bodies_are_bounded(served):
+    "One picture's worth of bytes, a few files, a call of a few letters; also without a length said before."
+    blocks, url, run = served
+    one = ('name="files"; filename="a.jpg"', b'x')
+    assert httpx.post(f'{url}gradio_api/upload', **form(*[one]*demo.MOST_FILES)).status_code == 200
+    for n in (demo.MOST_FILES+1, 1000): assert httpx.post(f'{url}gradio_api/upload', **form(*[one]*n)).status_code in (400, 413)
+    big = ('name="files"; filename="a.jpg"', bytes(demo.MOST_BYTES//2))
+    assert httpx.post(f'{url}gradio_api/upload', **form(big, big, big)).status_code == 413
+    def pieces(): yield from [form(big)['content'][:-7]] + [bytes(1 << 20)]*30
+    assert httpx.post(f'{url}gradio_api/upload', content=pieces(), headers=form(big)['headers'], timeout=60).status_code == 413
+    for route in ('call/classify', 'queue/join', 'run/classify'):
+        assert httpx.post(f'{url}gradio_api/{route}', json=dict(data=['x'*demo.MOST_JSON]), timeout=60).status_code == 413
+    for odd in (dict(), dict(data=None), dict(data='x'), dict(data=[]), dict(data=[None]*9)):
+        assert 'verdict' not in call(url, odd, wrap=lambda v: v)
+
+
+def test_the_oldest_uploads_go_first(served, tmp_path):
+    book = demo.Uploads(tmp_path, most=5)
+    for visit, names in (('greedy', 'abcdef'), ('modest', 'x')):
+        for n in names:
+            (tmp_path/n).write_bytes(b'p')
+            book.add(str(tmp_path/n), visit)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['c', 'd', 'e', 'f', 'x'] and book.has(str(tmp_path/'x'), 'modest')
+
+
+def large_png(w, h):
+    "A grey PNG of any size in a few kilobytes."
+    def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
+    packer, row = zlib.compressobj(1), bytes(1+3*w)
+    body = b''.join(packer.compress(row) for _ in range(h)) + packer.flush()
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 2, 0, 0, 0)) + chunk(b'IDAT', body) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('size', [(5001, 5001), (1, 25_000_001), (8000, 8000)])
+def test_pixels_of_the_page_are_bounded(served, size):
+    blocks, url, _ = served
+    said = blocks.answers(large_png(size[0], 1).replace(struct.pack('>II', size[0], 1), struct.pack('>II', *size), 1))
+    assert 'That did not work' in said and 'verdict' not in said
+    said = blocks.answers(large_png(*size) if size[0] > 1 else large_png(25_000_001, 1))
+    assert 'too many pixels' in said and '25 million' in said
+
+
+def test_one_visitor_does_not_block_another(served):
+    "Ten pictures just below the limit are under way; a small one of somebody else is answered at once, a large one after one of theirs."
+    _, url, run = served
+    large, small = large_png(4990, 4990), scene(run, 5)
+    def ask_for(data, visit):
+        with httpx.Client(base_url=url, timeout=120, cookies={demo.COOKIE: visit}) as c:
+            up = c.post('gradio_api/upload', files=dict(files=('a.png', data))).json()[0]
+            r = c.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
+            return 'verdict' in c.get(f"gradio_api/call/classify/{r.json()['event_id']}").text, time.perf_counter()
+    def alone(data):
+        t0 = time.perf_counter()
+        return ask_for(data, 'modest')[1]-t0
+    idle, idle_large = alone(small), alone(large)
+    with concurrent.futures.ThreadPoolExecutor(12) as ex:
+        greedy = [ex.submit(ask_for, large, 'greedy') for _ in range(10)]
+        while not served[0].answers.turns.busy: time.sleep(.01)
+        took, took_large = alone(small), alone(large)
+        done = sum(f.done() for f in greedy)
+        assert all(f.result()[0] for f in greedy)
+    print(f'idle {idle:.2f} s, {idle_large:.2f} s large; beside ten large ones {took:.2f} s, {took_large:.2f} s large; {done} of ten done')
+    assert took < idle+2 and took_large < 3*idle_large+2 and done < 10, (idle, took, idle_large, took_large, done)
+
+
+def test_no_lock_is_held_while_a_picture_is_decoded(served, monkeypatch):
+    page, inside, go_on = served[0].answers, threading.Event(), threading.Event()
+    read = demo.read_upload
+    def slow(data, size):
+        inside.set()
+        assert go_on.wait(30)
+        return read(data, size)
+    small = scene(served[2], 6)
+    monkeypatch.setattr(demo, 'read_upload', slow)
+    t = threading.Thread(target=page, args=(small, 'a'))
+    t.start()
+    assert inside.wait(30)
+    monkeypatch.setattr(demo, 'read_upload', read)
+    assert 'verdict' in page(small, 'b') and t.is_alive() and not page.lock.locked()
+    go_on.set()
+    t.join(30)
+
+
+@pytest.fixture
+def far(served, capsys):
+    "The page where others are let in: start it with the given options; (blocks, address, what it printed)."
+    made = []
+    def go(**kw):
+        made.append(demo.build(served[0].classifier))
+        capsys.readouterr()
+        return made[-1], demo.start(made[-1], block=False, **kw), capsys.readouterr().err
+    yield go
+    for b in made: b.close()
+
+
+@pytest.mark.parametrize('host, password', [('0.0.0.0', None), ('0.0.0.0', 'correct horse'), ('127.0.0.1', 'correct horse')])
+def test_beyond_this_machine_there_is_a_password(far, host, password):
+    blocks, url, said = far(host=host, password=password)
+    name, word = re.search(r'user name (\w+), password (.+)', said).groups()
+    assert (word == password if password else len(word) >= 16) and urlparse(url).hostname != '0.0.0.0'
+    c = httpx.Client(base_url=url)
+    assert c.get('config').status_code == 401 == c.post('gradio_api/upload', files=dict(files=('a.jpg', b'x'))).status_code
+    assert c.post('gradio_api/call/classify', json=dict(data=[None])).status_code == 401
+    assert c.post('login', data=dict(username=name, password='wrong')).status_code == 400
+    assert c.post('login', data=dict(username=name, password=word)).status_code == 200 and c.get('config').status_code == 200
+
+
+def test_without_a_password_it_is_said_loudly(far):
+    blocks, url, said = far(host='0.0.0.0', no_password=True)
+    assert 'WARNING' in said and 'Everybody' in said and 'password ' not in said.replace('no password', '') and httpx.get(f'{url}config').status_code == 200
+    assert httpx.get(f'{url}config', headers=dict(host='evil.example')).status_code == 400
+    for kw in (dict(password='a', no_password=True), dict(password=' ')):
+        with pytest.raises(BadInput, match='password'): demo.start(blocks, host='0.0.0.0', block=False, **kw)
+
+
+def test_on_this_machine_nobody_is_asked(far):
+    blocks, url, said = far()
+    assert said == '' and httpx.get(f'{url}config').status_code == 200
+
+
+def test_it_says_who_sees_the_training_pictures(served, capsys):
+    blocks, _, run = served
+    for host, more, whom in (('127.0.0.1', {}, 'uses this machine'), ('0.0.0.0', {}, 'has the password'), ('0.0.0.0', dict(no_password=True), 'in the network'), ('127.0.0.1', dict(password='a'), 'has the password')):
+        demo._tell(blocks, host, run, more.get('password'), more.get('no_password', False))
+        said = capsys.readouterr().err
+        assert 'training pictures' in said and whom in said and f':{blocks.server_port}/' in said
+        assert ('localhost' in said.split('open this')[0]) is False and '0.0.0.0' not in said
 
 
 def test_no_address_is_fetched(served):

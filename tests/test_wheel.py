@@ -49,7 +49,7 @@ do('report', 'run', '--out', 'report.html')
 PARTS = ('fastcore', 'fasttransform', 'fastprogress', 'fastdownload', 'plum-dispatch')
 
 
-OLDEST = pytest.param('2.8.6', ['fastcore==1.12.3', 'fastprogress==1.0.3'], id='oldest', marks=pytest.mark.slow)
+OLDEST = pytest.param('2.8.7', ['fastcore==1.12.3', 'fastprogress==1.0.3'], id='oldest', marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize('version, more', [OLDEST, pytest.param('2.8.12', PARTS, id='newest')])
