@@ -159,7 +159,7 @@ def main(args=None):
     if not words or words[0] not in _COMMANDS: sys.exit(f'what to do? {main.__doc__}')
     try:
         choose_profile(name)
-        if in_smoke() and words[0] != 'figures': raise BadInput(f'{words[0]} is not for a smoke run; unset ICH_SOUPS_PROFILE')
+        if in_smoke() and words[0] in ('outputs', 'notebook', 'readme'): raise BadInput(f'{words[0]} is not for a smoke run; unset ICH_SOUPS_PROFILE')
         _COMMANDS[words[0]](*words[1:])
     except BadInput as e: sys.exit(str(e))
 
