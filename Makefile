@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PROFILE ?=
 REMEASURE ?=
+START := $(shell date +%s)
+SECONDS_SO_FAR = $$(( $$(date +%s) - $(START) )) s
 export PYTHONUNBUFFERED = 1
 # where the smoke profile draws; the committed figures are drawn by `make figures` alone
 DRAWN = $(CURDIR)/build/figures
@@ -14,6 +16,7 @@ ALONE = tests/test_cluster.py tests/test_speed.py
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
 	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.build figures $(if $(PROFILE),--profile $(PROFILE))
+	@echo "whole command: $(SECONDS_SO_FAR)"
 
 test: export ICH_SOUPS_PROFILE = smoke
 test: export ICH_SOUPS_FIGURES = $(DRAWN)
@@ -23,6 +26,7 @@ test: setup lint check    ## the quick tier: in sync, every notebook in the smok
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
+	@echo "whole command: $(SECONDS_SO_FAR)"
 
 test-all: export ICH_SOUPS_FIGURES = $(DRAWN)
 test-all: setup lint check ## everything: the notebooks as the figures are made, twenty kills, clusters, speed, both ends of the supported versions
@@ -32,11 +36,13 @@ test-all: setup lint check ## everything: the notebooks as the figures are made,
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -v -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -m 'slow or not slow' -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	$(BIN)/python -m pytest tests/test_speed.py -m 'slow or not slow' -v
+	@echo "whole command: $(SECONDS_SO_FAR)"
 
 quick: export ICH_SOUPS_PROFILE = smoke
 quick: setup lint check   ## while editing: in sync, the library notebooks that train nothing, the tests of seconds
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(00|01_checkpoints|04|08_ensembles|09|10|14|17)' --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick -q
+	@echo "whole command: $(SECONDS_SO_FAR)"
 
 lint: setup               ## mistakes that can be seen without running anything
 	$(BIN)/ruff check --quiet ich_soups tests
@@ -74,6 +80,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -e '.[dev,all]'
 	touch $@
+	@echo "set-up: $(SECONDS_SO_FAR)"
 
 clean:                    ## forget builds; runs and caches stay
 	rm -rf build dist *.egg-info
