@@ -263,7 +263,7 @@ def _joined_parts(span, parts):
         at += len(p)
     return out.view(shape)
 
-# %% ../nbs/04_averaging.ipynb #7d751477
+# %% ../nbs/04_averaging.ipynb #d3d03263
 def _header(spans, shapes, meta):
     "The header of a safetensors file that holds the spans."
     check_names(shapes)
@@ -283,7 +283,7 @@ def _header(spans, shapes, meta):
 def _blocks(spans, at):
     "Work for the threads: spans, first and last element, and where in the file their sum goes; it begins at `at`."
     for s in spans:
-        n = s.where[0].numel if s.placed else s.where[0].numel()
+        n = math.prod(s.where[0].shape)
         step = BLOCK if s.in_pieces else max(n, 1)
         for lo in range(0, n, step): yield s, lo, min(n, lo+step), at + lo*s.dtype.itemsize
         at += n*s.dtype.itemsize

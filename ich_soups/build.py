@@ -105,7 +105,7 @@ def out_of_sync() -> list:
         return sorted(str(n) for n in names if read(d/n) != read(root()/n))
 
 # %% ../nbs/19_build.ipynb #2daf9407
-_TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|in sync): (\d+)(?: secs| s)$', re.M)
+_TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|whole command): (\d+)(?: secs| s)$', re.M)
 
 def read_times(
     log:str   # what `make` printed

@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'SAFE_TYPES', 'PARTS', 'SUFFIXES', 'Place', 'without_prefix', 'Checkpoint', 'load_weights', 'fit_names',
            'check_names', 'save_weights', 'find_checkpoints']
 
-# %% ../nbs/01_checkpoints.ipynb #1897fa17
+# %% ../nbs/01_checkpoints.ipynb #86766008
 import json, math, os, re, struct, threading, zipfile, zlib
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from safetensors.torch import save
 from .core import BadInput, atomic
-from .pickles import Cut, DIMS, Found, Machine, NoTensor, Refused, shown, whole
+from .pickles import BUDGET, Cut, DIMS, Found, Machine, NoTensor, Refused, shown, whole
 
 # %% ../nbs/01_checkpoints.ipynb #8e0355c9
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Place:
         if self.stride is None or not self.numel: return self.numel
         return 1 + sum((n-1)*s for n, s in zip(self.shape, self.stride))
 
-# %% ../nbs/01_checkpoints.ipynb #ac730078
+# %% ../nbs/01_checkpoints.ipynb #efd54142
 MOST = 1 << 28       # bytes that the views of a small file may take together
 _TIED = 16           # times the size of a large one that its names may take together
 
 def _check(places, size):
-    "`ValueError` names a tensor that is none, or says that all together are too large for a file of `size` bytes."
+    "`ValueError` names a tensor that is none; `BadInput` says that all together are too large for a file of `size` bytes."
     expanded, named, dense = 0, 0, {}
     for k, p in places.items():
         if type(k) is not str: raise ValueError(f'it names a tensor {shown(k)}, which is no name')
@@ -54,15 +54,16 @@ def _check(places, size):
         else: dense[p] = n*width
     own = expanded + sum(dense.values())
     if expanded > max(size, MOST) or own > size+MOST or named > max(_TIED*size, MOST+size):
-        raise ValueError(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more than the file; save copies of them')
+        raise BadInput(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more than the file; save copies of them')
 
-# %% ../nbs/01_checkpoints.ipynb #9b41630f
+# %% ../nbs/01_checkpoints.ipynb #697735fc
 SAFE_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
                   F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2,
                   F8_E4M3FNUZ=torch.float8_e4m3fnuz, F8_E5M2FNUZ=torch.float8_e5m2fnuz,
                   I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
                   U64=torch.uint64, U32=torch.uint32, U16=torch.uint16, U8=torch.uint8, BOOL=torch.bool)
-_HEADER = 1 << 25    # bytes: 300,000 tensors
+_HEADER, _SMALL, _ENTRY = 1 << 25, 1 << 22, 1 << 12    # bytes of any header, of one that is read at once; characters of an entry
+_BLANK = re.compile(r'[ \t\n\r]*')
 
 def _once(pairs):
     "A JSON object, in which nothing stands twice."
@@ -74,16 +75,30 @@ def _count(digits): return int(digits) if digits.isdigit() and len(digits) < 20 
 
 def _no_number(text): raise ValueError(f'its header holds {text}')
 
-# %% ../nbs/01_checkpoints.ipynb #75f089af
-def _json(text):
-    "The header, parsed."
-    heaps = 100*(text.count(b'{') + text.count(b'[')) + 48*text.count(b',') + 110*text.count(b':')
-    if heaps > MOST+len(text): raise ValueError('its header asks for more memory than that of any weights')
-    try: head = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_count, parse_float=str, parse_constant=_no_number)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError): raise ValueError('its header is no JSON in UTF-8') from None
-    if type(head) is not dict: raise ValueError('its header is no JSON object')
-    return head
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_int=_count, parse_constant=_no_number)
 
+# %% ../nbs/01_checkpoints.ipynb #3b8e8c4b
+class _Header:
+    "The text of a header, read from left to right."
+    def __init__(self, text): self.text, self.at = text, 0
+
+    def skip(self):
+        self.at = _BLANK.match(self.text, self.at).end()
+        return self.text[self.at:self.at+1]
+
+    def sign(self, allowed):
+        "The next character, one of `allowed`."
+        c = self.skip()
+        if not c or c not in allowed: raise ValueError('its header is no JSON object in UTF-8')
+        self.at += 1
+        return c
+
+    def string(self):
+        if self.skip() != '"': raise ValueError('its header has something else than texts for names or metadata')
+        s, self.at = _JSON.raw_decode(self.text, self.at)
+        return s
+
+# %% ../nbs/01_checkpoints.ipynb #adb6feb4
 def _is_text(o):
     "Whether it is a text that can be written: half a surrogate pair cannot."
     if type(o) is not str: return False
@@ -91,7 +106,32 @@ def _is_text(o):
     except UnicodeEncodeError: return False
     return True
 
-# %% ../nbs/01_checkpoints.ipynb #c663d61e
+@patch
+def value(self:_Header):
+    "Any value of a few characters."
+    self.skip()
+    v, n = _JSON.raw_decode(self.text[self.at:self.at+_ENTRY])
+    self.at += n
+    return v
+
+@patch
+def names(self:_Header):
+    "The names of an object; after each, its value must be read."
+    self.sign('{')
+    if self.skip() == '}': return self.sign('}')
+    while True:
+        name = self.string()
+        self.sign(':')
+        yield name
+        if self.sign(',}') == '}': return
+
+@patch
+def texts(self:_Header):
+    "An object of texts, or null."
+    if self.skip() == 'n': return self.value() or {}
+    return _once([(k, self.string()) for k in self.names()])
+
+# %% ../nbs/01_checkpoints.ipynb #0cbdd590
 def _entry(name, v, first):
     "The place of a tensor from its entry in the header; the numbers begin at byte `first`."
     if not _is_text(name): raise ValueError(f'it names a tensor {shown(name)}, which is no name')
@@ -101,11 +141,11 @@ def _entry(name, v, first):
     if type(shape) is not list or type(at) is not list or len(at) != 2: raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
     if len(shape) > DIMS: raise ValueError(f'tensor {shown(name)} has {len(shape)} dimensions; at most {DIMS} are read')
     if not whole(*shape, *at): raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
-    place = Place(SAFE_TYPES[kind], tuple(shape), first+at[0])
-    if place.end != first+at[1]: raise ValueError(f'tensor {shown(name)} has not the size that its shape asks for')
-    return place
+    dtype = SAFE_TYPES[kind]
+    if at[0] + math.prod(shape)*dtype.itemsize != at[1]: raise ValueError(f'tensor {shown(name)} has not the size that its shape asks for')
+    return Place(dtype, tuple(shape), first+at[0])
 
-# %% ../nbs/01_checkpoints.ipynb #c9d0bfa4
+# %% ../nbs/01_checkpoints.ipynb #9558a56e
 def _lined_up(places, at, size):
     "`ValueError` unless the tensors lie one behind the other, from byte `at` to the end of the file."
     for start, end, k in sorted((p.start, p.end, k) for k, p in places.items()):
@@ -114,33 +154,58 @@ def _lined_up(places, at, size):
     if at > size: raise ValueError(f'tensor {shown(k)} ends {at-size} bytes behind the end of the file; it may be cut short')
     if at < size: raise ValueError(f'{size-at} bytes at its end belong to no tensor')
 
+# %% ../nbs/01_checkpoints.ipynb #dfec7906
+def _entries(text):
+    "Names and what the header says of them."
+    if len(text) <= _SMALL:
+        head = _JSON.decode(text)
+        if type(head) is not dict: raise ValueError('its header is no JSON object in UTF-8')
+        yield from head.items()
+        return
+    h = _Header(text)
+    for name in h.names(): yield name, h.texts() if name == '__metadata__' else h.value()
+    if h.skip(): raise ValueError('its header is more than a JSON object')
+
+def _parsed(text, first):
+    "Places and metadata that a header speaks of; the numbers begin at byte `first`."
+    places, meta = {}, None
+    for name, v in _entries(text):
+        if name in places or name == '__metadata__' and meta is not None: raise ValueError('its header says something twice')
+        if name == '__metadata__': meta = v
+        else: places[name] = _entry(name, v, first)
+    if meta is None: meta = {}
+    if type(meta) is not dict or not all(_is_text(x) for kv in meta.items() for x in kv): raise ValueError('its metadata are no texts')
+    return places, meta
+
 def _safe_index(read, size):
     "Places and metadata of a safetensors file; `read` gives bytes from a place."
     n = int.from_bytes(read(0, min(8, size)), 'little')
     if not 2 <= n <= size-8: raise ValueError('its header is cut short, or it is no safetensors file')
     if n > _HEADER: raise ValueError(f'its header has {n} bytes; at most {_HEADER} are read')
-    head = _json(read(8, n))
-    meta = head.pop('__metadata__', None) or {}
-    if type(meta) is not dict or not all(_is_text(x) for kv in meta.items() for x in kv):
-        raise ValueError('its metadata are no texts')
-    places = {k: _entry(k, v, 8+n) for k, v in head.items()}
+    try: places, meta = _parsed(read(8, n).decode(), 8+n)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError): raise ValueError('its header is no JSON object in UTF-8') from None
     _lined_up(places, 8+n, size)
     return places, meta
 
-# %% ../nbs/01_checkpoints.ipynb #bcb3029f
+# %% ../nbs/01_checkpoints.ipynb #2aa90346
 _INDEX = 1 << 26       # bytes of a pickle
+def _budget(size): return min(BUDGET + size//4, 4*BUDGET)   # bytes that the values of the pickles may take
+
 _DIRECTORY = 1 << 23   # bytes of a zip archive's directory
 
 class _Directory:
     "What `zipfile` may read of a file: its end, and a directory of a sensible size."
     def __init__(self, file): self.file, self.seek, self.tell = file, file.seek, file.tell
     def read(self, n=1 << 17):
-        if n > _DIRECTORY: raise ValueError('the directory of its records is too large')
+        if n > _DIRECTORY: raise BadInput('the directory of its records is larger than that of any weights')
         return self.file.read(n)
 
 def _records(file):
     "The records of a zip archive by name: `zipfile.ZipInfo`s."
-    with zipfile.ZipFile(_Directory(file)) as z: infos = z.infolist()
+    try:
+        with zipfile.ZipFile(_Directory(file)) as z: infos = z.infolist()
+    except BadInput: raise
+    except Exception: raise ValueError('the directory of its records makes no sense; it may be cut short') from None
     records = {i.orig_filename: i for i in infos}
     if len(records) < len(infos): raise ValueError('two of its records have one name')
     return records
@@ -184,7 +249,7 @@ def _content(read, r, most):
     if r.crc is not None and zlib.crc32(content) != r.crc: raise ValueError('the checksum of its index is wrong; it is damaged')
     return content
 
-# %% ../nbs/01_checkpoints.ipynb #f5a6ba9b
+# %% ../nbs/01_checkpoints.ipynb #2ed60692
 def _zip_index(read, size, file):
     "What an archive of `torch.save` holds, the place of each of its storages, and the records of those."
     infos = _records(file)
@@ -195,8 +260,8 @@ def _zip_index(read, size, file):
     records = {n: _record(read, i, checked) for n, i in infos.items() if n.startswith((root+'data', root+'byteorder'))}
     _apart(records.values(), size)
     order = records.get(root+'byteorder')
-    if order and _content(read, order, 16) != b'little': raise ValueError('it was written on a big-endian machine')
-    m = Machine(_content(read, records[index[0]], _INDEX))
+    if order and _content(read, order, 16) != b'little': raise BadInput('it was written on a big-endian machine; load it there and save it as safetensors')
+    m = Machine(_content(read, records[index[0]], _INDEX), _budget(size))
     obj = m.load()
     used = {k: records.get(f'{root}data/{k}') for k in m.storages}
     for k, s in m.storages.items():
@@ -272,7 +337,7 @@ def wrong(self:_Sums, read, at=None):
         self.pieces[i] = None
     return None
 
-# %% ../nbs/01_checkpoints.ipynb #cb6c7b25
+# %% ../nbs/01_checkpoints.ipynb #3310232a
 _MAGIC, _VERSION = 0x1950a86a20f9469cfc6c, 1001
 
 def _five(m):
@@ -281,18 +346,18 @@ def _five(m):
     if m.load() != _VERSION: raise ValueError('it is of a version that is not known here')
     machine = m.load()
     if type(machine) is not dict or machine.get('little_endian') is not True:
-        raise ValueError('it was written on a big-endian machine, or does not say on which')
+        raise BadInput('it was written on a big-endian machine, or does not say so; load it with torch and save it as safetensors')
     obj, keys = m.load(), m.load()
     if type(keys) is not list or not all(type(k) is str for k in keys): raise ValueError('its list of storages is none')
     if len(set(keys)) < len(keys) or set(keys) != m.storages.keys(): raise ValueError('its list of storages is not that of the storages it uses')
     return obj, keys
 
-# %% ../nbs/01_checkpoints.ipynb #0c550468
+# %% ../nbs/01_checkpoints.ipynb #2b5cfd21
 def _legacy_pickles(read, size):
     "The machine that read the five pickles, with their object and the names of its storages."
     most = min(size, _INDEX)
     for n in (1 << 20, 1 << 23, most):
-        m = Machine(read(0, min(n, most)))
+        m = Machine(read(0, min(n, most)), _budget(size))
         try: return m, *_five(m)
         except Cut:
             if n >= most: raise
@@ -378,7 +443,7 @@ def without_prefix(
         n = m.end()
     return {k[n:]: v for k, v in d.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #1b54f81d
+# %% ../nbs/01_checkpoints.ipynb #dc9d2fcf
 def _format(head, suffix):
     "'zip', 'legacy', 'tar' or 'safetensors', from the first 512 bytes of a file."
     if head[:2] == b'PK': return 'zip'
@@ -386,9 +451,11 @@ def _format(head, suffix):
     if head[257:262] == b'ustar': return 'tar'
     return 'legacy' if head[:1] == b'\x80' else 'safetensors'
 
-def _pickled(obj, starts, part):
+def _pickled(obj, starts, part, size):
     "The tensors of an object that was pickled, by name, with their places in the file."
-    return {k: Place(f.dtype, f.shape, starts[f.key]+f.start, f.stride) for k, f in _unwrap(obj, part).items()}
+    places = {k: Place(f.dtype, f.shape, starts[f.key]+f.start, f.stride) for k, f in _unwrap(obj, part).items()}
+    _check(places, size)
+    return places
 
 def _index(read, size, file, suffix, part):
     "Places, metadata, and the records that have checksums."
@@ -399,7 +466,7 @@ def _index(read, size, file, suffix, part):
         return *_safe_index(read, size), []
     if kind == 'zip': obj, starts, records = _zip_index(read, size, file)
     else: obj, starts, records = *_legacy_index(read, size), []
-    return _pickled(obj, starts, part), {}, records
+    return _pickled(obj, starts, part, size), {}, records
 
 # %% ../nbs/01_checkpoints.ipynb #4dad9ec6
 _turn = threading.Lock()
@@ -420,7 +487,7 @@ def _opened(path):
 
 def _why(e): return e if isinstance(e, ValueError) else type(e).__name__
 
-# %% ../nbs/01_checkpoints.ipynb #053b722d
+# %% ../nbs/01_checkpoints.ipynb #c200954b
 class Checkpoint:
     """The tensors of one file. `BadInput` says what is wrong with the file. In a zip archive of `torch.save` the checksum of a
     record is compared once all of what is asked for was read from it: at the end of `get`, `load_weights`, `average` and
@@ -435,7 +502,6 @@ class Checkpoint:
         try:
             size = os.fstat(self.file.fileno()).st_size
             places, self.meta, records = _index(self._bytes, size, self.file, self.path.suffix, part)
-            _check(places, size)
             if not places: raise BadInput('it holds no tensors')
         except (BadInput, Refused) as e: raise BadInput(f'the checkpoint {path} was refused: {e}') from None
         except Exception as e: raise BadInput(f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no checkpoint') from None
@@ -445,7 +511,7 @@ class Checkpoint:
     def name(self): return self.path.stem
     def keys(self): return self.places.keys()
 
-# %% ../nbs/01_checkpoints.ipynb #03bee1d2
+# %% ../nbs/01_checkpoints.ipynb #2921a6b5
 @patch
 def _fill(self:Checkpoint, view, start):
     "The bytes from `start` on, into all of `view`."
@@ -456,6 +522,7 @@ def _fill(self:Checkpoint, view, start):
 
 @patch
 def _bytes(self:Checkpoint, start, n):
+    if not 0 <= start < 1 << 62: raise BadInput('it speaks of bytes that no file has')
     buffer = bytearray(n)
     self._fill(memoryview(buffer), start)
     return bytes(buffer)

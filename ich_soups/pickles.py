@@ -251,15 +251,16 @@ def _escaped(m):
     m.pay(4*len(line))
     m.push(line.decode('raw-unicode-escape'))
 
-# %% ../nbs/00_pickles.ipynb #9452608b
+# %% ../nbs/00_pickles.ipynb #02956535
 @_op('(', OBJECT)
 def _mark(m):
     m.marks.append(m.stack)
     m.stack = []
 
 def _since_mark(m):
-    "The values above the last mark, which is gone."
+    "The values above the last mark, which is gone, and most of its price is paid back."
     items, m.stack = m.stack, m.marks.pop()
+    m.left += OBJECT - 2*STEP
     return items
 
 @_op('0')
@@ -413,7 +414,7 @@ def _ordered(m, pairs=()):
     if not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs): raise TypeError
     return _items(m, {}, [x for p in pairs for x in p])
 
-# %% ../nbs/00_pickles.ipynb #be5ccaf4
+# %% ../nbs/00_pickles.ipynb #679e1417
 DIMS = 64             # dimensions at most; torch's own loops take no more
 _MOST = 1 << 63       # no number of elements, nor a stride, reaches this
 
@@ -421,7 +422,9 @@ def whole(
     *numbers   # sizes, strides, offsets
 ) -> bool:
     "Whether all are whole numbers that may stand for a size."
-    return all(type(n) is int and 0 <= n < _MOST for n in numbers)
+    for n in numbers:
+        if type(n) is not int or not 0 <= n < _MOST: return False
+    return True
 
 def _usual(shape, stride):
     "Whether the elements lie one behind the other, the last dimension fastest."
@@ -446,7 +449,7 @@ def _place(storage, dtype, offset, shape, stride):
     stride = None if _usual(shape, stride) else tuple(stride)
     return Found(dtype, tuple(shape), stride, storage.key, start)
 
-# %% ../nbs/00_pickles.ipynb #16356a07
+# %% ../nbs/00_pickles.ipynb #8dd4105c
 @_known('_rebuild_tensor _rebuild_tensor_v2')
 def _tensor(m, storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None):
     if type(storage) is not Storage: raise TypeError
@@ -454,7 +457,7 @@ def _tensor(m, storage, offset, shape, stride, requires_grad=False, hooks=None, 
 
 @_known('_rebuild_tensor_v3')
 def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None):
-    m.pay(4*OBJECT)
+    m.pay(2*OBJECT)
     found = _place(storage, dtype, offset, shape, stride)
     if not metadata: return found
     if type(metadata) is not dict: raise TypeError
