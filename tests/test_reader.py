@@ -2,7 +2,7 @@
 
 Whatever a file says, the answer is its weights, as an independent reader has them, or one sentence. The independent
 readers are safetensors' own, `zipfile`, and `torch.load(weights_only=True)` on files that this test wrote."""
-import io, json, os, pickle, random, resource, struct, subprocess, sys, tarfile, time, zipfile
+import io, json, os, pickle, random, struct, subprocess, sys, tarfile, time, zipfile
 from pathlib import Path
 import numpy as np
 import pytest, torch
@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from ich_soups import averaging, checkpoints
 from ich_soups.averaging import average, side_by_side
-from ich_soups.checkpoints import MOST, Checkpoint, load_weights, save_weights
+from ich_soups.checkpoints import load_weights, save_weights
 from ich_soups.core import BadInput
 
 MIB = 1 << 20
