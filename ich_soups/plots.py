@@ -433,7 +433,7 @@ def plot_plane(
     shape = np.ptp(df.y)/np.ptp(df.x)
     fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), (3.2*shape+.35)*len(rows)+.5), sharex=True, sharey=True, squeeze=False)
     for j, m in enumerate(metrics):
-        levels = np.unique(np.quantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8)))
+        levels = np.unique(np.nanquantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8)))
         if len(levels) < 2: levels = levels + [0, 1e-9]      # the same everywhere
         for i, b in enumerate(rows):
             z, ax = df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'), axs[i, j]

@@ -55,7 +55,7 @@ def beyond_the_input(kind, n, c):
 def test_sixty_four_models_in_half_a_gigabyte(): assert beyond_the_input('sqrt_js', 5000, 17) < 500
 
 
-@pytest.mark.parametrize('kind, n', [('ce', 1000), ('sqrt_js', 200)])
+@pytest.mark.parametrize('kind, n', [('ce', 1000), pytest.param('sqrt_js', 200, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_pictures_or_classes(kind, n):
     "64 models on 10,000 pictures of 1,000 classes are 2.4 GiB; what is needed beyond that are a few blocks, and no copy: measured on a tenth of the pictures, or on a fiftieth where every pair of models is gone through."
     assert beyond_the_input(kind, n, 1000) < 64

@@ -116,6 +116,7 @@ def test_killed_at_random_moments(tmp_path, trainer, whole, wanted):
         if kills >= wanted: break
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, trainer, whole):
     per = whole.provenance['seconds']/CFG.epochs
     n = next(n for n in itertools.count(10) if trainer.life(tmp_path/f'r{n}', die_at=n)[0] and (tmp_path/f'r{n}'/'state.pt').exists() and len((tmp_path/f'r{n}'/'history.csv').read_text().splitlines()) > 3)
@@ -125,14 +126,14 @@ def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, trainer, whole):
     assert p['resumed_at'] >= done-1 and p['seconds'] < (CFG.epochs-p['resumed_at']+1)*per*2+2
 
 
-def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, trainer, whole):
-    for n in (3, 8, 14):
-        path = tmp_path/f'r{n}'
-        code, said = trainer.life(path, full_at=n, after=True)
-        assert code == 2 and len(said) == 1 and 'the disk is full; free some space' in said[0] and said[0].startswith(str(path))
-        assert not list(path.rglob('.*.*.*')), 'something half written was left'
-        assert trainer.life(path) == (0, [])
-        same(path, whole)
+@pytest.mark.parametrize('n', [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 14))])
+def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, trainer, whole, n):
+    path = tmp_path/f'r{n}'
+    code, said = trainer.life(path, full_at=n, after=True)
+    assert code == 2 and len(said) == 1 and 'the disk is full; free some space' in said[0] and said[0].startswith(str(path))
+    assert not list(path.rglob('.*.*.*')), 'something half written was left'
+    assert trainer.life(path) == (0, [])
+    same(path, whole)
 
 
 def use(path):
@@ -142,8 +143,7 @@ def use(path):
     return hashes(run), run.logits('val')
 
 
-@pytest.mark.parametrize('finished', [False, True])
-@pytest.mark.parametrize('damage', ['removed', 'cut short'])
+@pytest.mark.parametrize('damage, finished', [('removed', True), ('cut short', True), ('cut short', False), pytest.param('removed', False, marks=pytest.mark.slow)])
 def test_files_that_are_gone_or_damaged(tmp_path, trainer, whole, finished, damage):
     "The run goes on to the same end, or one line names the file and says what to do."
     source, n = whole.path, 12
