@@ -71,9 +71,10 @@ def choose_profile(
 ):
     "Set the profile of this process and of those it starts. `BadInput` if the environment already asks for another one."
     was = os.environ.get('ICH_SOUPS_PROFILE')
-    if name and was and was != name:
+    if name is not None and was and was != name:
         raise BadInput(f'the profile is given in two ways: ICH_SOUPS_PROFILE={was} and --profile {name}; leave one of them out')
-    if name: os.environ['ICH_SOUPS_PROFILE'] = _known_profile(name)
+    if name is not None: os.environ['ICH_SOUPS_PROFILE'] = _known_profile(name)
+    profile()
 
 # %% ../nbs/00_core.ipynb #b90f26c4
 def refuse_smoke(
