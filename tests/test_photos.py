@@ -20,7 +20,7 @@ def test_the_collection_is_split_and_cached(home, ahe10):
     assert check_folder(ahe10).ok
 
 
-@pytest.mark.parametrize('data', ['ahe10:1500', pytest.param('ahe10', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('data', ['ahe10:800', pytest.param('ahe10', marks=pytest.mark.slow)])
 def test_three_epochs_see_something(home, ahe10, data):
     run = get_run(Config.tiny(data=data, epochs=3, k=2, bs=32))
     soup = uniform_soup(run.snapshots)
