@@ -20,8 +20,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
-from .data import (_EXTS, MOST_PIXELS, SPLITS, Pictures, _listing, _memo, _scan, _threaded, decode, load_pictures,
-                   stratified_split, visible, write_split)
+from .data import _EXTS, MOST_PIXELS, SPLITS, Pictures, _listing, _memo, _scan, _threaded
+from .data import decode, load_pictures, stratified_split, visible, write_split
 from .models import create_model, data_stats
 from .plots import COLOURS
 
@@ -211,6 +211,7 @@ def _features(src, idx, arch, pretrained, size, bs=64):
     with atomic(path) as tmp, open(tmp, 'wb') as f: np.save(f, out)
     return out
 
+# %% ../nbs/13_audit.ipynb #78869a91
 def _cross_validated(X, y, n_classes, groups, folds, C, seed):
     "Probabilities of each row from models that saw no row of its group: float32 [N, K]."
     from sklearn.linear_model import LogisticRegression
@@ -282,6 +283,8 @@ KINDS = {   # kind: (one, many, what to do)
     'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates',
              'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
     'ignored': ('1 kind of file is not read', '{n} kinds of files are not read', 'convert photographs among them to JPEG')}
+
+# %% ../nbs/13_audit.ipynb #dd823230
 SERIOUS = ('one-class', 'unreadable', 'missing', 'conflict', 'leak', 'near-leak')   # what makes a measured accuracy wrong, or stops a training
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
 _PHOTO_LIKE = set('.heic .heif .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .mov .mp4 .avi .pdf .zip .svg .psd'.split()) - _EXTS
@@ -290,8 +293,12 @@ _RANK = {s: r for r, s in enumerate(('', *SPLITS))}   # train before val before 
 def _advice(why):
     "What to do about an unreadable file."
     for word, what in (('UnidentifiedImage', 'it is no picture: remove it'), ('truncated', 'it is cut short: copy or download it again'), ('empty', 'it is empty: copy or download it again'),
-                       ('DecompressionBomb', f'it is too large: save it with fewer than {MOST_PIXELS/1e6:.0f} million pixels'), ('FileNotFound', 'it is not there: correct the list'),
-                       ('Permission', 'allow reading it'), ('a regular file', 'it is no file: correct the list'), ('a smaller file', 'it is too large: save it smaller'), ('IsADirectory', 'it is a folder: correct the list'), ('not UTF-8', 'rename it')):
+                       ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
+                       ('FileNotFound', 'it is not there: correct the list'),
+                       ('Permission', 'allow reading it'),
+                       ('a regular file', 'it is no file: correct the list'),
+                       ('a smaller file', 'it is too large: save it smaller'),
+                       ('IsADirectory', 'it is a folder: correct the list'), ('not UTF-8', 'rename it')):
         if word in why: return what
     return 'save it again in another program, or remove it'
 
@@ -531,6 +538,7 @@ def _frame(ax, picture, under, colour):
     for edge in ax.spines.values(): edge.set(visible=True, color=colour, linewidth=1.6)
     ax.set_xlabel(under, fontsize=6.5, labelpad=2, linespacing=1.2, parse_math=False)
 
+# %% ../nbs/13_audit.ipynb #6b5646e2
 def plot_findings(
     tiles,          # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
     heading:str,    # above all of them
@@ -548,7 +556,8 @@ def plot_findings(
             left, low = gap + c*wide + j*(side+.06), top + r*high + .22 + side
             ax = fig.add_axes([left/W, 1-low/H, side/W, side/H])
             _frame(ax, im, under, t['colour'])
-            if j == 0: ax.set_title(t['title'], loc='left', fontsize=7.5, color=t['colour'], pad=3, parse_math=False)
+            if j: continue
+            ax.set_title(t['title'], loc='left', fontsize=7.5, color=t['colour'], pad=3, parse_math=False)
     return fig
 
 # %% ../nbs/13_audit.ipynb #86a66cc3
@@ -565,6 +574,7 @@ def _tiles(audit, most, size):
 
 _MARK = 'Software', 'ich_soups contact sheet'
 
+# %% ../nbs/13_audit.ipynb #7fd79736
 def _is_sheet(path):
     "Whether a file is a contact sheet, and no photograph."
     if not Path(path).is_file(): return False
@@ -572,6 +582,7 @@ def _is_sheet(path):
         with Image.open(path, formats=('PNG',)) as im: return im.info.get(_MARK[0]) == _MARK[1]
     except (OSError, ValueError, SyntaxError): return False
 
+# %% ../nbs/13_audit.ipynb #65e946ea
 def contact_sheet(self:Audit,
     out,            # the .png to write; an older sheet is replaced, anything else is not
     most:int=24,    # pairs, and doubtful labels, at most
@@ -594,6 +605,7 @@ def contact_sheet(self:Audit,
     with atomic(out) as tmp: page.save(tmp, 'png', pnginfo=mark)
     return Path(out)
 
+# %% ../nbs/13_audit.ipynb #3676c7d8
 def has_sheet(self:Audit) -> bool:
     "Whether there is anything to show on a contact sheet."
     return bool(self.suspects) or bool(self.findings.kind.isin(_SHOWN).any())

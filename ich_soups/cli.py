@@ -198,6 +198,7 @@ Data = Annotated[str, typer.Argument(metavar='DATA', help='A folder of class fol
 Out = Annotated[Optional[str], typer.Option('--out', '-o', help='Where to write it.', show_default=False)]
 Seed = Annotated[int, typer.Option('--seed', help='Of everything that is drawn at random.')]
 
+# %% ../nbs/19_cli.ipynb #fc3842df
 @command(('ich-soups check photos/', 'unreadable files, duplicates, classes with few pictures'), ('ich-soups check photos/ --suspects --sheet suspects.png', 'wrong labels too, as a contact sheet'),
          ('ich-soups check photos/ --fix clean.csv && ich-soups train clean.csv', 'train on a list without what was found'))
 def check(data:Data,
@@ -215,7 +216,7 @@ def check(data:Data,
     a = audit(data, suspects=suspects, **(dict(seed=seed) if suspects else {}))
     wrote = dict(fix=str(a.fix(fix, suspects=suspects))) if fix else {}
     if sheet and a.has_sheet: wrote['sheet'] = str(a.contact_sheet(sheet))
-    elif sheet: say('note: there are no copies, no pairs and no doubtful labels to show; no sheet was written')
+    elif sheet: say('note: there are no copies, pairs or doubtful labels to show; no sheet was written')
     return dict(data=data, ok=a.ok, findings=a.findings.to_dict('records'), notes=a.notes, **wrote), [*a.text, *(f'written: {v}' for v in wrote.values()), *([_next('train', fix)] if fix else [])]
 
 # %% ../nbs/19_cli.ipynb #dbf59119
@@ -347,8 +348,10 @@ def _epochs_done(path):
     try: return len((Path(path)/'history.csv').read_text().splitlines())-1 if (Path(path)/'state.pt').exists() else 0
     except OSError: return 0
 
+# %% ../nbs/19_cli.ipynb #247df7fa
 def _next(*words): return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
 
+# %% ../nbs/19_cli.ipynb #d7af6a60
 @command(('ich-soups train photos/', 'that is all: size, network, epochs are chosen, said, and timed before it starts'), ('ich-soups train photos/ --epochs 10 --out run', 'shorter, into a directory of your choice'),
          ('ich-soups train photos/ --arch coatnet_0_rw_224 --pretrained timm --size 224', 'any network of timm, pre-trained'), ('ich-soups train photos/ --seeds 5 --out runs', 'five trainings, to know how much is luck'),
          ('ich-soups train photos/ --log tensorboard', 'watch it with: tensorboard --logdir RUN/logs'))
@@ -392,6 +395,7 @@ def train(data:Data,
     lines = [f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; best on val is epoch {d['best']['epoch']}, accuracy {100*d['best']['accuracy']:.1f} %, macro-F1 {100*d['best']['f1']:.1f} %" for d in docs]
     return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
 
+# %% ../nbs/19_cli.ipynb #b109214e
 def _train_elsewhere(cfgs, plan, where, out, log):
     "The runs of trainings on Ray."
     from ich_soups.cluster import train_all
@@ -400,6 +404,7 @@ def _train_elsewhere(cfgs, plan, where, out, log):
     for line in plan: say(line)
     return train_all(cfgs, where)
 
+# %% ../nbs/19_cli.ipynb #33914606
 def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
@@ -418,6 +423,7 @@ def _train_here(cfgs, paths, plan, log):
         say(f'ich-soups: interrupted after epoch {_epochs_done(p)} of {cfgs[0].epochs}; it is all in {p}, and the same command goes on from there')
         raise typer.Exit(130) from None
 
+# %% ../nbs/19_cli.ipynb #d127975e
 def _told(run):
     "What is to be known of a run."
     b = run.best()
@@ -434,6 +440,7 @@ def _guest(files, data, arch, size, precision='auto', split_seed=0):
         snapshots = property(lambda self: files)
     return Guest()
 
+# %% ../nbs/19_cli.ipynb #40b2b266
 def _native_size(arch):
     "The size in pixels that timm trained that architecture at, or None; `BadInput` for an unknown one."
     import timm
@@ -448,6 +455,7 @@ def _no_pipe(path):
     from ich_soups.data import check_regular
     if Path(path).exists(): check_regular(path, math.inf)
 
+# %% ../nbs/19_cli.ipynb #63f38f31
 def _checkpoints(names):
     "The files of a mixture of files and folders."
     from ich_soups.checkpoints import find_checkpoints
@@ -464,6 +472,7 @@ def _known(name, names, what):
     if name not in names: raise BadInput(f'unknown {what} {name!r}' + suggest(name, names))
     return name
 
+# %% ../nbs/19_cli.ipynb #bffa6339
 def _list_recipes():
     from ich_soups.soups import RECIPES
     said = {n: ((f.func.__doc__ or '') if (kw := getattr(f, 'keywords', None)) else f.__doc__ or '').splitlines()[0] + (f" ({', '.join(f'{k}={v}' for k, v in kw.items())})" if kw else '') for n, f in RECIPES.items()}
@@ -488,6 +497,7 @@ def _tasting(run, total):
     try: yield
     finally: bar.close(); del run.scorer
 
+# %% ../nbs/19_cli.ipynb #85cc302d
 @command(('ich-soups cook run --out soup.safetensors', 'the recipe that the evidence favours'), ('ich-soups cook run --recipe greedy --metric f1', 'the paper\'s greedy soup, by macro-F1'), ('ich-soups cook --list', 'all recipes'),
          ('ich-soups cook ckpt/*.pth --out soup.safetensors', 'checkpoints of any model: their plain average'), ('ich-soups cook ckpt/*.pth --data photos/ --arch resnet50 --recipe greedy', 'chosen on the val part of photos/'))
 def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES...', help='A run, or checkpoints (.safetensors, .pth, .pt, .ckpt) or folders of them.')]=None,
@@ -517,6 +527,7 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.time()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
+# %% ../nbs/19_cli.ipynb #25158abd
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
     from ich_soups.checkpoints import Checkpoint
@@ -528,6 +539,7 @@ def _replaceable(out):
 
 _TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)     # how many candidates those recipes score
 
+# %% ../nbs/19_cli.ipynb #3b85c736
 def _cook_run(run, recipe, metric):
     from ich_soups.compare import cook as cook_run
     n = _TASTES.get(recipe)
@@ -535,6 +547,7 @@ def _cook_run(run, recipe, metric):
     soup.info |= dict(split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint)
     return soup
 
+# %% ../nbs/19_cli.ipynb #4e629b74
 def _cook_files(files, data, arch, size, recipe, metric):
     from ich_soups.core import BadInput
     from ich_soups.soups import RECIPES
@@ -567,6 +580,7 @@ def _models(names, arch, size, pics):
         out[n] = c
     return out
 
+# %% ../nbs/19_cli.ipynb #09289c05
 def _fits(c, name, pics):
     "Raise `BadInput` unless the classifier knows the classes of the pictures."
     from ich_soups.core import BadInput
@@ -578,6 +592,7 @@ def _targs(c, pics, idx):
     import numpy as np
     return np.array([c.classes.index(k) for k in pics.classes])[pics.labels[idx]]
 
+# %% ../nbs/19_cli.ipynb #29564d5f
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
     from ich_soups.checkpoints import Checkpoint
@@ -594,6 +609,7 @@ def _source(names, data):
     if not (data or cfg): raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
 
+# %% ../nbs/19_cli.ipynb #f946f1e8
 def _logits(c, pics, idx, bs=64):
     "Logits of a `Classifier` on some of the pictures, float32 [N, C], from the decoded cache."
     import numpy as np
@@ -609,6 +625,7 @@ def _score_lines(name, df):
     k = lambda m: 1 if m == 'nll' else 100
     return [f'{name}', *(f'  {label:<22}{k(m)*df.value[m]:7.{3 if m == "nll" else 1}f}  [{k(m)*df.lo[m]:.{3 if m == "nll" else 1}f}, {k(m)*df.hi[m]:.{3 if m == "nll" else 1}f}]' for m, label in _SHOWN.items())]
 
+# %% ../nbs/19_cli.ipynb #c0967baf
 @command(('ich-soups eval soup.safetensors', 'on the test part of the pictures it was trained on'), ('ich-soups eval run soup.safetensors', 'the soup against the run\'s single best epoch, paired'),
          ('ich-soups eval soup.safetensors --data other/ --split all', 'on every picture of another folder'), ('ich-soups eval model.pth --arch resnet50 --data photos/', 'any checkpoint of timm'))
 def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help='Soups, runs (their single best epoch), exported models, checkpoints with --arch. The others are compared with the first.')],
@@ -643,6 +660,7 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
         lines.append(f'{b} is {word} {a} on these pictures: {100*d:+.1f} points [{100*lo:+.1f}, {100*hi:+.1f}], {wins} wins and {losses} losses, McNemar p = {p:.2g}')
     return dict(data=data, split=split, n=len(idx), models=docs, comparisons=pairs), lines
 
+# %% ../nbs/19_cli.ipynb #da565d51
 def _difference(a, b, seed=0):
     "Difference of two rates of hits on the same pictures with its 95 % bootstrap interval."
     import numpy as np
@@ -662,6 +680,7 @@ def _pictures(names):
         if p.is_dir() and not found: raise BadInput(f'{n} holds no pictures; give pictures or folders of them')
     return out
 
+# %% ../nbs/19_cli.ipynb #d268550c
 def _classifier(path, **kw):
     "A `Classifier` that knows what it is of."
     from ich_soups.checkpoints import Checkpoint
@@ -673,7 +692,7 @@ def _classifier(path, **kw):
     return Classifier.load(path, **kw)
 
 # %% ../nbs/19_cli.ipynb #128311f7
-_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')    # what some readers take for the end of a row, quoted or not
+_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')     # the end of a row, for some readers
 
 def _cell(text):
     "A cell that a spreadsheet takes for text, whatever it begins with."
@@ -685,15 +704,21 @@ def _cell(text):
 def _table_row(r):
     "One picture: path, error, and a column pair for each class."
     row = dict(path=_cell(r['path']), error=_cell(r['error']))
-    for i, q in enumerate(r['classes'], 1): row |= {f'class_{i}': _cell(q['label']), f'p_{i}': round(q['p'], 6)}
+    for i, q in enumerate(r['classes'], 1):
+        row |= {f'class_{i}': _cell(q['label']), f'p_{i}': round(q['p'], 6)}
     return row
 
+# %% ../nbs/19_cli.ipynb #c6db1a91
 def _write_table(rows, path):
     "The CSV of `predict`."
     import pandas as pd
     from ich_soups.core import atomic
     df = pd.DataFrame(map(_table_row, rows))
-    with atomic(path) as tmp: df.to_csv(tmp, index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
+    how = dict(index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
+    with atomic(path) as tmp: df.to_csv(tmp, **how)
+
+_CSV_HELP = ('Write a table: path, error, class_1, p_1, class_2, ... '
+             'Text that a spreadsheet would compute gets an apostrophe in front.')
 
 # %% ../nbs/19_cli.ipynb #c8085acd
 @command(('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'), ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
@@ -701,7 +726,8 @@ def _write_table(rows, path):
 def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).')],
     pictures:Annotated[List[str], typer.Argument(metavar='PICTURES|FOLDERS...', help='Picture files, or folders of them.')],
     top:Annotated[int, typer.Option('--top', min=1, help='Likeliest classes to show.')]=5,
-    csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help='Write a table: path, error, class_1, p_1, class_2, ... Text that a spreadsheet would compute gets an apostrophe in front.', show_default=False)]=None,
+    csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help=_CSV_HELP,
+        show_default=False)]=None,
     bs:Annotated[int, typer.Option('--bs', min=1, help='Pictures in a batch.')]=64):
     """Name the classes of pictures, with calibrated probabilities.
 
@@ -749,6 +775,7 @@ def _soups(files):
 # %% ../nbs/19_cli.ipynb #58e5c4e5
 _ENDS = dict(onnx='.onnx', int8='-int8.onnx', timm='-timm', safetensors='-weights.safetensors')
 
+# %% ../nbs/19_cli.ipynb #c54d8761
 @command(('ich-soups export soup.safetensors --to onnx', 'for any ONNX runtime, preprocessing in its metadata'), ('ich-soups export soup.safetensors --to int8', 'eight bits: a quarter of the size'),
          ('ich-soups export soup.safetensors --to timm --out model', 'a folder with model card, for timm.create_model(\'local-dir:model\') or the Hub'))
 def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of cook.')],
@@ -781,6 +808,7 @@ def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of co
     said = [f"on the val part {100*more['accuracy']:.1f} % accuracy, {100*more['difference']:+.1f} points [{100*more['lo']:+.1f}, {100*more['hi']:+.1f}] against float32"] if to == 'int8' else [f"pushed: {more['pushed']}"] if push else []
     return dict(path=str(path), to=to, bytes=size, **more), ['; '.join([f'{path}: {size/1e6:.1f} MB', *said])]
 
+# %% ../nbs/19_cli.ipynb #c17bd3fd
 def _export_int8(c, soup, path, data):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
     from ich_soups.data import load_pictures
@@ -799,19 +827,26 @@ def _export_int8(c, soup, path, data):
 
 # %% ../nbs/19_cli.ipynb #34d9d07f
 @command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
-         ('ich-soups demo soup.safetensors --run run', 'with single checkpoint beside the soup, and similar training pictures'),
-         ('ich-soups demo soup.safetensors --host 0.0.0.0', 'for the network, with a password that is made up and printed'))
+         ('ich-soups demo soup.safetensors --run run',
+          'with single checkpoint beside the soup, and similar training pictures'),
+         ('ich-soups demo soup.safetensors --host 0.0.0.0',
+          'for the network, with a password that is made up and printed'))
 def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model.')],
-    run:Annotated[Optional[str], typer.Option('--run', help='The run it came from, for comparisons and examples; its training pictures are shown.', show_default=False)]=None,
+    run:Annotated[Optional[str], typer.Option('--run', show_default=False, help=
+        'The run it came from, for comparisons and examples; its training pictures are shown.')]=None,
     host:Annotated[str, typer.Option('--host', help='Address to listen on; 0.0.0.0 lets others in.')]='127.0.0.1',
-    port:Annotated[Optional[int], typer.Option('--port', help='Default: the first free one from 7860 on.', show_default=False)]=None,
-    password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD', help='To ask for, of the user guest. Default: none for this machine, one made up and printed where others are let in.', show_default=False)]=None,
+    port:Annotated[Optional[int], typer.Option('--port', show_default=False, help=
+        'Default: the first free one from 7860 on.')]=None,
+    password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD',
+        show_default=False, help='Of the user guest. Default: none on this machine; made up and printed '
+        'where others get in.')]=None,
     no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
     from ich_soups.demo import serve
     _no_pipe(soup)
     run = open_run(run) if run else None
-    with contextlib.redirect_stdout(sys.stderr): serve(soup, run, host, port, password=password, no_password=no_password)
+    with contextlib.redirect_stdout(sys.stderr):
+        serve(soup, run, host, port, password=password, no_password=no_password)
     return dict(), ['stopped']
 
 # %% ../nbs/19_cli.ipynb #975f9f96

@@ -7,7 +7,8 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, subprocess, sys, tempfile, time
+import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
@@ -55,6 +56,7 @@ def _read_auth():
     Config.initialize('')
     AuthenticationTokenLoader.instance().reset_cache()
 
+# %% ../nbs/13_cluster.ipynb #a26ce12e
 @contextlib.contextmanager
 def _locked(here):
     "Around the start of a Ray of this machine."
@@ -78,15 +80,19 @@ def _how(where):
     own = Path(importlib.util.find_spec('ich_soups').origin).parent
     return dict(address=where, runtime_env=dict(py_modules=[str(own)]))
 
+# %% ../nbs/13_cluster.ipynb #217a2514
 def _connect(ray, where):
     "Start Ray, or join one; on a machine that is busy its own patience of 30 s may not do."
     for left in (2, 1, 0) if where == 'ray' else (0,):
         try:
-            with _locked(where == 'ray'): return ray.init(log_to_driver=False, logging_level=logging.ERROR, **_how(where))
+            with _locked(where == 'ray'):
+                return ray.init(log_to_driver=False, logging_level=logging.ERROR, **_how(where))
         except Exception as e:
             ray.shutdown()
             why = (str(e).strip() or type(e).__name__).splitlines()[0]
-            if not left: raise BadInput(f"Ray at {where!r} cannot be reached ({why}); start it with 'ray start --head', or use where='ray'") from None
+            if left: continue
+            raise BadInput(f"Ray at {where!r} cannot be reached ({why}); start it with 'ray start --head', "
+                           "or use where='ray'") from None
 
 # %% ../nbs/13_cluster.ipynb #0f6c9362
 @contextlib.contextmanager
@@ -105,7 +111,7 @@ def ray_on(
     try: yield ray
     finally:
         ray.shutdown()
-        if locked: _read_auth()      # the next one may be somebody's cluster, which knows nothing of our token
+        if locked: _read_auth()      # the next one may be somebody's cluster, which does not know our token
 
 # %% ../nbs/13_cluster.ipynb #770b40c8
 @contextlib.contextmanager
@@ -119,6 +125,7 @@ def _settings(gpus):
     "What a worker must know of our environment; which GPU it has, Ray says."
     return {k: v for k, v in os.environ.items() if k.startswith('ICH_SOUPS_') and not (gpus and k == 'ICH_SOUPS_DEVICE') or k in ('AHE10', 'ICH17')} | dict(ICH_SOUPS_HOME=os.path.abspath(home()))
 
+# %% ../nbs/13_cluster.ipynb #84f4b9c9
 @contextlib.contextmanager
 def _token(folder):
     "A file that only who sees this very folder can find."

@@ -33,7 +33,7 @@ from .core import BadInput, atomic, cache_dir, device as default_device, one_lin
 Image.init()
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF', 'TGA')
 FORMATS = tuple(f for f in FORMATS if f in Image.OPEN)   # TGA has no mark of its own, so it is asked last
-MOST_PIXELS = 80_000_000   # of a picture: what cameras and telephones make; decoding takes four bytes and more of each
+MOST_PIXELS = 80_000_000   # of a picture: what cameras make; decoding takes four bytes of each, and more
 MOST_BYTES = 512 << 20     # of a picture file
 MOST_LIST = 256 << 20      # bytes of a CSV list
 
@@ -50,10 +50,11 @@ def check_regular(
     for is_kind, name in _KINDS:
         if is_kind(st.st_mode): raise BadInput(f'{path} is {name}; give a regular file')
     if stat.S_ISREG(st.st_mode) and st.st_size > most:
-        raise BadInput(f'{path} has {st.st_size/1e6:,.0f} MB, more than the {most/1e6:,.0f} MB that are read; '
-                       'give a smaller file')
+        size = f'{st.st_size/1e6:,.0f} MB, more than the {most/1e6:,.0f} MB that are read'
+        raise BadInput(f'{path} has {size}; give a smaller file')
     return st.st_size
 
+# %% ../nbs/02_data.ipynb #5e8add4f
 def read_file(
     path,                # of a regular file
     most:int=MOST_BYTES  # bytes
@@ -97,11 +98,12 @@ def _pixels_ahead(data, most=MOST_PIXELS):
         if data.startswith(mark): return max((_bounded(s, most) for s in sizes(data)), default=0)
     return 0
 
+# %% ../nbs/02_data.ipynb #f65228a8
 def open_picture(
     src,                  # a path, or the bytes of a picture file
     most:int=MOST_PIXELS  # pixels
 ) -> Image.Image:
-    "An image of Pillow in one of `FORMATS`, not decoded yet. Raises what Pillow raises, and `DecompressionBombError`."
+    "An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors."
     data = src if isinstance(src, bytes) else read_file(src)
     _pixels_ahead(data, most)
     try: im = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -113,7 +115,7 @@ def open_picture(
 
 # %% ../nbs/02_data.ipynb #9ed34113
 class Budget:
-    "So many of something at a time: `take(n)` waits until `n` are left. Who wants more than all has it alone."
+    "So many of something at a time: `take(n)` waits until `n` are left. Who wants more than all is alone."
     def __init__(self,
         most:int   # all there are
     ):
@@ -131,6 +133,7 @@ class Budget:
                 self.used -= n
                 self.change.notify_all()
 
+# %% ../nbs/02_data.ipynb #21228b1f
 IN_FLIGHT = Budget(MOST_PIXELS)    # pixels that are being decoded in this process
 _IN_MEMORY = Budget(MOST_BYTES)    # bytes of files that are being decoded
 
@@ -144,7 +147,7 @@ def _reading(src):
 
 # %% ../nbs/02_data.ipynb #ac12f960
 def _weight(im, before):
-    "Pixels that decoding holds: of a JPEG those that `draft` left, unless it comes in passes over all of them."
+    "Pixels that decoding holds: of a JPEG those that `draft` left, unless it comes in passes over all."
     return before if im.info.get('progressive') else im.width*im.height
 
 @contextmanager
@@ -155,9 +158,10 @@ def _ready(data, size):
         return
     with open_picture(data) as im:
         before = im.width*im.height
-        im.draft('RGB', (2*size, 2*size))   # a JPEG much larger than needed is decoded at a fraction of its size
+        im.draft('RGB', (2*size, 2*size))   # a JPEG much larger than needed is decoded at a fraction
         with IN_FLIGHT.take(_weight(im, before)): yield im
 
+# %% ../nbs/02_data.ipynb #f29b255a
 def decode(
     src,       # a path, the bytes of a picture file, or an image of Pillow, which is left as it is
     size:int   # width and height of the result in pixels
@@ -192,6 +196,7 @@ def _why(e, path):
     what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it').replace('\n', ' ')
     return re.sub(r'<_io\.BytesIO.*?>', 'the file', what)[:140]
 
+# %% ../nbs/02_data.ipynb #61fe6115
 def _check_file(path, see=None):
     "`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32, 32, 3])` is shown what was decoded."
     try:
@@ -303,6 +308,7 @@ def _whole(path, shape):
     except (OSError, ValueError, EOFError): return False
     return a.shape == shape and a.dtype == np.uint8
 
+# %% ../nbs/02_data.ipynb #87e157da
 @patch
 def _decode_all(self:Pictures, path, shape):
     "Write the cache of pixels."
@@ -315,6 +321,7 @@ def _decode_all(self:Pictures, path, shape):
         out.flush()
         del out
 
+# %% ../nbs/02_data.ipynb #ddc28a04
 @patch
 def pixels(self:Pictures,
     size:int   # width and height in pixels
@@ -328,6 +335,7 @@ def pixels(self:Pictures,
         if not _whole(path, shape): self._decode_all(path, shape)
     return np.load(path, mmap_mode='r')
 
+# %% ../nbs/02_data.ipynb #cc0dccf9
 @patch
 def _one(self:Pictures, i, size):
     if self.array is None: return decode(self.items[i], size)
@@ -344,6 +352,7 @@ def _subdirs(p):
     dirs = (d for d in allowed(p).iterdir() if d.is_dir() and not d.name.startswith('.') and not p.resolve().is_relative_to(d.resolve()))
     return sorted(map(allowed, dirs), key=lambda d: d.name)
 
+# %% ../nbs/02_data.ipynb #838cd1fc
 def _list_folder(root):
     "`(files, labels, parts or None)` of a folder in either layout."
     dirs, parts = _subdirs(root), {}
@@ -361,6 +370,7 @@ def _list_folder(root):
     files, labels, part = map(list, zip(*rows))
     return files, labels, part if part[0] else None
 
+# %% ../nbs/02_data.ipynb #923d5472
 def _other_files(root):
     "A tail for that message: the kind of file that is there instead, such as the .heic of a telephone."
     kinds = Counter(f.suffix.lower() for f in root.rglob('*') if f.suffix and f.suffix.lower() not in _EXTS and f.is_file() and not f.name.startswith('.'))
@@ -373,12 +383,15 @@ def _rows_of(path):
     "The rows of a list as dicts."
     try:
         check_regular(path, MOST_LIST)
-        with open(path, newline='', encoding='utf-8-sig') as f: return list(csv.DictReader(f))   # Excel's mark is no part of a name
+        with open(path, newline='', encoding='utf-8-sig') as f:      # Excel's mark is no part of a name
+            return list(csv.DictReader(f))
     except OSError as e: raise BadInput(f'{path} cannot be read ({e.strerror}); {_NO_LIST}') from None
-    except (UnicodeDecodeError, csv.Error): raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
+    except (UnicodeDecodeError, csv.Error):
+        raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
 
 def _part_of(row): return _ALIASES.get((row.get('split') or '').lower())
 
+# %% ../nbs/02_data.ipynb #9a137f1f
 def _list_csv(path):
     "The same for a CSV with the columns `path` (relative to the list), `label` and perhaps `split`."
     rows = _rows_of(path)

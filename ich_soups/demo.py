@@ -9,8 +9,8 @@ __all__ = ['MOST_PIXELS', 'MOST_BYTES', 'LARGE', 'LONG', 'SORRY', 'EMPTY', 'MOST
            'Rules', 'Guard', 'visit_of', 'build', 'addresses', 'start', 'serve']
 
 # %% ../nbs/19_demo.ipynb #f643bff7
-import atexit, base64, copy, hashlib, html, inspect, io, ipaddress, json, math, os, re, secrets, shutil, socket
-import sys, tempfile, threading
+import atexit, base64, copy, hashlib, html, inspect, io, ipaddress, json, math, os, re, secrets, shutil
+import socket, sys, tempfile, threading
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -119,6 +119,7 @@ def _kept(path, rows):
     except (OSError, ValueError, EOFError): return None
     return feats if len(feats) == rows else None
 
+# %% ../nbs/19_demo.ipynb #779ae251
 class Neighbours:
     "The training pictures of a run by what a model makes of them."
     def __init__(self,
@@ -146,6 +147,7 @@ class Neighbours:
         d, i = self.nn.kneighbors(features[None], min(k, len(self.idxs)))
         return [(picture_of(self.pictures, j), self.pictures.classes[self.pictures.labels[j]], 1-float(s)) for s, j in zip(d[0], self.idxs[i[0]])]
 
+# %% ../nbs/19_demo.ipynb #149c8c8f
 def picture_of(
     pics,            # `Pictures`
     i:int,           # which
@@ -166,8 +168,8 @@ MOST_PIXELS, MOST_BYTES = 25_000_000, 20_000_000   # of a picture
 class Refused(Exception):
     "A sentence for the person at the page."
 
-_NO_PICTURE = ('This file cannot be read as a picture. It may be damaged, or be something else with the name of a picture. '
-               'Try a JPEG, PNG or WebP.')
+_NO_PICTURE = ('This file cannot be read as a picture. It may be damaged, or be something else with the '
+               'name of a picture. Try a JPEG, PNG or WebP.')
 
 @contextmanager
 def _friendly():
@@ -182,7 +184,7 @@ def _friendly():
 _SLOW = ((b'\0\0\0\x0cjP  ', 6), (b'\xff\x4f\xff\x51', 6), (b'P1', 20), (b'P2', 20), (b'P3', 20))
 
 def _most(data):
-    "Pixels that are decoded in about a second: of a JPEG 2000, and of a picture written out in digits, fewer."
+    "Pixels that are decoded in about a second: fewer of a JPEG 2000, and of a picture written in digits."
     return MOST_PIXELS//next((slower for mark, slower in _SLOW if data.startswith(mark)), 1)
 
 def _loaded(data, side):
@@ -192,6 +194,7 @@ def _loaded(data, side):
     im.load()
     return im
 
+# %% ../nbs/19_demo.ipynb #5f8ce040
 def _to_look_at(im, side=512):
     "An upright RGB copy of at most `side` pixels a side."
     small = im.convert('RGB')
@@ -206,6 +209,7 @@ def pixels_of(
         if ahead := _pixels_ahead(data, _most(data)): return ahead     # opening these would decode them
         with open_picture(data, _most(data)) as im: return im.width*im.height
 
+# %% ../nbs/19_demo.ipynb #1908498a
 def read_upload(
     data:bytes,    # of the file
     size:int       # of the model's pictures in pixels
@@ -219,8 +223,9 @@ def read_upload(
 # %% ../nbs/19_demo.ipynb #84255573
 LARGE, LONG = 4_000_000, 1_000_000     # pixels, and bytes, from which a picture waits for its turn
 
+# %% ../nbs/19_demo.ipynb #f37aaaed
 class Turns:
-    "A line for large pictures. `take(large, visit)` waits; `Refused` if that visitor, or everybody, has too many in it."
+    "A line for large pictures: `take(large, visit)` waits; `Refused` if it is too long."
     def __init__(self,
         each:int=16,   # of one visitor
         most:int=24    # of all
@@ -232,7 +237,7 @@ class Turns:
         "A place in the line."
         mine = sum(v == visit for v, _ in self.line)
         if mine >= self.each or len(self.line) >= self.most:
-            raise Refused('Many large pictures are being looked at. Try again in a moment, or make yours smaller.')
+            raise Refused('Many large pictures are being looked at. Try again in a moment.')
         self.line.append(place := (visit, object()))
         return place
 
@@ -277,7 +282,8 @@ def _percent(p):
 def _bar(name, p, first):
     "One class of one model."
     return (f'<li class="{"first" if first else ""}"><span class="name">{_said(name)}</span>'
-            f'<span class="track"><i style="width:{100*p:.1f}%"></i></span><span class="pct">{_percent(p)}</span></li>')
+            f'<span class="track"><i style="width:{100*p:.1f}%"></i></span>'
+            f'<span class="pct">{_percent(p)}</span></li>')
 
 def _bars(title, probs, classes):
     "The five likeliest classes of one model."
@@ -285,8 +291,10 @@ def _bars(title, probs, classes):
     rows = ''.join(_bar(classes[i], probs[i], i == top[0]) for i in top)
     return f'<section class="card"><h3>{html.escape(title)}</h3><ol class="bars">{rows}</ol></section>'
 
-_SURE = ((.9, 'This is'), (.6, 'Probably'), (.3, 'Perhaps'), (-1, 'The model does not know. The likeliest of many is'))
+_SURE = ((.9, 'This is'), (.6, 'Probably'), (.3, 'Perhaps'),
+         (-1, 'The model does not know. The likeliest of many is'))
 
+# %% ../nbs/19_demo.ipynb #319c11b5
 def _verdict(probs, classes):
     "One sentence, as sure as the model is."
     i, p = int(probs.argmax()), float(probs.max())
@@ -303,6 +311,7 @@ def _as_bytes(im):
     im.convert(im.mode if im.mode in ('L', 'RGB', 'RGBA') else 'RGB').save(f, 'png', compress_level=1)
     return f.getvalue()
 
+# %% ../nbs/19_demo.ipynb #8f51058e
 class Page:
     "What the page answers: a model, perhaps a single checkpoint beside it, perhaps training pictures to compare with."
     def __init__(self,
@@ -322,11 +331,12 @@ class Page:
 
     def _cam(self, name, m):
         if m.model is None:
-            raise BadInput(f'{name} runs from an ONNX file, which keeps no gradients, so there is no map of where it looked.')
+            raise BadInput(f'{name} runs from an ONNX file, which keeps no gradients, so there is no map of '
+                           'where it looked.')
         return GradCam(m.model, m.size)
 
     def __call__(self, data, visit='') -> str:
-        "The answer to one photo, given as bytes or an image of Pillow, as HTML; a friendly message if it is none. `visit` names who asks."
+        "The answer to a photo (bytes, an image of Pillow) as HTML, or a friendly message to `visit`."
         if data is None: return EMPTY
         try:
             if isinstance(data, Image.Image): data = _as_bytes(data)
@@ -342,6 +352,7 @@ class _Seen:
         self.probs = softmax(logits[0].astype(float)/model.temperature)
         self.best, self.feats = int(self.probs.argmax()), None if feats is None else feats[0]
 
+# %% ../nbs/19_demo.ipynb #afe4473f
 def _decoded(self:Page, data, visit):
     "`{size: (uint8 [size, size, 3], image to look at)}` for the sizes of the models."
     large = len(data) > LONG or pixels_of(data) > LARGE     # a long file is not even opened before its turn
@@ -352,6 +363,7 @@ def _decoded(self:Page, data, visit):
             with _friendly(): out[size] = decode(im, size), shown
     return out
 
+# %% ../nbs/19_demo.ipynb #559ef5f9
 def _answer(self:Page, data, visit=''):
     pictures = self._decoded(data, visit)
     with self.lock:
@@ -375,15 +387,16 @@ def _agree(self:Page, seen, classes):
     says = 'agrees' if a == b else f'says <b>{_said(classes[b])}</b> instead'
     return [f'<p class="note">The best single checkpoint {says}.</p>']
 
-_ABOUT_MAPS = """Warm colours: what is there, seen by a late stage of the network on a grid of {height} &times; {width} cells,
-speaks for the class (Grad-CAM). It shows no outlines, says nothing about what would happen without that part, and is no proof that
-the reason is a good one."""
+_ABOUT_MAPS = """Warm colours: what is there, seen by a late stage of the network on a grid of {height}
+&times; {width} cells, speaks for the class (Grad-CAM). It shows no outlines, says nothing about what would
+happen without that part, and is no proof that the reason is a good one."""
 
 def _map(s, cam, name, classes):
     "One overlay with its caption."
     im = _img(overlay(s.shown, cam), f'Map of where {classes[s.best]} was found, {name}')
     return f'<figure>{im}<figcaption>{html.escape(name)}: {_said(classes[s.best])}</figcaption></figure>'
 
+# %% ../nbs/19_demo.ipynb #90484d40
 def _maps(self:Page, seen, maps, classes):
     "Overlays, and what they are."
     head, why = '<section class="card"><h3>Where it looked</h3>', html.escape(self.why)
@@ -394,16 +407,22 @@ def _maps(self:Page, seen, maps, classes):
     about = _ABOUT_MAPS.format(height=cam.height, width=cam.width)
     return f'{head}<div class="maps">{figures}</div><p class="note">{why} {about}</p></section>'
 
+_ALIKE = """<section class="card"><h3>Training pictures that it finds most alike</h3>
+<div class="alike">{figures}</div><p class="note">{same} of {of} are labelled {said}. Alike is what the
+network's last layer takes for alike, among {among} training pictures; people may see it otherwise.</p>
+</section>"""
+
+# %% ../nbs/19_demo.ipynb #f3ce7e95
 def _alike(self:Page, feats, said):
     "The nearest training pictures."
     near = self.near(feats)
     def figure(im, name):
         shot = _img(im, f'Training picture of {name}')
-        return f'<figure class="{"same" if name == said else ""}">{shot}<figcaption>{_said(name)}</figcaption></figure>'
+        same = 'same' if name == said else ''
+        return f'<figure class="{same}">{shot}<figcaption>{_said(name)}</figcaption></figure>'
     same, figures = sum(n == said for _, n, _ in near), ''.join(figure(im, n) for im, n, _ in near)
-    return (f'<section class="card"><h3>Training pictures that it finds most alike</h3><div class="alike">{figures}</div>'
-            f'<p class="note">{same} of {len(near)} are labelled {_said(said)}. Alike is what the network\'s last layer takes for '
-            f'alike, among {len(self.near.idxs):,} training pictures; people may see it otherwise.</p></section>')
+    among = f'{len(self.near.idxs):,}'
+    return _ALIKE.format(figures=figures, same=same, of=len(near), said=_said(said), among=among)
 
 Page._agree, Page._maps, Page._alike = _agree, _maps, _alike
 
@@ -428,15 +447,17 @@ def examples_of(
 # %% ../nbs/19_demo.ipynb #faf9556f
 MOST_KEPT = 100                    # uploads that a page keeps
 COOKIE = 'ich-soups-visit'
-NOT_YOURS = 'This page opens only what was uploaded to it in this visit. Upload the picture itself and try again.'
+NOT_YOURS = 'This page opens only what was uploaded to it in this visit; upload the picture itself.'
 
+# %% ../nbs/19_demo.ipynb #373e12e9
 class Uploads:
     "The book of what was uploaded to a page, and in which visit."
     def __init__(self,
         folder,               # where uploads lie
         most:int=MOST_KEPT    # files
     ):
-        self.folder, self.most, self.kept, self.lock = Path(os.path.realpath(folder)), most, {}, threading.Lock()
+        self.folder, self.most = Path(os.path.realpath(folder)), most
+        self.kept, self.lock = {}, threading.Lock()
 
     def has(self, path, visit=None):
         "Whether it was uploaded in that visit - without one, in any - and still lies where it was put."
@@ -483,6 +504,7 @@ def _bracketed(host):
     "An address as it stands in a URL."
     return f'[{host}]' if ':' in host and not host.startswith('[') else host
 
+# %% ../nbs/19_demo.ipynb #85437379
 def _is_loopback(host):
     if host.lower() == 'localhost': return True
     try: return ipaddress.ip_address(host.strip('[]')).is_loopback
@@ -495,6 +517,7 @@ class Refusal(Exception):
     "A status and a sentence for a client."
     def __init__(self, status, words): self.status, self.words = status, words
 
+# %% ../nbs/19_demo.ipynb #693dba78
 class Rules:
     "What a request may be, by its first lines."
     def __init__(self,
@@ -521,14 +544,16 @@ class Rules:
         name = _host_name(names[0]) if len(names) == 1 else ''
         if name in self.hosts: return
         if self.every and name and name == _reached_at(scope): return
-        raise Refusal(400, 'This page is not served under that name. Use the address that it printed when it started.')
+        raise Refusal(400, 'This page is not served under that name. Use the address that it printed.')
 
     def _origin(self, scope, headers):
-        strange = any(urlsplit(o).netloc.lower() != headers['host'].lower() for o in headers.getlist('origin'))
+        own = headers['host'].lower()
+        strange = any(urlsplit(o).netloc.lower() != own for o in headers.getlist('origin'))
         writes = scope['method'] not in ('GET', 'HEAD', 'OPTIONS')
         if strange or writes and headers.get('sec-fetch-site') in ('cross-site', 'same-site'):
             raise Refusal(403, 'Another web page may not use this one.')
 
+# %% ../nbs/19_demo.ipynb #0e909616
 def _reached_at(scope):
     "The address of this machine that a connection came to, as it stands in a URL."
     address = (scope.get('server') or ('',))[0]
@@ -544,8 +569,8 @@ class _Form:
         self.options, self.parts, self.name, self.value = parse_options_header, 0, b'', b''
         boundary = parse_options_header(content_type)[1].get(b'boundary')
         if not boundary: raise Refusal(400, 'An upload is a form with a file in it.')
-        calls = dict(on_part_begin=self._begin, on_header_field=self._field, on_header_value=self._value, on_header_end=self._end,
-                     on_headers_finished=self._check)
+        calls = dict(on_part_begin=self._begin, on_header_field=self._field, on_header_value=self._value,
+                     on_header_end=self._end, on_headers_finished=self._check)
         self.write = MultipartParser(boundary, calls).write
 
     def _begin(self): self.parts, self.name, self.value, self.says = self.parts+1, b'', b'', b''
@@ -583,7 +608,8 @@ class Guard:
             return await PlainTextResponse(e.words, e.status)(scope, receive, send)
         if _is_upload(scope):
             send = self._noting(send, visit)
-            scope = scope | dict(headers=[h for h in scope['headers'] if h[0] != b'accept-encoding'])    # to be able to read the answer
+            plain = [h for h in scope['headers'] if h[0] != b'accept-encoding']     # we read along
+            scope = scope | dict(headers=plain)
         elif not visit and 'text/html' in headers.get('accept', ''): send = _with_cookie(send)
         await self.app(scope, receive, send)
 
@@ -610,6 +636,7 @@ def visit_of(
     m = re.search(rf'(?:^|;\s*){COOKIE}=([\w-]{{1,64}})', headers.get('cookie') or '')
     return m[1] if m else ''
 
+# %% ../nbs/19_demo.ipynb #a092f50e
 def _with_cookie(send):
     "An answer that begins a visit."
     line = f'{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax'
@@ -619,6 +646,7 @@ def _with_cookie(send):
         await send(message)
     return given
 
+# %% ../nbs/19_demo.ipynb #aa36c33e
 def _bounded(scope, headers, receive):
     "Reads a body no further than it may be long; an upload's form is looked at on the way."
     upload = _is_upload(scope)
@@ -640,6 +668,7 @@ def _bounded(scope, headers, receive):
         return message
     return bounded
 
+# %% ../nbs/19_demo.ipynb #171975c3
 async def _drain(message, receive, most=256 << 20):
     "Throw the rest of a body away: who is still sending does not hear a no."
     while message.get('more_body') and most > 0:
@@ -708,9 +737,11 @@ def _any_upload():
 
 async def _as_it_is(path, *args, **kw): return str(path)
 
+# %% ../nbs/19_demo.ipynb #c240c2af
 def _photo(gr):
     "A place to drop a photo. Its value is the path that the client sent; nothing has been opened."
-    photo = gr.Image(label='Your photo', type='filepath', sources=['upload', 'clipboard'], height=300, elem_id='photo', buttons=[])
+    photo = gr.Image(label='Your photo', type='filepath', sources=['upload', 'clipboard'], height=300,
+                     elem_id='photo', buttons=[])
     photo.data_model = _any_upload()
     photo.async_move_resource_to_block_cache = _as_it_is
     photo.preprocess = lambda payload: None if payload is None else payload.path or ''
@@ -731,11 +762,13 @@ def _blocks(gr, uploads):
     "Gradio's `Blocks` that let no file in but uploads."
     class Blocks(gr.Blocks):
         async def preprocess_data(self, block_fn, inputs, *args, **kw):
-            if len(inputs) != len(block_fn.inputs): raise _refusal(gr, 'This call has another number of inputs.')
+            if len(inputs) != len(block_fn.inputs): raise _refusal(gr, 'This call has not as many inputs.')
             if not all(p is None or uploads.has(p) for p in _paths_in(inputs)): raise _refusal(gr)
             return await super().preprocess_data(block_fn, inputs, *args, **kw)
-    return Blocks(title='ich_soups: what is in this picture?', analytics_enabled=False, delete_cache=(600, 1800))
+    title = 'ich_soups: what is in this picture?'
+    return Blocks(title=title, analytics_enabled=False, delete_cache=(600, 1800))
 
+# %% ../nbs/19_demo.ipynb #f13b939b
 def _own_folder():
     "A folder for the uploads of this process, which goes when it ends."
     if 'GRADIO_TEMP_DIR' not in os.environ:
@@ -749,24 +782,28 @@ def _data(p):
     if isinstance(p, Image.Image): return _as_bytes(p)
     return p if isinstance(p, bytes) else read_file(p)
 
+# %% ../nbs/19_demo.ipynb #b913aca8
 def _about(c):
     "What the model is, in two sentences."
     names = ', '.join(x.replace('_', ' ') for x in c.classes[:6])
     more = f' and {len(c.classes)-6} more' if len(c.classes) > 6 else ''
     data = f", trained on {c.info['data']}" if c.info.get('data') else ''
-    return visible(f'{len(c.classes)} classes: {names}{more}. The model is {c.arch or c.name}{data}; it sees {c.size} x {c.size} pixels.')
+    model = f'The model is {c.arch or c.name}{data}; it sees {c.size} x {c.size} pixels.'
+    return visible(f'{len(c.classes)} classes: {names}{more}. {model}')
 
 # %% ../nbs/19_demo.ipynb #9e410f56
-_HOW = dict(label='Examples', show_label=False, container=False, columns=4, allow_preview=False, object_fit='cover',
-            height='auto', elem_id='examples', buttons=[])
+_HOW = dict(label='Examples', show_label=False, container=False, columns=4, allow_preview=False,
+            object_fit='cover', height='auto', elem_id='examples', buttons=[])
 
 def _examples(gr, examples):
     "A gallery, and the file that Gradio made of each of its pictures."
-    shots = [(read_upload(_data(p), 64)[1], None if t is None else visible(t).replace('_', ' ')) for p, t in examples]
+    def caption(t): return None if t is None else visible(t).replace('_', ' ')
+    shots = [(read_upload(_data(p), 64)[1], caption(t)) for p, t in examples]
     gr.HTML('<h3>Or one of these, which it was not trained on</h3>', elem_id='or', padding=False)
     gallery = gr.Gallery(shots, **_HOW)
     return gallery, [s['image']['path'] for s in gallery.value]
 
+# %% ../nbs/19_demo.ipynb #05e3c233
 def _listen(gr, page, uploads, photo, answer):
     "What happens when a photo is dropped, or taken away."
     def classify(path, request:gr.Request):
@@ -779,6 +816,7 @@ def _listen(gr, page, uploads, photo, answer):
     photo.upload(classify, photo, [answer, photo], api_name='classify').then(None, js=TO_ANSWER)
     photo.clear(lambda: EMPTY, None, answer, api_name=False)
 
+# %% ../nbs/19_demo.ipynb #c8f3b988
 def _offer(gr, page, examples, files, gallery, photo, answer):
     "What happens when an example is taken."
     def take(event:gr.SelectData):
@@ -792,6 +830,7 @@ def _pairs(examples, run):
     if examples is None: examples = examples_of(run) if run else []
     return [e if isinstance(e, tuple) else (e, None) for e in examples]
 
+# %% ../nbs/19_demo.ipynb #a7c93d49
 def build(
     classifier,          # a `Classifier`, or what `as_classifier` takes
     single=None,         # the same, to stand beside it; default: the run's best checkpoint
@@ -802,12 +841,14 @@ def build(
     gr, _ = _needs('gradio'), _needs('captum')
     c = as_classifier(classifier)
     if run and list(run.classes) != c.classes:
-        raise BadInput(f'the run {run.cfg.key} has other classes than {c.name}; give the run that it was cooked from, or none')
+        raise BadInput(f'the run {run.cfg.key} has other classes than {c.name}; give the run that it was '
+                       'cooked from, or none')
     if single is None: single = best_single(run) if run else None
     else: single = as_classifier(single)
     page, uploads, examples, files = Page(c, single, run), Uploads(_own_folder()), _pairs(examples, run), []
     with _blocks(gr, uploads) as blocks:
-        gr.HTML(f'<h1>What is in this picture?</h1><p>{html.escape(_about(c))}</p>', elem_id='head', padding=False)
+        head = f'<h1>What is in this picture?</h1><p>{html.escape(_about(c))}</p>'
+        gr.HTML(head, elem_id='head', padding=False)
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 photo = _photo(gr)
@@ -834,20 +875,24 @@ def _look(gr):
     fonts = dict(font=['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
     return dict(theme=gr.themes.Soft(primary_hue='cyan', neutral_hue='slate', **fonts), css=CSS)
 
-_QUIET = dict(footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, share=False, pwa=False, mcp_server=False,
-              quiet=True, inbrowser=False, num_workers=0, allowed_paths=[], prevent_thread_lock=True, show_error=False)
+_QUIET = dict(footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, share=False,
+              pwa=False, mcp_server=False, quiet=True, inbrowser=False, num_workers=0, allowed_paths=[],
+              prevent_thread_lock=True, show_error=False)
 
 # %% ../nbs/19_demo.ipynb #a0435b0f
 def _password(host, password, no_password, given):
     "The password to ask for, made up where one is needed; None for none."
-    if password is not None and no_password: raise BadInput('--password and --no-password contradict each other; give one of them')
-    if password is not None and not password.strip(): raise BadInput('the password is empty; give one, or --no-password')
+    if password is not None and no_password:
+        raise BadInput('--password and --no-password contradict each other; give one of them')
+    if password is not None and not password.strip():
+        raise BadInput('the password is empty; give one, or --no-password')
     if password or given or _is_loopback(host): return password
     if not no_password: return secrets.token_urlsafe(12)
     _say(f'WARNING: no password. Everybody who reaches {host} can use this page, and sees what it shows.')
 
 def _say(line): print(line, file=sys.stderr, flush=True)
 
+# %% ../nbs/19_demo.ipynb #0d5484bf
 def _outward():
     "The address by which others in the network reach this machine, or its name; nothing is sent to find out."
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -886,8 +931,9 @@ def start(
     try: blocks.launch(**{k: v for k, v in args.items() if k in known})
     except OSError as e:
         where = f'{host}:{port}' if port else host
-        raise BadInput(f'the page cannot listen on {where} ({str(e).splitlines()[0][:80]}); choose another port, '
-                       'or leave it out for a free one') from None
+        why = str(e).splitlines()[0][:80]
+        raise BadInput(f'the page cannot listen on {where} ({why}); choose another port, or leave it out for '
+                       'a free one') from None
     if password: _say(f'user name {USER}, password {password}')
     if block: blocks.block_thread()
     return addresses(host, blocks.server_port)[0]
@@ -896,17 +942,18 @@ def start(
 def _tell(blocks, host, run, password, no_password):
     "Where the page is, and who sees what."
     here, others = addresses(host, blocks.server_port)
-    if others and others != here: _say(f'{others}  open this in a browser on any machine of the network ({here} on this one)')
-    else: _say(f'{here}  open this in a browser; Ctrl-C ends it')
-    if others and others != here: _say('Ctrl-C ends it')
+    if not others: _say(f'{here}  open this in a browser; Ctrl-C ends it')
+    else: _say(f'{others}  open this in a browser, on any machine of the network; Ctrl-C ends it')
+    if others and others != here: _say(f'{here}  on this machine')
     if not run: return
     whom = 'everybody who uses this machine' if not others else 'everybody in the network'
     if password or others and not no_password: whom = 'everybody who has the password'
     _say(f'note: the page shows training pictures of {run.path.name}, to {whom}')
 
+# %% ../nbs/19_demo.ipynb #b01dbb0d
 def serve(
     path,                     # what `Classifier.load` reads, ONNX too
-    run=None,                 # the `Run` it was cooked from: adds examples, the single checkpoint and training pictures
+    run=None,                 # the `Run` it was cooked from: adds examples, training pictures, its best epoch
     host:str='127.0.0.1',     # as in `start`
     port:int|None=None,
     block:bool=True,

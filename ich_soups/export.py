@@ -45,7 +45,8 @@ def _read(i, picture, size):
     except Exception as e:
         named = isinstance(picture, (str, os.PathLike))
         why = _why(e, picture)[:120] if named else type(e).__name__
-        raise BadInput(f'{_name(i, picture)} cannot be read as a picture ({why}); remove or replace it') from None
+        name = _name(i, picture)
+        raise BadInput(f'{name} cannot be read as a picture ({why}); remove or replace it') from None
 
 def decoded(
     pictures,        # an iterable of paths, bytes or images of Pillow, perhaps longer than memory
@@ -226,7 +227,7 @@ def _needs_onnx():
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')     # read when it is imported
     try: import onnx, onnxruntime, onnxscript  # noqa: F401
     except ImportError as e: raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
-    if hasattr(onnxruntime, 'disable_telemetry_events'): onnxruntime.disable_telemetry_events()   # where it was built with some
+    getattr(onnxruntime, 'disable_telemetry_events', bool)()     # where it was built with some
     return onnxruntime
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ def shrink_png(
 ) -> bytes:
     "The same picture in 256 colours, a third of the bytes; nobody sees the difference in a plot."
     out = io.BytesIO()
-    Image.open(io.BytesIO(data), formats=('PNG',)).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
+    im = Image.open(io.BytesIO(data), formats=('PNG',)).convert('RGB')
+    im.quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
     return out.getvalue()
 
 def _shrink_embedded(svg):

@@ -732,7 +732,8 @@ def render(
     env = Environment(loader=DictLoader(dict(page=PAGE, macros=MACROS)), autoescape=True, trim_blocks=True)
     env.filters['prose'] = prose
     page = env.get_template('page')
-    text = page.render(title=title, subtitle=subtitle, sections=sections, style=Markup(STYLE), version=_version())
+    made = dict(style=Markup(STYLE), version=_version())
+    text = page.render(title=title, subtitle=subtitle, sections=sections, **made)
     return visible(text)      # names may hold characters that nobody sees
 
 # %% ../nbs/19_report.ipynb #21c7d5d1

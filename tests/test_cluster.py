@@ -279,7 +279,7 @@ def ours(*words, **env):
     return json.loads(p.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('words', [(), ('first',)], ids=['', 'ray was imported before'])
+@pytest.mark.parametrize('words', [(), pytest.param(('first',), marks=pytest.mark.slow)], ids=['', 'ray was imported before'])
 def test_a_ray_of_this_machine_demands_a_token(words, home):
     said = ours(*words)
     assert said['work'] == [2, 3] and said['mode'] == 'token' and len(said['token']) == 64 and said['kept']

@@ -135,9 +135,16 @@ def less_than_it_is(side):
 
 
 @pytest.mark.parametrize('kind', LATE)
-def test_sizes_that_are_known_late(kind, tmp_path):
+def test_sizes_that_are_known_late(kind, tmp_path, monkeypatch):
+    "Refused before Pillow is asked to open the whole, which would decode it."
     file = tmp_path/'bomb.jpg'
     file.write_bytes(LATE[kind]())
+    opened = Image.open
+    def watched(fp, formats=None):
+        assert set(formats) <= {'PNG', 'DIB'}
+        return opened(fp, formats=formats)
+    monkeypatch.setattr(Image, 'open', watched)
+    with pytest.raises(Image.DecompressionBombError, match='9,200 x'): open_picture(file)
     t0 = time.process_time()
     why = data._check_file(file)[1]
     assert 'DecompressionBomb' in why and '9,200 x' in why and time.process_time()-t0 < .5, why
