@@ -8,7 +8,7 @@ from PIL import Image
 import ich_soups
 from ich_soups import audit, cli, data
 from ich_soups.core import BadInput, cache_dir
-from ich_soups.data import Pictures, check_folder, decode, load_pictures, read_photos
+from ich_soups.data import Pictures, check_folder, decode, load_pictures, open_picture, read_photos
 
 PACKAGE = Path(ich_soups.__file__).parent
 
