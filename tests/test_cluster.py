@@ -286,6 +286,7 @@ def test_a_ray_of_this_machine_demands_a_token(words, home):
     assert not said['stranger'] and not said['wrong']
 
 
+@pytest.mark.slow
 def test_settings_of_the_user_stay_as_they_are(home):
     "Who has switched tokens off gets none, and then a stranger gets in: so the tests above can fail."
     said = ours(RAY_AUTH_MODE='disabled')
