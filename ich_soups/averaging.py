@@ -14,7 +14,7 @@ import torch
 from .checkpoints import SAFE_TYPES, Checkpoint, Place, check_names, load_weights, shown
 from .core import BadInput, atomic
 
-# %% ../nbs/04_averaging.ipynb #f29a954f
+# %% ../nbs/04_averaging.ipynb #0182ec2c
 class _Held:
     "A state dict in memory, with the face of a `Checkpoint`."
     def __init__(self, d): self.places = {k: v.detach() for k, v in load_weights(d).items()}
@@ -29,22 +29,27 @@ def checkpoint_name(o, i):
 
 def as_list(snapshots): return [snapshots] if isinstance(snapshots, (str, Path, dict)) else list(snapshots)
 
+# %% ../nbs/04_averaging.ipynb #c5ef13f6
 def _source(o):
     if isinstance(o, dict): return _Held(o)
     return o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o))
 
-# %% ../nbs/04_averaging.ipynb #08b52d57
+# %% ../nbs/04_averaging.ipynb #5b2ed20a
 def _agree(s, first, n, name):
     "`BadInput` unless two checkpoints, called `n` and `name`, have the same tensors."
     odd = s.places.keys() ^ first.places.keys()
-    if odd: raise BadInput(f'{name} and {n} are not checkpoints of one model: only one of them has the tensor {shown(min(odd))}')
+    if odd:
+        raise BadInput(f'{name} and {n} are not checkpoints of one model: only one of them has the tensor '
+                       f'{shown(min(odd))}')
     for k, p in s.places.items():
         q = first.places[k]
         got, want = tuple(p.shape), tuple(q.shape)
-        if got != want: raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}')
+        if got != want:
+            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}')
         if p.dtype.is_floating_point != q.dtype.is_floating_point:
             raise BadInput(f'{n}: tensor {shown(k)} is {p.dtype}, in {name} it is {q.dtype}')
 
+# %% ../nbs/04_averaging.ipynb #6913cee5
 def open_all(
     snapshots   # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
 ) -> tuple:
@@ -62,31 +67,37 @@ def open_all(
         if s.places is not first.places: _agree(s, first, n, names[0])
     return sources, names
 
-# %% ../nbs/04_averaging.ipynb #e9595628
+# %% ../nbs/04_averaging.ipynb #8096e825
 _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}   # what holds them and negative numbers; torch knows it for uint8
+# what holds them and negative numbers; torch knows it for uint8
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 def _wider(a, b):
     "The narrowest type for the values of both, or None."
     if a == b: return a
-    if a.is_floating_point: return torch.promote_types(*(torch.float32 if t.itemsize == 1 else t for t in (a, b)))
+    if a.is_floating_point:
+        return torch.promote_types(*(torch.float32 if t.itemsize == 1 else t for t in (a, b)))
     if a in _UNSIGNED and b in _UNSIGNED: return max(a, b, key=_UNSIGNED.index)
     if torch.uint64 in (a, b): return None
     return torch.promote_types(_SIGNED.get(a, a), _SIGNED.get(b, b))
 
+# %% ../nbs/04_averaging.ipynb #3aa0fedb
 def _common(key, types):
     "The type of the result for a tensor that has these types."
     wide = types[0]
     for t in types[1:]:
         both = wide, t
         wide = _wider(*both)
-        if wide is None: raise BadInput(f'tensor {shown(key)} is {both[0]} in one checkpoint and {both[1]} in another, which no type holds both')
+        if wide is None:
+            raise BadInput(f'tensor {shown(key)} is {both[0]} in one checkpoint and {both[1]} in another, '
+                           'which no type holds both')
     return wide
 
-# %% ../nbs/04_averaging.ipynb #f9735e8e
+# %% ../nbs/04_averaging.ipynb #2d19bcfd
 PIECE = 1 << 17   # elements of a span that are added at a time: few enough to stay in the cache
 BLOCK = 1 << 22   # elements that one thread works through
 
+# %% ../nbs/04_averaging.ipynb #7046ae49
 @dataclass
 class _Span:
     names: list
@@ -102,7 +113,8 @@ class _Span:
     def in_pieces(self): return self.flat and self.dtype.is_floating_point
     def joins(self, other):
         "Whether `other` continues this span in every checkpoint."
-        if not (self.ws == other.ws and self.dtype == other.dtype and self.in_pieces and other.flat): return False
+        if not (self.ws == other.ws and self.dtype == other.dtype and self.in_pieces and other.flat):
+            return False
         return all(a.dtype == b.dtype and a.end == b.start for a, b in zip(self.where, other.where))
     def join(self, other):
         self.names += other.names
@@ -122,13 +134,15 @@ def _spans(sources, coefs, dtype, merge):
         else: out.append(span)
     return out
 
-# %% ../nbs/04_averaging.ipynb #ce666cea
+# %% ../nbs/04_averaging.ipynb #540e2bce
 def _pieces(sources, span, names, lo=0, hi=None):
-    "Yields the weighted sum of elements lo..hi of a span that lies in the files, piece by piece, in float32 or wider."
+    """Yields the weighted sum of elements lo..hi of a span that lies in the files, piece by piece, in
+    float32 or wider."""
     wide = _sum_type(span)
     used = [(s, p, w) for s, p, w in zip(sources, span.where, span.ws) if w]
     buf, acc = bytearray(PIECE*8), torch.empty(PIECE, dtype=wide)
-    views = [(s, p.start, w, memoryview(buf), torch.frombuffer(buf, dtype=p.dtype, count=PIECE), p.dtype.itemsize) for s, p, w in used]
+    views = [(s, p.start, w, memoryview(buf), torch.frombuffer(buf, dtype=p.dtype, count=PIECE),
+              p.dtype.itemsize) for s, p, w in used]
     hi = span.where[0].numel if hi is None else hi
     for at in range(lo, hi, PIECE):
         n = min(PIECE, hi-at)
@@ -138,9 +152,11 @@ def _pieces(sources, span, names, lo=0, hi=None):
             a.add_(t[:n] if size > 1 else t[:n].to(wide), alpha=w)
         yield _finite(a, sources, span, names)
 
-def _sum_type(span): return torch.float64 if any(p.dtype == torch.float64 for p in span.where) else torch.float32
+# %% ../nbs/04_averaging.ipynb #ac779472
+def _sum_type(span):
+    return torch.float64 if any(p.dtype == torch.float64 for p in span.where) else torch.float32
 
-# %% ../nbs/04_averaging.ipynb #94dff6ba
+# %% ../nbs/04_averaging.ipynb #48fba2b5
 def _tensor(sources, span, names):
     "The weighted sum of one tensor, in float32 or wider."
     acc = torch.zeros(tuple(span.where[0].shape), dtype=_sum_type(span))
@@ -152,13 +168,13 @@ def _tensor(sources, span, names):
 
 def _slices(acc, t):
     "Pairs of what is added to what; all of it at once, unless it has to be converted."
-    if t.dtype.itemsize > 1: return [(acc, t)]
+    if t.dtype == acc.dtype: return [(acc, t)]
     if not t.ndim: return [(acc, t.to(acc.dtype))]
     dim = max(range(t.ndim), key=lambda i: t.shape[i])
     step = max(1, PIECE*t.shape[dim]//max(1, t.numel()))
     return ((a, b.to(acc.dtype)) for a, b in zip(acc.split(step, dim), t.split(step, dim)))
 
-# %% ../nbs/04_averaging.ipynb #34c83abc
+# %% ../nbs/04_averaging.ipynb #9b4dd042
 def _all_finite(t): return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
 
 def _finite(acc, sources, span, names):
@@ -166,9 +182,11 @@ def _finite(acc, sources, span, names):
     if math.isfinite(acc.sum()) or _all_finite(acc): return acc
     for k in span.names:
         for s, n, w in zip(sources, names, span.ws):
-            if w and not _all_finite(s.get(k)): raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
+            if w and not _all_finite(s.get(k)):
+                raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
     raise BadInput(f'the weighted sum of tensor {shown(span.names[0])} is too large for {acc.dtype}')
 
+# %% ../nbs/04_averaging.ipynb #68e015d7
 def _whole(sources, key, names, dtype):
     "The value of a tensor of whole numbers; never somebody else's tensor."
     first = sources[0].get(key).cpu().to(dtype)
@@ -177,17 +195,19 @@ def _whole(sources, key, names, dtype):
         t = s.view(key).cpu().to(dtype)
         if torch.equal(t, first): continue
         if first.numel() != 1 or dtype == torch.bool:
-            raise BadInput(f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and {n}; they cannot be averaged')
+            raise BadInput(f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and '
+                           f'{n}; they cannot be averaged')
         if t.item() > first.item(): first = t.reshape(first.shape).clone()
     return first
 
-# %% ../nbs/04_averaging.ipynb #845b78de
+# %% ../nbs/04_averaging.ipynb #b7d72d8a
 def _checked(ws, n):
     "`n` coefficients that sum to 1, as a tuple."
     try: ws = tuple(float(w) for w in ws)
     except (TypeError, ValueError): raise BadInput(f'coefficients are numbers; got {ws!r}') from None
     if len(ws) == n and math.isclose(sum(ws), 1, abs_tol=1e-6): return ws
-    raise BadInput(f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to {sum(ws):g}')
+    raise BadInput(f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to '
+                   f'{sum(ws):g}')
 
 def coefficients(
     weights,   # None, one number each, or a function of a tensor's name to such a list
@@ -198,48 +218,54 @@ def coefficients(
     ws = _checked([1/n]*n if weights is None else weights, n)
     return lambda k: ws
 
-# %% ../nbs/04_averaging.ipynb #f41ada2e
+# %% ../nbs/04_averaging.ipynb #efd0b7f9
 def _narrowed(a, span, dtype):
     "A piece of the sum in the type of the result; `BadInput` if a `dtype` that was asked for cannot hold it."
     b = a.to(span.dtype)
     if not dtype: return b
-    fits = _all_finite(b) if dtype.itemsize > 1 else a.abs().max() <= torch.finfo(dtype).max    # float8 ends without an infinity
+    # float8 ends without an infinity
+    fits = _all_finite(b) if dtype.itemsize > 1 else a.abs().max() <= torch.finfo(dtype).max
     if not fits: raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
     return b
 
+# %% ../nbs/04_averaging.ipynb #405c0ca7
 class _Sum:
     "What a span comes to, in parts that follow each other."
     def __init__(self, sources, names, dtype): self.sources, self.names, self.dtype = sources, names, dtype
     def __call__(self, span, lo=0, hi=None):
-        if not span.dtype.is_floating_point: return [_whole(self.sources, span.names[0], self.names, span.dtype).flatten()]
-        if not span.flat: pieces = [_tensor(self.sources, span, self.names)] if math.prod(span.where[0].shape) else []
+        if not span.dtype.is_floating_point:
+            return [_whole(self.sources, span.names[0], self.names, span.dtype).flatten()]
+        if not span.flat:
+            pieces = [_tensor(self.sources, span, self.names)] if math.prod(span.where[0].shape) else []
         else: pieces = _pieces(self.sources, span, self.names, lo, hi)
         return (_narrowed(a, span, self.dtype) for a in pieces)
     def verify(self):
         for s in self.sources: s.verify()
 
-# %% ../nbs/04_averaging.ipynb #69b8f1fd
+# %% ../nbs/04_averaging.ipynb #80f9d18f
 def average(
     snapshots,      # checkpoints: paths, state dicts, or objects with a `path`
-    weights=None,   # one coefficient each, summing to 1, default equal; or a function of a tensor's name to such a list
+    weights=None,   # one each, summing to 1, or a function of a tensor's name to such a list; default: equal
     out=None,       # a .safetensors file to write; default: a state dict
-    dtype=None,     # floating point type of the result, e.g. `torch.float16`; default: the checkpoints', the wider if they differ
+    dtype=None,     # of the result, e.g. `torch.float16`; default: the checkpoints', the wider if they differ
     meta=None       # strings for the header of `out`
 ):
-    """The weighted mean `Σ w_i θ_i`, as a new state dict on the CPU or as the path `out`, written atomically. `BadInput` names the
-    file and the tensor that does not fit. The checksums of zip archives are compared when the last number was read, before `out`
-    gets its name. In a state dict, names that are tied in every file are tied."""
+    """The weighted mean `Σ w_i θ_i`, as a new state dict on the CPU or as the path `out`, written atomically.
+    `BadInput` names the file and the tensor that does not fit. The checksums of zip archives are compared
+    when the last number was read, before `out` gets its name. In a state dict, names that are tied in every
+    file are tied."""
     if dtype is not None and not (dtype in _CODES and dtype.is_floating_point):
         raise BadInput(f'a mean is a floating point number of a type that files can hold, not {dtype}')
     if out is not None and Path(out).is_dir(): raise BadInput(f'{out} is a directory; name a file in it')
     sources, names = open_all(snapshots)
     spans = _spans(sources, coefficients(weights, len(sources)), dtype, merge=out is not None)
     parts = _Sum(sources, names, dtype)
-    if out is not None: return _to_file(spans, parts, {k: tuple(p.shape) for k, p in sources[0].places.items()}, out, meta)
+    if out is not None:
+        return _to_file(spans, parts, {k: tuple(p.shape) for k, p in sources[0].places.items()}, out, meta)
     made = _to_memory(spans, parts)
     return {k: made[k] for k in sources[0].places}
 
-# %% ../nbs/04_averaging.ipynb #302f3e2e
+# %% ../nbs/04_averaging.ipynb #c6011900
 _CODES = {v: k for k, v in SAFE_TYPES.items()}
 
 def _to_memory(spans, parts):
@@ -253,6 +279,7 @@ def _to_memory(spans, parts):
     parts.verify()
     return made
 
+# %% ../nbs/04_averaging.ipynb #7369fdaf
 def _joined_parts(span, parts):
     "A tensor from its parts. A part that is a whole tensor is new, a piece is only lent."
     shape = tuple(span.where[0].shape)
@@ -263,14 +290,17 @@ def _joined_parts(span, parts):
         at += len(p)
     return out.view(shape)
 
-# %% ../nbs/04_averaging.ipynb #d3d03263
+# %% ../nbs/04_averaging.ipynb #ce193fd4
 def _header(spans, shapes, meta):
     "The header of a safetensors file that holds the spans."
     check_names(shapes)
     odd = [s for s in spans if s.dtype not in _CODES]
-    if odd: raise BadInput(f'a safetensors file cannot hold {odd[0].dtype}, the type of {shown(odd[0].names[0])}; ask for another with dtype=')
+    if odd:
+        raise BadInput(f'a safetensors file cannot hold {odd[0].dtype}, the type of '
+                       f'{shown(odd[0].names[0])}; ask for another with dtype=')
     head, at = {}, 0
-    if meta: head['__metadata__'] = {k: str(v).encode(errors='backslashreplace').decode() for k, v in meta.items()}
+    if meta:
+        head['__metadata__'] = {k: str(v).encode(errors='backslashreplace').decode() for k, v in meta.items()}
     for s in spans:
         for k in s.names:
             size = math.prod(shapes[k])*s.dtype.itemsize
@@ -280,15 +310,17 @@ def _header(spans, shapes, meta):
     text += b' '*(-len(text) % 8)
     return len(text).to_bytes(8, 'little') + text
 
+# %% ../nbs/04_averaging.ipynb #8c2811d6
 def _blocks(spans, at):
-    "Work for the threads: spans, first and last element, and where in the file their sum goes; it begins at `at`."
+    """Work for the threads: spans, first and last element, and where in the file their sum goes; it begins
+    at `at`."""
     for s in spans:
         n = math.prod(s.where[0].shape)
         step = BLOCK if s.in_pieces else max(n, 1)
         for lo in range(0, n, step): yield s, lo, min(n, lo+step), at + lo*s.dtype.itemsize
         at += n*s.dtype.itemsize
 
-# %% ../nbs/04_averaging.ipynb #112aa61d
+# %% ../nbs/04_averaging.ipynb #3c6df869
 def _to_file(spans, parts, shapes, out, meta):
     "Write the spans into a safetensors file, a block in each thread."
     head = _header(spans, shapes, meta)
@@ -296,13 +328,15 @@ def _to_file(spans, parts, shapes, out, meta):
         f.write(head)
         def work(block):
             s, lo, hi, at = block
-            for a in parts(s, lo, hi): at = _write_at(f, memoryview(a.contiguous().view(torch.uint8).numpy()), at)
+            for a in parts(s, lo, hi):
+                at = _write_at(f, memoryview(a.contiguous().view(torch.uint8).numpy()), at)
         try:
             for _ in pool.map(work, _blocks(spans, len(head))): pass
             parts.verify()
         finally: pool.shutdown(cancel_futures=True)
     return Path(out)
 
+# %% ../nbs/04_averaging.ipynb #f306012a
 _turn = threading.Lock()
 
 def _write_at(f, view, at):
@@ -316,17 +350,18 @@ def _write_at(f, view, at):
         view, at = view[n:], at+n
     return at
 
-# %% ../nbs/04_averaging.ipynb #5695d0f4
+# %% ../nbs/04_averaging.ipynb #31150266
 def side_by_side(
     snapshots   # as in `average`
 ):
-    """Yields `(name, lo, X)`: elements lo.. of a floating point tensor of every checkpoint, float32 [K, n]. The checksums of zip
-    archives are compared after the last one."""
+    """Yields `(name, lo, X)`: elements lo.. of a floating point tensor of every checkpoint, float32 [K, n].
+    The checksums of zip archives are compared after the last one."""
     sources, _ = open_all(snapshots)
     for k, first in sources[0].places.items():
         if first.dtype.is_floating_point: yield from _rows(sources, k)
     for s in sources: s.verify()
 
+# %% ../nbs/04_averaging.ipynb #1419cc9d
 def _rows(sources, k):
     where = [s.places[k] for s in sources]
     if not all(isinstance(p, Place) and p.stride is None for p in where):

@@ -37,32 +37,37 @@ class Place:
         if self.stride is None or not self.numel: return self.numel
         return 1 + sum((n-1)*s for n, s in zip(self.shape, self.stride))
 
-# %% ../nbs/01_checkpoints.ipynb #efd54142
+# %% ../nbs/01_checkpoints.ipynb #678d3b84
 MOST = 1 << 28       # bytes that the views of a small file may take together
 _TIED = 16           # times the size of a large one that its names may take together
 
+# %% ../nbs/01_checkpoints.ipynb #154d5898
 def _check(places, size):
-    "`ValueError` names a tensor that is none; `BadInput` says that all together are too large for a file of `size` bytes."
+    """`ValueError` names a tensor that is none; `BadInput` says that all together are too large for a file
+    of `size` bytes."""
     expanded, named, dense = 0, 0, {}
     for k, p in places.items():
         if type(k) is not str: raise ValueError(f'it names a tensor {shown(k)}, which is no name')
         n, width = p.numel, p.dtype.itemsize
         extent = n if p.stride is None else p.extent
-        if p.start + extent*width > size: raise ValueError(f'tensor {shown(k)} reaches beyond the end of the file')
+        if p.start + extent*width > size:
+            raise ValueError(f'tensor {shown(k)} reaches beyond the end of the file')
         named += n*width
-        if n > extent: expanded += n*max(4, width)
+        if n > extent: expanded += n*(width if width >= 4 else 4+width)
         else: dense[p] = n*width
     own = expanded + sum(dense.values())
     if expanded > max(size, MOST) or own > size+MOST or named > max(_TIED*size, MOST+size):
-        raise BadInput(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more than the file; save copies of them')
+        raise BadInput(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more '
+                       'than the file; save copies of them')
 
-# %% ../nbs/01_checkpoints.ipynb #697735fc
+# %% ../nbs/01_checkpoints.ipynb #8062adad
 SAFE_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
                   F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2,
                   F8_E4M3FNUZ=torch.float8_e4m3fnuz, F8_E5M2FNUZ=torch.float8_e5m2fnuz,
                   I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
                   U64=torch.uint64, U32=torch.uint32, U16=torch.uint16, U8=torch.uint8, BOOL=torch.bool)
-_HEADER, _SMALL, _ENTRY = 1 << 25, 1 << 22, 1 << 12    # bytes of any header, of one that is read at once; characters of an entry
+# bytes of any header, of one that is read at once; characters of an entry
+_HEADER, _SMALL, _ENTRY = 1 << 25, 1 << 22, 1 << 12
 _BLANK = re.compile(r'[ \t\n\r]*')
 
 def _once(pairs):
@@ -71,13 +76,14 @@ def _once(pairs):
     if len(d) < len(pairs): raise ValueError('its header says something twice')
     return d
 
+# %% ../nbs/01_checkpoints.ipynb #1299a98b
 def _count(digits): return int(digits) if digits.isdigit() and len(digits) < 20 else -1
 
 def _no_number(text): raise ValueError(f'its header holds {text}')
 
 _JSON = json.JSONDecoder(object_pairs_hook=_once, parse_int=_count, parse_constant=_no_number)
 
-# %% ../nbs/01_checkpoints.ipynb #3b8e8c4b
+# %% ../nbs/01_checkpoints.ipynb #b4e785af
 class _Header:
     "The text of a header, read from left to right."
     def __init__(self, text): self.text, self.at = text, 0
@@ -94,11 +100,12 @@ class _Header:
         return c
 
     def string(self):
-        if self.skip() != '"': raise ValueError('its header has something else than texts for names or metadata')
+        if self.skip() != '"':
+            raise ValueError('its header has something else than texts for names or metadata')
         s, self.at = _JSON.raw_decode(self.text, self.at)
         return s
 
-# %% ../nbs/01_checkpoints.ipynb #adb6feb4
+# %% ../nbs/01_checkpoints.ipynb #5ca19d61
 def _is_text(o):
     "Whether it is a text that can be written: half a surrogate pair cannot."
     if type(o) is not str: return False
@@ -114,6 +121,7 @@ def value(self:_Header):
     self.at += n
     return v
 
+# %% ../nbs/01_checkpoints.ipynb #7d36434a
 @patch
 def names(self:_Header):
     "The names of an object; after each, its value must be read."
@@ -125,36 +133,45 @@ def names(self:_Header):
         yield name
         if self.sign(',}') == '}': return
 
+# %% ../nbs/01_checkpoints.ipynb #73c44518
 @patch
 def texts(self:_Header):
     "An object of texts, or null."
     if self.skip() == 'n': return self.value() or {}
     return _once([(k, self.string()) for k in self.names()])
 
-# %% ../nbs/01_checkpoints.ipynb #0cbdd590
+# %% ../nbs/01_checkpoints.ipynb #4d165420
 def _entry(name, v, first):
     "The place of a tensor from its entry in the header; the numbers begin at byte `first`."
     if not _is_text(name): raise ValueError(f'it names a tensor {shown(name)}, which is no name')
-    if type(v) is not dict or not {'dtype', 'shape', 'data_offsets'} <= v.keys(): raise ValueError(f'tensor {shown(name)} has no place')
+    if type(v) is not dict or not {'dtype', 'shape', 'data_offsets'} <= v.keys():
+        raise ValueError(f'tensor {shown(name)} has no place')
     kind, shape, at = v['dtype'], v['shape'], v['data_offsets']
-    if type(kind) is not str or kind not in SAFE_TYPES: raise BadInput(f'tensor {shown(name)} is of the type {shown(kind)}, which cannot be averaged')
-    if type(shape) is not list or type(at) is not list or len(at) != 2: raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
-    if len(shape) > DIMS: raise ValueError(f'tensor {shown(name)} has {len(shape)} dimensions; at most {DIMS} are read')
+    if type(kind) is not str or kind not in SAFE_TYPES:
+        raise BadInput(f'tensor {shown(name)} is of the type {shown(kind)}, which cannot be averaged')
+    if type(shape) is not list or type(at) is not list or len(at) != 2:
+        raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
+    if len(shape) > DIMS:
+        raise ValueError(f'tensor {shown(name)} has {len(shape)} dimensions; at most {DIMS} are read')
     if not whole(*shape, *at): raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
     dtype = SAFE_TYPES[kind]
-    if at[0] + math.prod(shape)*dtype.itemsize != at[1]: raise ValueError(f'tensor {shown(name)} has not the size that its shape asks for')
+    if at[0] + math.prod(shape)*dtype.itemsize != at[1]:
+        raise ValueError(f'tensor {shown(name)} has not the size that its shape asks for')
     return Place(dtype, tuple(shape), first+at[0])
 
-# %% ../nbs/01_checkpoints.ipynb #9558a56e
-def _lined_up(places, at, size):
-    "`ValueError` unless the tensors lie one behind the other, from byte `at` to the end of the file."
-    for start, end, k in sorted((p.start, p.end, k) for k, p in places.items()):
+# %% ../nbs/01_checkpoints.ipynb #fab68a12
+def _lined_up(spans, at, size):
+    """`ValueError` unless the tensors, given as first byte, byte behind the last and name, fill the file
+    from byte `at` on."""
+    for start, end, k in sorted(spans):
         if start != at: raise ValueError(f'tensor {shown(k)} does not begin where the one before it ends')
         at = end
-    if at > size: raise ValueError(f'tensor {shown(k)} ends {at-size} bytes behind the end of the file; it may be cut short')
+    if at > size:
+        raise ValueError(f'tensor {shown(k)} ends {at-size} bytes behind the end of the file; it may be cut '
+                         'short')
     if at < size: raise ValueError(f'{size-at} bytes at its end belong to no tensor')
 
-# %% ../nbs/01_checkpoints.ipynb #dfec7906
+# %% ../nbs/01_checkpoints.ipynb #28d55261
 def _entries(text):
     "Names and what the header says of them."
     if len(text) <= _SMALL:
@@ -166,28 +183,36 @@ def _entries(text):
     for name in h.names(): yield name, h.texts() if name == '__metadata__' else h.value()
     if h.skip(): raise ValueError('its header is more than a JSON object')
 
-def _parsed(text, first):
-    "Places and metadata that a header speaks of; the numbers begin at byte `first`."
-    places, meta = {}, None
+# %% ../nbs/01_checkpoints.ipynb #56b634f5
+def _parsed(text, first, size):
+    """Places and metadata that a header speaks of; the numbers fill a file of `size` bytes from byte
+    `first` on."""
+    places, spans, meta = {}, [], None
     for name, v in _entries(text):
-        if name in places or name == '__metadata__' and meta is not None: raise ValueError('its header says something twice')
-        if name == '__metadata__': meta = v
-        else: places[name] = _entry(name, v, first)
+        if name in places or name == '__metadata__' and meta is not None:
+            raise ValueError('its header says something twice')
+        if name == '__metadata__':
+            meta = v
+            continue
+        places[name] = p = _entry(name, v, first)
+        spans.append((p.start, first+v['data_offsets'][1], name))
+    _lined_up(spans, first, size)
     if meta is None: meta = {}
-    if type(meta) is not dict or not all(_is_text(x) for kv in meta.items() for x in kv): raise ValueError('its metadata are no texts')
+    if type(meta) is not dict or not all(_is_text(x) for kv in meta.items() for x in kv):
+        raise ValueError('its metadata are no texts')
     return places, meta
 
+# %% ../nbs/01_checkpoints.ipynb #04373581
 def _safe_index(read, size):
     "Places and metadata of a safetensors file; `read` gives bytes from a place."
     n = int.from_bytes(read(0, min(8, size)), 'little')
     if not 2 <= n <= size-8: raise ValueError('its header is cut short, or it is no safetensors file')
     if n > _HEADER: raise ValueError(f'its header has {n} bytes; at most {_HEADER} are read')
-    try: places, meta = _parsed(read(8, n).decode(), 8+n)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError): raise ValueError('its header is no JSON object in UTF-8') from None
-    _lined_up(places, 8+n, size)
-    return places, meta
+    try: return _parsed(read(8, n).decode(), 8+n, size)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError('its header is no JSON object in UTF-8') from None
 
-# %% ../nbs/01_checkpoints.ipynb #2aa90346
+# %% ../nbs/01_checkpoints.ipynb #0d7855d1
 _INDEX = 1 << 26       # bytes of a pickle
 def _budget(size): return min(BUDGET + size//4, 4*BUDGET)   # bytes that the values of the pickles may take
 
@@ -200,17 +225,19 @@ class _Directory:
         if n > _DIRECTORY: raise BadInput('the directory of its records is larger than that of any weights')
         return self.file.read(n)
 
+# %% ../nbs/01_checkpoints.ipynb #a818e86d
 def _records(file):
     "The records of a zip archive by name: `zipfile.ZipInfo`s."
     try:
         with zipfile.ZipFile(_Directory(file)) as z: infos = z.infolist()
     except BadInput: raise
-    except Exception: raise ValueError('the directory of its records makes no sense; it may be cut short') from None
+    except Exception:
+        raise ValueError('the directory of its records makes no sense; it may be cut short') from None
     records = {i.orig_filename: i for i in infos}
     if len(records) < len(infos): raise ValueError('two of its records have one name')
     return records
 
-# %% ../nbs/01_checkpoints.ipynb #d3f10533
+# %% ../nbs/01_checkpoints.ipynb #1ce4ea5e
 @dataclass(frozen=True, slots=True)
 class _Record:
     "Where the bytes of a record lie in the file."
@@ -219,37 +246,43 @@ class _Record:
     size: int
     crc: int|None    # None where the archive was written without checksums
 
-_LOCAL = struct.Struct('<4s5H3I2H')   # signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra field
+# signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra field
+_LOCAL = struct.Struct('<4s5H3I2H')
 _UTF8, _UNREADABLE = 0x800, 0x1 | 0x20 | 0x40   # flags: how the name is written; encrypted or patched
 
+# %% ../nbs/01_checkpoints.ipynb #2a7e3752
 def _record(read, info, checked):
     "The place of a record, from the directory and from the header in front of it, which must agree."
     name = info.orig_filename.encode('utf-8' if info.flag_bits & _UTF8 else 'cp437')
     head = read(info.header_offset, _LOCAL.size+len(name))
     signature, _, flags, method, *_, n, extra = _LOCAL.unpack_from(head)
-    if signature != b'PK\3\4' or (flags, method) != (info.flag_bits, info.compress_type) or n != len(name) or head[_LOCAL.size:] != name:
+    same = (flags, method, n) == (info.flag_bits, info.compress_type, len(name))
+    if signature != b'PK\3\4' or not same or head[_LOCAL.size:] != name:
         raise ValueError(f'record {shown(info.orig_filename)} is not where the directory says')
     if flags & _UNREADABLE: raise ValueError('its records are encrypted')
-    if method != zipfile.ZIP_STORED or info.compress_size != info.file_size: raise ValueError('its records are compressed')
+    if method != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError('its records are compressed')
     start = info.header_offset + _LOCAL.size + n + extra
     return _Record(info.header_offset, start, info.file_size, info.CRC if checked else None)
 
-# %% ../nbs/01_checkpoints.ipynb #b6ed97c0
+# %% ../nbs/01_checkpoints.ipynb #269470c1
 def _apart(records, size):
     "`ValueError` if records overlap, or leave the file."
     records = sorted(records, key=lambda r: r.head)
     for r, following in zip(records, records[1:]):
         if r.start+r.size > following.head: raise ValueError('its records overlap')
-    if records and records[-1].start+records[-1].size > size: raise ValueError('its records reach beyond its end; it may be cut short')
+    if records and records[-1].start+records[-1].size > size:
+        raise ValueError('its records reach beyond its end; it may be cut short')
 
 def _content(read, r, most):
     "The bytes of a record, its checksum compared."
     if r.size > most: raise ValueError(f'its index has {r.size} bytes; at most {most} are read')
     content = read(r.start, r.size)
-    if r.crc is not None and zlib.crc32(content) != r.crc: raise ValueError('the checksum of its index is wrong; it is damaged')
+    if r.crc is not None and zlib.crc32(content) != r.crc:
+        raise ValueError('the checksum of its index is wrong; it is damaged')
     return content
 
-# %% ../nbs/01_checkpoints.ipynb #2ed60692
+# %% ../nbs/01_checkpoints.ipynb #89d4eaea
 def _zip_index(read, size, file):
     "What an archive of `torch.save` holds, the place of each of its storages, and the records of those."
     infos = _records(file)
@@ -257,19 +290,23 @@ def _zip_index(read, size, file):
     if len(index) != 1: raise ValueError('it is a zip archive, but not of one checkpoint')
     root = index[0].removesuffix('data.pkl')
     checked = any(i.CRC for i in infos.values())
-    records = {n: _record(read, i, checked) for n, i in infos.items() if n.startswith((root+'data', root+'byteorder'))}
+    records = {n: _record(read, i, checked) for n, i in infos.items()
+               if n.startswith((root+'data', root+'byteorder'))}
     _apart(records.values(), size)
     order = records.get(root+'byteorder')
-    if order and _content(read, order, 16) != b'little': raise BadInput('it was written on a big-endian machine; load it there and save it as safetensors')
+    if order and _content(read, order, 16) != b'little':
+        raise BadInput('it was written on a big-endian machine; load it there and save it as safetensors')
     m = Machine(_content(read, records[index[0]], _INDEX), _budget(size))
     obj = m.load()
     used = {k: records.get(f'{root}data/{k}') for k in m.storages}
     for k, s in m.storages.items():
-        if not used[k] or used[k].size != s.size: raise ValueError(f'storage {shown(k)} is missing, or has another length')
+        if not used[k] or used[k].size != s.size:
+            raise ValueError(f'storage {shown(k)} is missing, or has another length')
     return obj, {k: r.start for k, r in used.items()}, list(used.values())
 
-# %% ../nbs/01_checkpoints.ipynb #5c14be94
-_POLYNOMIAL = 0xedb88320     # that of CRC-32, the highest power in the lowest bit; its own highest power is left out
+# %% ../nbs/01_checkpoints.ipynb #7d945e4c
+# that of CRC-32, the highest power in the lowest bit; its own highest power is left out
+_POLYNOMIAL = 0xedb88320
 _ONE = 1 << 31
 
 def _product(a, b):
@@ -281,6 +318,7 @@ def _product(a, b):
         b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
     return total
 
+# %% ../nbs/01_checkpoints.ipynb #a3e3d062
 @lru_cache(1024)
 def _power(n):
     "The polynomial that `n` bytes behind a piece multiply it by."
@@ -294,13 +332,14 @@ def _joined(a, b, n):
     "The CRC-32 of two pieces from their own; the second has `n` bytes."
     return _product(_power(n), a) ^ b
 
-# %% ../nbs/01_checkpoints.ipynb #d606d5ce
+# %% ../nbs/01_checkpoints.ipynb #f551a1f7
 class _Sums:
     "The checksums of the records that are read, from pieces in any order and from any thread."
     def __init__(self, records):
         self.records = sorted((r for r in records if r.size and r.crc is not None), key=lambda r: r.start)
         self.starts = [r.start for r in self.records]
-        self.pieces = [{} for _ in self.records]     # by first byte: length and CRC-32; None once a record was compared
+        # by first byte: length and CRC-32; None once a record was compared
+        self.pieces = [{} for _ in self.records]
 
     def around(self, at): return bisect_right(self.starts, at)-1
 
@@ -310,7 +349,7 @@ class _Sums:
         pieces = self.pieces[self.around(at)]
         if pieces is not None and at not in pieces: pieces[at] = len(view), zlib.crc32(view)
 
-# %% ../nbs/01_checkpoints.ipynb #316184d2
+# %% ../nbs/01_checkpoints.ipynb #0ddaaf00
 @patch
 def _sum(self:_Sums, r, pieces, read):
     "The CRC-32 of a record."
@@ -326,9 +365,11 @@ def _sum(self:_Sums, r, pieces, read):
             at += n
     return total
 
+# %% ../nbs/01_checkpoints.ipynb #b9e5d692
 @patch
 def wrong(self:_Sums, read, at=None):
-    "The first record that was read and has another sum than its archive says, or None; `at` asks for the one around that byte alone."
+    """The first record that was read and has another sum than its archive says, or None; `at` asks for the
+    one around that byte alone."""
     if not self.records: return None
     for i in range(len(self.records)) if at is None else [self.around(at)]:
         pieces, r = self.pieces[i], self.records[i]
@@ -337,7 +378,7 @@ def wrong(self:_Sums, read, at=None):
         self.pieces[i] = None
     return None
 
-# %% ../nbs/01_checkpoints.ipynb #3310232a
+# %% ../nbs/01_checkpoints.ipynb #c27e4eb7
 _MAGIC, _VERSION = 0x1950a86a20f9469cfc6c, 1001
 
 def _five(m):
@@ -346,13 +387,16 @@ def _five(m):
     if m.load() != _VERSION: raise ValueError('it is of a version that is not known here')
     machine = m.load()
     if type(machine) is not dict or machine.get('little_endian') is not True:
-        raise BadInput('it was written on a big-endian machine, or does not say so; load it with torch and save it as safetensors')
+        raise BadInput('it was written on a big-endian machine, or does not say so; load it with torch and '
+                       'save it as safetensors')
     obj, keys = m.load(), m.load()
-    if type(keys) is not list or not all(type(k) is str for k in keys): raise ValueError('its list of storages is none')
-    if len(set(keys)) < len(keys) or set(keys) != m.storages.keys(): raise ValueError('its list of storages is not that of the storages it uses')
+    if type(keys) is not list or not all(type(k) is str for k in keys):
+        raise ValueError('its list of storages is none')
+    if len(set(keys)) < len(keys) or set(keys) != m.storages.keys():
+        raise ValueError('its list of storages is not that of the storages it uses')
     return obj, keys
 
-# %% ../nbs/01_checkpoints.ipynb #2b5cfd21
+# %% ../nbs/01_checkpoints.ipynb #dfa93ac9
 def _legacy_pickles(read, size):
     "The machine that read the five pickles, with their object and the names of its storages."
     most = min(size, _INDEX)
@@ -362,28 +406,33 @@ def _legacy_pickles(read, size):
         except Cut:
             if n >= most: raise
 
+# %% ../nbs/01_checkpoints.ipynb #0a1a12f6
 def _legacy_index(read, size):
     "What a file of torch before 1.6 holds, and the place of each of its storages."
     m, obj, keys = _legacy_pickles(read, size)
     at, starts = m.at, {}
     for k in keys:
         s = m.storages[k]
-        if at+8+s.size > size: raise ValueError(f'storage {shown(k)} ends behind the end of the file; it may be cut short')
+        if at+8+s.size > size:
+            raise ValueError(f'storage {shown(k)} ends behind the end of the file; it may be cut short')
         n = int.from_bytes(read(at, 8), 'little')
         if n != s.numel: raise ValueError(f'storage {shown(k)} has another length than its tensors say')
         starts[k] = at+8
         at += 8+s.size
     return obj, starts
 
-# %% ../nbs/01_checkpoints.ipynb #91a37b72
-PARTS = ('model_state_dict', 'state_dict', 'model', 'module', 'params', 'model_ema', 'state_dict_ema', 'ema_state_dict')
-_NUMBERS = frozenset(SAFE_TYPES.values()) | {t for t in vars(torch).values() if isinstance(t, torch.dtype) and 'float8' in str(t)}
+# %% ../nbs/01_checkpoints.ipynb #de368c63
+PARTS = ('model_state_dict', 'state_dict', 'model', 'module', 'params', 'model_ema', 'state_dict_ema',
+         'ema_state_dict')
+_NUMBERS = frozenset(SAFE_TYPES.values()) | {t for t in vars(torch).values() if isinstance(t, torch.dtype)
+                                             and 'float8' in str(t)}
 _DEEP = 16     # a model lies no deeper
 
 def _is_tensor(v): return isinstance(v, (Found, torch.Tensor))
 def _is_state(d): return isinstance(d, dict) and any(map(_is_tensor, d.values()))
 def _is_wrapper(d): return isinstance(d, dict) and any(isinstance(d.get(k), dict) for k in PARTS)
 
+# %% ../nbs/01_checkpoints.ipynb #5159894b
 def _cannot(v):
     "Whether it is a tensor that cannot be averaged."
     if isinstance(v, NoTensor): return True
@@ -396,7 +445,7 @@ def _some(names, most=8):
     names = [shown(n) for n in names]
     return ', '.join(names[:most]) + (f' and {len(names)-most} more' if len(names) > most else '')
 
-# %% ../nbs/01_checkpoints.ipynb #9c0fc11d
+# %% ../nbs/01_checkpoints.ipynb #33f1dfc2
 def _unwrap(obj, part=None):
     "The dict of tensors inside of what a checkpoint holds."
     if part:
@@ -404,36 +453,41 @@ def _unwrap(obj, part=None):
         if part not in obj: raise BadInput(f'it has no part {part!r}; it has: {_some(obj)}')
         obj = obj[part]
     for _ in range(_DEEP):
-        inner = next((obj[k] for k in PARTS if _is_state(obj.get(k)) or _is_wrapper(obj.get(k))), None) if isinstance(obj, dict) else None
+        if not isinstance(obj, dict): break
+        inner = next((obj[k] for k in PARTS if _is_state(obj.get(k)) or _is_wrapper(obj.get(k))), None)
         if inner is None: break
         obj = inner
     return _state_dict(obj)
 
+# %% ../nbs/01_checkpoints.ipynb #06359eab
 def _state_dict(obj):
     "The tensors of a dict that is no wrapper."
     if not isinstance(obj, dict): raise BadInput('it holds no state dict')
     parts = _parts(obj)
     if parts: raise BadInput(f'it holds tensors in {_some(parts)}; say which with part={shown(parts[0])}')
     odd = [k for k, v in obj.items() if _cannot(v)]
-    if odd: raise BadInput(f'tensor {shown(odd[0])} is of a kind that cannot be averaged (complex, sparse, quantised)')
+    if odd:
+        raise BadInput(f'tensor {shown(odd[0])} is of a kind that cannot be averaged (complex, sparse, '
+                       'quantised)')
     tensors = {k: v for k, v in obj.items() if _is_tensor(v)}
     if not tensors: raise BadInput('it holds no state dict')
     return tensors
 
+# %% ../nbs/01_checkpoints.ipynb #eead4b68
 def _parts(obj):
     "The keys of dicts that hold tensors; a dict that stands under many keys is looked through once."
     states = {id(v): v for v in obj.values() if isinstance(v, dict)}
     states = {i for i, v in states.items() if _is_state(v)}
     return [k for k, v in obj.items() if id(v) in states]
 
-# %% ../nbs/01_checkpoints.ipynb #4acbf668
+# %% ../nbs/01_checkpoints.ipynb #aa85c5cb
 _PREFIX = re.compile(r'(module|model|_orig_mod)\.')
 
 def without_prefix(
     d:dict   # by tensor name
 ) -> dict:
-    """The same without a `module.`, `model.` or `_orig_mod.` that every name begins with; the counter of torch's
-    `AveragedModel` is left out."""
+    """The same without a `module.`, `model.` or `_orig_mod.` that every name begins with; the counter of
+    torch's `AveragedModel` is left out."""
     if 'n_averaged' in d and len(d) > 1: d = {k: v for k, v in d.items() if k != 'n_averaged'}
     if not d: return d
     first, n = next(iter(d)), 0
@@ -443,7 +497,7 @@ def without_prefix(
         n = m.end()
     return {k[n:]: v for k, v in d.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #dc9d2fcf
+# %% ../nbs/01_checkpoints.ipynb #94b437a2
 def _format(head, suffix):
     "'zip', 'legacy', 'tar' or 'safetensors', from the first 512 bytes of a file."
     if head[:2] == b'PK': return 'zip'
@@ -453,14 +507,18 @@ def _format(head, suffix):
 
 def _pickled(obj, starts, part, size):
     "The tensors of an object that was pickled, by name, with their places in the file."
-    places = {k: Place(f.dtype, f.shape, starts[f.key]+f.start, f.stride) for k, f in _unwrap(obj, part).items()}
+    places = {k: Place(f.dtype, f.shape, starts[f.key]+f.start, f.stride) for k, f
+              in _unwrap(obj, part).items()}
     _check(places, size)
     return places
 
+# %% ../nbs/01_checkpoints.ipynb #d5f4c981
 def _index(read, size, file, suffix, part):
     "Places, metadata, and the records that have checksums."
     kind = _format(read(0, min(size, 512)), suffix)
-    if kind == 'tar': raise BadInput('it is a tar archive, as torch wrote them before 2017; load it with such a torch and save its state dict again')
+    if kind == 'tar':
+        raise BadInput('it is a tar archive, as torch wrote them before 2017; load it with such a torch and '
+                       'save its state dict again')
     if kind == 'safetensors':
         if part: raise BadInput(f'a safetensors file has no parts, so no {part!r}')
         return *_safe_index(read, size), []
@@ -468,7 +526,7 @@ def _index(read, size, file, suffix, part):
     else: obj, starts, records = *_legacy_index(read, size), []
     return _pickled(obj, starts, part, size), {}, records
 
-# %% ../nbs/01_checkpoints.ipynb #4dad9ec6
+# %% ../nbs/01_checkpoints.ipynb #718d98c0
 _turn = threading.Lock()
 
 def _read_at(file, view, start):
@@ -485,13 +543,15 @@ def _opened(path):
     except FileNotFoundError: raise BadInput(f'the checkpoint {path} does not exist') from None
     except OSError as e: raise BadInput(f'the checkpoint {path} cannot be opened ({e.strerror})') from None
 
+# %% ../nbs/01_checkpoints.ipynb #d27f0ab2
 def _why(e): return e if isinstance(e, ValueError) else type(e).__name__
 
-# %% ../nbs/01_checkpoints.ipynb #c200954b
+# %% ../nbs/01_checkpoints.ipynb #81b52fa5
 class Checkpoint:
-    """The tensors of one file. `BadInput` says what is wrong with the file. In a zip archive of `torch.save` the checksum of a
-    record is compared once all of what is asked for was read from it: at the end of `get`, `load_weights`, `average` and
-    `side_by_side`. Records that no tensor of the model lies in are neither read nor compared; the other formats have no checksums."""
+    """The tensors of one file. `BadInput` says what is wrong with the file. In a zip archive of `torch.save`
+    the checksum of a record is compared once all of what is asked for was read from it: at the end of `get`,
+    `load_weights`, `average` and `side_by_side`. Records in which no tensor of the model lies are neither
+    read nor compared; the other formats have no checksums."""
     def __init__(self,
         path,        # .safetensors, .pth, .pt
         part=None    # which of several state dicts, e.g. 'model_ema'; default: the first of `PARTS`
@@ -504,14 +564,16 @@ class Checkpoint:
             places, self.meta, records = _index(self._bytes, size, self.file, self.path.suffix, part)
             if not places: raise BadInput('it holds no tensors')
         except (BadInput, Refused) as e: raise BadInput(f'the checkpoint {path} was refused: {e}') from None
-        except Exception as e: raise BadInput(f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no checkpoint') from None
+        except Exception as e:
+            raise BadInput(f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no '
+                           'checkpoint') from None
         self.places, self.sums = without_prefix(places), _Sums(records)
 
     @property
     def name(self): return self.path.stem
     def keys(self): return self.places.keys()
 
-# %% ../nbs/01_checkpoints.ipynb #2921a6b5
+# %% ../nbs/01_checkpoints.ipynb #93ce860b
 @patch
 def _fill(self:Checkpoint, view, start):
     "The bytes from `start` on, into all of `view`."
@@ -527,6 +589,7 @@ def _bytes(self:Checkpoint, start, n):
     self._fill(memoryview(buffer), start)
     return bytes(buffer)
 
+# %% ../nbs/01_checkpoints.ipynb #d050791a
 @patch
 def readinto(self:Checkpoint,
     buffer,     # to be filled
@@ -538,7 +601,7 @@ def readinto(self:Checkpoint,
     except BadInput as e: raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
     self.sums.add(start, view)
 
-# %% ../nbs/01_checkpoints.ipynb #aa612a4a
+# %% ../nbs/01_checkpoints.ipynb #be376285
 @patch
 def verify(self:Checkpoint,
     at=None   # only the record around this byte
@@ -547,9 +610,10 @@ def verify(self:Checkpoint,
     try: r = self.sums.wrong(self._bytes, at)
     except BadInput as e: raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
     if r is None: return
-    raise BadInput(f'the checkpoint {self.path} is damaged: the checksum of its bytes {r.start} to {r.start+r.size} is wrong; '
-                   'copy or download it again')
+    raise BadInput(f'the checkpoint {self.path} is damaged: the checksum of its bytes {r.start} to '
+                   f'{r.start+r.size} is wrong; ' 'copy or download it again')
 
+# %% ../nbs/01_checkpoints.ipynb #7e288597
 @patch
 def view(self:Checkpoint, name) -> torch.Tensor:
     "One tensor, read now, with the strides that it has in the file; its checksum is not compared yet."
@@ -565,12 +629,13 @@ def get(self:Checkpoint, name) -> torch.Tensor:
     self.verify(self.places[name].start)
     return t
 
-# %% ../nbs/01_checkpoints.ipynb #8dcd1a64
+# %% ../nbs/01_checkpoints.ipynb #2e609812
 def load_weights(
     o,           # a path, a state dict, a `Checkpoint`, or an object with a `path`
     part=None    # as in `Checkpoint`
 ) -> dict:
-    "All tensors of one checkpoint, a state dict on the CPU. Names that share a place in the file share a tensor."
+    """All tensors of one checkpoint, a state dict on the CPU. Names that share a place in the file share a
+    tensor."""
     if isinstance(o, dict):
         weights = _unwrap(o, part)
         odd = [k for k in weights if type(k) is not str]
@@ -582,7 +647,7 @@ def load_weights(
         if p not in read: read[p] = c.get(k)
     return {k: read[p] for k, p in c.places.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #cb14b744
+# %% ../nbs/01_checkpoints.ipynb #28c63808
 def _prefix(own, given):
     "What stands before each given name in the model's own, or None."
     if own == given: return ''
@@ -592,29 +657,34 @@ def _prefix(own, given):
         if k.endswith(first) and {p+n for n in given} == own: return p
     return None
 
+# %% ../nbs/01_checkpoints.ipynb #05cf5737
 def fit_names(
     weights:dict,            # a state dict
     model:torch.nn.Module    # to load it into
 ) -> dict:
-    """The same weights under the model's names, which may have a prefix such as `model.` in front; `BadInput` if they are not
-    weights of that model."""
+    """The same weights under the model's names, which may have a prefix such as `model.` in front; `BadInput`
+    if they are not weights of that model."""
     own, what = model.state_dict(), f'these are not weights of this {type(model).__name__}'
     prefix = _prefix(own.keys(), weights.keys())
-    if prefix is None: raise BadInput(f'{what}: {shown(min(own.keys() ^ weights.keys()))} is in only one of them')
+    if prefix is None:
+        raise BadInput(f'{what}: {shown(min(own.keys() ^ weights.keys()))} is in only one of them')
     for k, v in weights.items():
         theirs, ours = tuple(v.shape), tuple(own[prefix+k].shape)
-        if theirs != ours: raise BadInput(f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}')
+        if theirs != ours:
+            raise BadInput(f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}')
     return {prefix+k: v for k, v in weights.items()}
 
-# %% ../nbs/01_checkpoints.ipynb #e619684d
+# %% ../nbs/01_checkpoints.ipynb #d0c4621a
 def check_names(
     names   # of tensors, before they are written
 ):
     "`BadInput` if a safetensors file cannot hold a tensor of that name."
     for k in names:
         if k == '__metadata__' or not _is_text(k):
-            raise BadInput(f'a safetensors file cannot hold a tensor called {shown(k)}; rename it in the checkpoints')
+            raise BadInput(f'a safetensors file cannot hold a tensor called {shown(k)}; rename it in the '
+                           'checkpoints')
 
+# %% ../nbs/01_checkpoints.ipynb #c22d60c5
 def save_weights(
     weights:dict,    # a state dict
     path,            # the .safetensors file; written atomically
@@ -627,22 +697,24 @@ def save_weights(
         v = v.detach().cpu().contiguous()
         out[k] = v.clone() if v.untyped_storage().data_ptr() in seen else v
         seen.add(v.untyped_storage().data_ptr())
-    # not `save_file`: a kill leaves the file behind that it writes to first, which nobody but its owner may read
+    # not `save_file`, which writes to a file of its own first: a kill leaves it behind, readable by its owner
     with atomic(path) as tmp: tmp.write_bytes(save(out, metadata=meta))
 
-# %% ../nbs/01_checkpoints.ipynb #3f4d2ff0
+# %% ../nbs/01_checkpoints.ipynb #8f7e77db
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar')
 
 def _number(f): return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', f.name)]
 
 def _by_file(files):
-    "One path a file; of several names that with a number, since timm's model_best is another name of an epoch."
+    """One path a file; of several names that with a number, since timm's model_best is another name of an
+    epoch."""
     one = {}
     for f in sorted(files, key=lambda f: any(c.isdigit() for c in f.stem)):
         s = f.stat()
         one[s.st_dev, s.st_ino] = f
     return one.values()
 
+# %% ../nbs/01_checkpoints.ipynb #8f6cac9d
 def find_checkpoints(
     path   # a file, a folder of them, or a run's directory
 ) -> list:
@@ -651,6 +723,7 @@ def find_checkpoints(
     if path.is_file(): return [path]
     if not path.exists(): raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
     folder = path/'snapshots' if (path/'snapshots').is_dir() else path
-    files = [f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and f.is_file() and not f.name.startswith('.')]
+    files = [f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and f.is_file() and
+             not f.name.startswith('.')]
     if not files: raise BadInput(f"{folder} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
     return sorted(_by_file(sorted(files, key=_number)), key=_number)

@@ -31,7 +31,7 @@ def shown(
     if isinstance(value, (str, bytes)) and len(value) > most: return repr(value[:most]) + '...'
     return repr(value)
 
-# %% ../nbs/00_pickles.ipynb #5bfb6aec
+# %% ../nbs/00_pickles.ipynb #d346107f
 @dataclass(frozen=True, slots=True)
 class Storage:
     "A stretch of numbers in the file; tensors are views of it."
@@ -43,6 +43,7 @@ class Storage:
     @property
     def size(self): return self.numel*self.dtype.itemsize   # bytes
 
+# %% ../nbs/00_pickles.ipynb #56315f02
 @dataclass(frozen=True, slots=True)
 class Found:
     "A tensor that a pickle speaks of."
@@ -64,18 +65,20 @@ class NoTensor:
     "Stands for a tensor of a kind that cannot be averaged: sparse, negated."
     __slots__ = ()
 
-# %% ../nbs/00_pickles.ipynb #0ab76909
+# %% ../nbs/00_pickles.ipynb #b6027153
 def plain(
     key   # of a dictionary in a pickle
 ):
-    "The key itself if it is a plain value, otherwise an `Inert` in its place. Numbers that are no keys, of thousands of digits, count as objects."
+    """The key itself if it is a plain value, otherwise an `Inert` in its place. Numbers that are no keys,
+    of thousands of digits, count as objects."""
     if type(key) in (str, bytes, float, bool, type(None)): return key
     if type(key) is int and -2**63 <= key < 2**64: return key
     return Inert()
 
-# %% ../nbs/00_pickles.ipynb #7adf59d4
+# %% ../nbs/00_pickles.ipynb #f0615f63
 BUDGET = 1 << 27                        # bytes that the values of all pickles of a file may take
-STEP, NUMBER, OBJECT = 16, 40, 100      # an entry of the stack; a number and its entry; a container, or an entry of one
+# an entry of the stack; a number and its entry; a container, or an entry of one
+STEP, NUMBER, OBJECT = 16, 40, 100
 _DO = {}                                # code of an instruction: its price, and a function of the machine
 _STOP = ord('.')
 
@@ -102,14 +105,15 @@ class Machine:
     def push(self, value): self.stack.append(value)
     def pop(self): return self.stack.pop()
 
-# %% ../nbs/00_pickles.ipynb #cbc607f7
+# %% ../nbs/00_pickles.ipynb #fdb573e2
 @patch
 def pay(self:Machine,
     n:int   # bytes
 ):
     "Take them from the budget."
     self.left -= n
-    if self.left < 0: raise Refused('its index asks for more memory than that of any weights; save its state dict alone')
+    if self.left < 0:
+        raise Refused('its index asks for more memory than that of any weights; save its state dict alone')
 
 @patch
 def take(self:Machine, n:int) -> bytes:
@@ -136,7 +140,7 @@ def line(self:Machine) -> bytes:
     self.at += 1
     return line
 
-# %% ../nbs/00_pickles.ipynb #f0e99660
+# %% ../nbs/00_pickles.ipynb #850c33f3
 _NONSENSE = AttributeError, IndexError, KeyError, OverflowError, TypeError, UnicodeError, struct.error
 
 @patch
@@ -152,6 +156,7 @@ def _run(self:Machine):
         f(self)
     raise Cut
 
+# %% ../nbs/00_pickles.ipynb #c5f28cfb
 @patch
 def load(self:Machine):
     "The value of the next pickle. `Refused` or `ValueError` says why there is none."
@@ -172,7 +177,7 @@ def _constant(value): return lambda m: m.push(value)
 for _c, _form in _FIXED.items(): _op(_c, NUMBER)(_fixed(_form))
 for _c, _value in _CONSTANTS.items(): _op(_c)(_constant(_value))
 
-# %% ../nbs/00_pickles.ipynb #a88cb82b
+# %% ../nbs/00_pickles.ipynb #3e5e0dd4
 _DIGITS = 600
 
 def _decimal(line):
@@ -189,6 +194,7 @@ def _int(m):
 @_op('L', NUMBER+_DIGITS)
 def _long(m): m.push(_decimal(m.line().removesuffix(b'L')))
 
+# %% ../nbs/00_pickles.ipynb #3078cf48
 @_op('F', NUMBER)
 def _float(m): m.push(float(m.line()[:_DIGITS]))
 
@@ -229,7 +235,7 @@ def _bytes(form):
 
 for _c, _form in {'B': '<I', 'C': '<B', '\x8e': '<Q', '\x96': '<Q'}.items(): _op(_c, OBJECT)(_bytes(_form))
 
-# %% ../nbs/00_pickles.ipynb #d5b92ef3
+# %% ../nbs/00_pickles.ipynb #44963ee6
 def _old_text(m, raw):
     m.pay(_memory(raw))
     try: m.push(raw.decode())
@@ -245,6 +251,7 @@ def _quoted(m):
         raise ValueError('its index holds a text of a kind that is not read')
     _old_text(m, line[1:-1])
 
+# %% ../nbs/00_pickles.ipynb #320c0ed6
 @_op('V', OBJECT)
 def _escaped(m):
     line = m.line()
@@ -284,7 +291,7 @@ _op('g')(lambda m: _get(m, _decimal(m.line())))
 _op('h')(lambda m: _get(m, m.take(1)[0]))
 _op('j')(lambda m: _get(m, int.from_bytes(m.take(4), 'little')))
 
-# %% ../nbs/00_pickles.ipynb #ab840dde
+# %% ../nbs/00_pickles.ipynb #69a85d23
 _op(']', OBJECT)(lambda m: m.push([]))
 _op('l', OBJECT)(lambda m: m.push(_since_mark(m)))
 _op('a')(lambda m: _extend(m, [m.pop()]))
@@ -297,6 +304,7 @@ def _extend(m, items):
 _op(')', OBJECT)(lambda m: m.push(()))
 _op('t', OBJECT)(lambda m: m.push(tuple(_since_mark(m))))
 
+# %% ../nbs/00_pickles.ipynb #bbc378f7
 def _last(n):
     def make(m):
         if len(m.stack) < n: raise IndexError
@@ -305,7 +313,7 @@ def _last(n):
 
 for _c, _n in {'\x85': 1, '\x86': 2, '\x87': 3}.items(): _op(_c, OBJECT)(_last(_n))
 
-# %% ../nbs/00_pickles.ipynb #a26c6341
+# %% ../nbs/00_pickles.ipynb #3067e787
 def _items(m, d, flat):
     "Puts keys and values, which alternate in `flat`, into a dictionary."
     if type(d) not in (dict, Inert) or len(flat) % 2: raise TypeError
@@ -322,6 +330,7 @@ def _one_item(m):
     value, key = m.pop(), m.pop()
     _add(m, [key, value])
 
+# %% ../nbs/00_pickles.ipynb #1def53ec
 def _add(m, flat): _items(m, m.stack[-1], flat)
 
 # %% ../nbs/00_pickles.ipynb #c9ef8157
@@ -333,10 +342,12 @@ def _frozenset(m):
     _since_mark(m)
     m.push(Inert())
 
-# %% ../nbs/00_pickles.ipynb #63b53ed0
-_HARMLESS = {'numpy', 'fastcore', 'fastai', 'timm', 'torch', 'torchvision', 'pathlib', 'argparse', 'collections', 'datetime',
-             'omegaconf', 'typing', '_codecs', 'ml_collections', 'pytorch_lightning', 'lightning', 'lightning_fabric', 'accelerate'}
-_PLAIN = set('list dict set tuple frozenset int long float str unicode bytes bytearray bool complex slice object'.split())
+# %% ../nbs/00_pickles.ipynb #0409bbbe
+_HARMLESS = {'numpy', 'fastcore', 'fastai', 'timm', 'torch', 'torchvision', 'pathlib', 'argparse',
+             'collections', 'datetime', 'omegaconf', 'typing', '_codecs', 'ml_collections',
+             'pytorch_lightning', 'lightning', 'lightning_fabric', 'accelerate'}
+_PLAIN = set('list dict set tuple frozenset int long float str unicode bytes bytearray bool complex slice '
+             'object'.split())
 _KNOWN = {}    # (module, name): what it stands for
 
 def _known(names, module='torch._utils'):
@@ -377,7 +388,7 @@ def _stack_global(m):
     name, module = m.pop(), m.pop()
     m.push(_find(module, name))
 
-# %% ../nbs/00_pickles.ipynb #c7d49eee
+# %% ../nbs/00_pickles.ipynb #0ad22807
 @_op('R\x81', OBJECT)
 def _reduce(m):
     args, f = m.pop(), m.pop()
@@ -393,6 +404,7 @@ def _object(m):
     f, *args = _since_mark(m)
     m.push(_call(m, f, tuple(args)))
 
+# %% ../nbs/00_pickles.ipynb #30d2c66f
 @_op('i', OBJECT)
 def _instance(m):
     module, name = m.line().decode(), m.line().decode()
@@ -414,7 +426,7 @@ def _ordered(m, pairs=()):
     if not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs): raise TypeError
     return _items(m, {}, [x for p in pairs for x in p])
 
-# %% ../nbs/00_pickles.ipynb #679e1417
+# %% ../nbs/00_pickles.ipynb #488a2a1e
 DIMS = 64             # dimensions at most; torch's own loops take no more
 _MOST = 1 << 63       # no number of elements, nor a stride, reaches this
 
@@ -426,6 +438,7 @@ def whole(
         if type(n) is not int or not 0 <= n < _MOST: return False
     return True
 
+# %% ../nbs/00_pickles.ipynb #a12e1cd5
 def _usual(shape, stride):
     "Whether the elements lie one behind the other, the last dimension fastest."
     step = 1
@@ -449,7 +462,7 @@ def _place(storage, dtype, offset, shape, stride):
     stride = None if _usual(shape, stride) else tuple(stride)
     return Found(dtype, tuple(shape), stride, storage.key, start)
 
-# %% ../nbs/00_pickles.ipynb #8dd4105c
+# %% ../nbs/00_pickles.ipynb #3419a3ff
 @_known('_rebuild_tensor _rebuild_tensor_v2')
 def _tensor(m, storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None):
     if type(storage) is not Storage: raise TypeError
@@ -466,21 +479,24 @@ def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dty
 @_known('_rebuild_parameter _rebuild_parameter_with_state')
 def _parameter(m, data, *rest): return data
 
+# %% ../nbs/00_pickles.ipynb #02c7f030
 @_known('_rebuild_from_type _rebuild_from_type_v2', 'torch._tensor')
 def _subclass(m, f, kind, args, state=None):
     while f is _subclass: f, args = args[0], args[2]
     return _call(m, f, args)
 
-# %% ../nbs/00_pickles.ipynb #6f5a174a
-_STORAGES = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64', Int='int32', Short='int16',
-                 Char='int8', Byte='uint8', Bool='bool', Untyped='uint8', ComplexFloat='complex64', ComplexDouble='complex128',
-                 QInt8='qint8', QUInt8='quint8', QInt32='qint32', QUInt4x2='quint4x2', QUInt2x4='quint2x4')
+# %% ../nbs/00_pickles.ipynb #14b2c3bc
+_STORAGES = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64',
+                 Int='int32', Short='int16', Char='int8', Byte='uint8', Bool='bool', Untyped='uint8',
+                 ComplexFloat='complex64', ComplexDouble='complex128', QInt8='qint8', QUInt8='quint8',
+                 QInt32='qint32', QUInt4x2='quint4x2', QUInt2x4='quint2x4')
 
 for _c, _value in _STORAGES.items():
-    for _form in ('torch', 'torch.storage', 'torch.cuda'): _KNOWN[_form, _c+'Storage'] = getattr(torch, _value)
+    for _form in ('torch', 'torch.storage', 'torch.cuda'):
+        _KNOWN[_form, _c+'Storage'] = getattr(torch, _value)
 _KNOWN.update({('torch', n): t for n, t in vars(torch).items() if isinstance(t, torch.dtype)})
 
-# %% ../nbs/00_pickles.ipynb #f3c8341e
+# %% ../nbs/00_pickles.ipynb #809a27f2
 def _text_of(x): return x.decode('latin-1') if type(x) is bytes else x
 
 @_op('Q', OBJECT)
@@ -493,11 +509,13 @@ def _persistent(m):
     if kind != 'storage': raise ValueError('its index names something that is no storage')
     m.push(_storage(m, *pid[1:]))
 
+# %% ../nbs/00_pickles.ipynb #1b7c24e0
 def _storage(m, dtype, key, device, numel, view=None):
     if type(key) is not str or not isinstance(dtype, torch.dtype) or not whole(numel): raise TypeError
     m.pay(2*OBJECT)
     s = m.storages.setdefault(key, Storage(key, dtype, numel))
-    if (s.dtype, s.numel) != (dtype, numel): raise ValueError(f'storage {shown(key)} has two types or lengths')
+    if (s.dtype, s.numel) != (dtype, numel):
+        raise ValueError(f'storage {shown(key)} has two types or lengths')
     return s if view is None else _part(m, s, *view)
 
 # %% ../nbs/00_pickles.ipynb #1a42983e
