@@ -7,6 +7,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from conftest import ROOT
 
+pytestmark = pytest.mark.quick
+
 READS_STRANGERS = ('torch', 'gradio', 'ray', 'pillow', 'filelock')
 
 

@@ -11,6 +11,8 @@ from ich_soups.core import BadInput, Config, cache_dir
 from ich_soups.data import check_folder, decode, image_dls, load_pictures, read_photos
 from ich_soups.training import get_run
 
+pytestmark = pytest.mark.quick
+
 warnings.simplefilter('ignore')
 
 

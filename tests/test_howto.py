@@ -7,6 +7,8 @@ from conftest import ROOT
 from ich_soups.core import BadInput
 from ich_soups.data import fetch_archive, list_archive, load_pictures
 
+pytestmark = pytest.mark.quick
+
 
 def cells(name): return [''.join(c['source']) for c in json.loads((ROOT/'nbs'/f'{name}.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
 def definition(name, what): return next(s for s in cells(name) if s.startswith(what))

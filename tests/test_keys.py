@@ -5,6 +5,8 @@ from conftest import ROOT
 from ich_soups import study, subsets
 from ich_soups.core import Config
 
+pytestmark = pytest.mark.quick
+
 PAPER = dict(data='ich17', pretrained='timm')
 KEYS = {
     'the tiny profile': (Config.tiny(), 'scenes17-test_coatnet-restarts-s0-2cc750ce'),
@@ -19,25 +21,21 @@ KEYS = {
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize('preset', KEYS)
 def test_the_key_of_every_preset_is_what_it_was(preset):
     cfg, key = KEYS[preset]
     assert cfg.key == key, f'runs of {preset} on every disk would be trained anew; if that is meant, say it in CHANGELOG.md and write the new key here'
 
 
-@pytest.mark.quick
 def test_the_study_of_subsets_uses_the_runs_of_the_recipe_study():
     assert set(subsets.plan()) <= {cfg for cfg, _ in study.plan()}
 
 
-@pytest.mark.quick
 def test_a_run_of_the_command_line_has_its_key():
     cfg = Config.tiny(profile='cli', data='scenes17:300', arch='test_coatnet', size=32, epochs=2, bs=16, seed=0)
     assert cfg.key == 'scenes17_300-test_coatnet-restarts-s0-fd174dc5'
 
 
-@pytest.mark.quick
 def test_the_chapters_name_their_presets_by_the_profile():
     "A chapter that trains a `Config.tiny` would do so in a smoke run too."
     for p in sorted((ROOT/'nbs').glob('2*.ipynb')) + sorted((ROOT/'nbs').glob('30*.ipynb')):

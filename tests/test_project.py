@@ -5,6 +5,8 @@ import pytest
 from conftest import ROOT
 from ich_soups.core import in_smoke
 
+pytestmark = pytest.mark.quick
+
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 COMMITTED = ROOT/'figures'
 FRESH = ROOT/'build'/'figures'
