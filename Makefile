@@ -69,7 +69,7 @@ full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew
 	$(BIN)/python -m ich_soups.subsets anew
 
-outputs: setup            ## run the library notebooks and keep their outputs
+outputs: setup            ## run the notebooks of modules and the how-tos, and keep their outputs
 	$(BIN)/python -m ich_soups.build outputs
 
 setup: $(VENV)/.ready
