@@ -41,7 +41,7 @@ class Place:
 MOST = 1 << 28       # bytes that the views of a small file may take together
 _TIED = 16           # times the size of a large one that its names may take together
 
-# %% ../nbs/01_checkpoints.ipynb #154d5898
+# %% ../nbs/01_checkpoints.ipynb #2b409ee6
 def _check(places, size):
     """`ValueError` names a tensor that is none; `BadInput` says that all together are too large for a file
     of `size` bytes."""
@@ -56,7 +56,7 @@ def _check(places, size):
         if n > extent: expanded += n*(width if width >= 4 else 4+width)
         else: dense[p] = n*width
     own = expanded + sum(dense.values())
-    if expanded > max(size, MOST) or own > size+MOST or named > max(_TIED*size, MOST+size):
+    if own > size+MOST or named > max(_TIED*size, size+MOST):
         raise BadInput(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more '
                        'than the file; save copies of them')
 
@@ -225,12 +225,12 @@ class _Directory:
         if n > _DIRECTORY: raise BadInput('the directory of its records is larger than that of any weights')
         return self.file.read(n)
 
-# %% ../nbs/01_checkpoints.ipynb #a818e86d
+# %% ../nbs/01_checkpoints.ipynb #c6ba9c30
 def _records(file):
     "The records of a zip archive by name: `zipfile.ZipInfo`s."
     try:
         with zipfile.ZipFile(_Directory(file)) as z: infos = z.infolist()
-    except BadInput: raise
+    except (BadInput, MemoryError): raise
     except Exception:
         raise ValueError('the directory of its records makes no sense; it may be cut short') from None
     records = {i.orig_filename: i for i in infos}
