@@ -19,8 +19,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ich_soups import build, cache, export, plots, training
 passes, figures, trained = {}, [], []
 now = [None]
-def count(*_): passes[now[0]] = passes.get(now[0], 0) + 1
-register_module_forward_pre_hook(count)
+def count(): passes[now[0]] = passes.get(now[0], 0) + 1
+def network(module, _):      # a metric of torchmetrics is a module too, and has no weights
+    if next(module.parameters(), None) is not None: count()
+register_module_forward_pre_hook(network)
 run_onnx = export.OnnxModel.__call__
 export.OnnxModel.__call__ = lambda self, x: (count(), run_onnx(self, x))[1]
 plots.save_fig = lambda fig, name, *a, **k: figures.append(name) or fig
