@@ -461,6 +461,8 @@ def test_records_that_are_not_where_the_directory_says(tmp_path):
             refused(tmp_path, content, says)
             # it looks at the directory's flags alone
             if content[local+6:local+10] == b[local+6:local+10]: assert not by_zipfile(tmp_path/'made up.pt')
+        for bit in (0x10, 0x30, 0xff):      # torch takes it for a folder, and does not read it
+            refused(tmp_path, changed(b, central+38, bytes([bit])), 'folder')
 
 
 def test_records_that_overlap_or_leave_the_file(tmp_path):
