@@ -545,8 +545,8 @@ def _opened(path):
     except FileNotFoundError: raise BadInput(f'the checkpoint {path} does not exist') from None
     except OSError as e: raise BadInput(f'the checkpoint {path} cannot be opened ({e.strerror})') from None
 
-# %% ../nbs/01_checkpoints.ipynb #d27f0ab2
-def _why(e): return e if isinstance(e, ValueError) else type(e).__name__
+# %% ../nbs/01_checkpoints.ipynb #8d78bddf
+def _why(e): return str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
 
 # %% ../nbs/01_checkpoints.ipynb #81b52fa5
 class Checkpoint:
