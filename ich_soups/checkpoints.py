@@ -237,7 +237,7 @@ def _records(file):
     if len(records) < len(infos): raise ValueError('two of its records have one name')
     return records
 
-# %% ../nbs/01_checkpoints.ipynb #1ce4ea5e
+# %% ../nbs/01_checkpoints.ipynb #24d901c0
 @dataclass(frozen=True, slots=True)
 class _Record:
     "Where the bytes of a record lie in the file."
@@ -248,9 +248,10 @@ class _Record:
 
 # signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra field
 _LOCAL = struct.Struct('<4s5H3I2H')
+_FOLDER = 0x10     # attribute of a folder; torch reads nothing of one, and leaves what lay in the memory
 _UTF8, _UNREADABLE = 0x800, 0x1 | 0x20 | 0x40   # flags: how the name is written; encrypted or patched
 
-# %% ../nbs/01_checkpoints.ipynb #2a7e3752
+# %% ../nbs/01_checkpoints.ipynb #ffcc2a6c
 def _record(read, info, checked):
     "The place of a record, from the directory and from the header in front of it, which must agree."
     name = info.orig_filename.encode('utf-8' if info.flag_bits & _UTF8 else 'cp437')
@@ -260,6 +261,7 @@ def _record(read, info, checked):
     if signature != b'PK\3\4' or not same or head[_LOCAL.size:] != name:
         raise ValueError(f'record {shown(info.orig_filename)} is not where the directory says')
     if flags & _UNREADABLE: raise ValueError('its records are encrypted')
+    if info.external_attr & _FOLDER: raise ValueError('a record says that it is a folder')
     if method != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError('its records are compressed')
     start = info.header_offset + _LOCAL.size + n + extra
@@ -543,8 +545,8 @@ def _opened(path):
     except FileNotFoundError: raise BadInput(f'the checkpoint {path} does not exist') from None
     except OSError as e: raise BadInput(f'the checkpoint {path} cannot be opened ({e.strerror})') from None
 
-# %% ../nbs/01_checkpoints.ipynb #d27f0ab2
-def _why(e): return e if isinstance(e, ValueError) else type(e).__name__
+# %% ../nbs/01_checkpoints.ipynb #8d78bddf
+def _why(e): return str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
 
 # %% ../nbs/01_checkpoints.ipynb #81b52fa5
 class Checkpoint:

@@ -177,12 +177,13 @@ def _constant(value): return lambda m: m.push(value)
 for _c, _form in _FIXED.items(): _op(_c, NUMBER)(_fixed(_form))
 for _c, _value in _CONSTANTS.items(): _op(_c)(_constant(_value))
 
-# %% ../nbs/00_pickles.ipynb #3e5e0dd4
+# %% ../nbs/00_pickles.ipynb #f14191e1
 _DIGITS = 600
 
-def _decimal(line):
+def _decimal(line, kind=int):
     if len(line) > _DIGITS: raise ValueError('its index holds a number of too many digits')
-    return int(line)
+    try: return kind(line)
+    except ValueError: raise TypeError from None     # whose message quotes the line
 
 _BOOLS = {b'00': False, b'01': True}
 
@@ -194,9 +195,9 @@ def _int(m):
 @_op('L', NUMBER+_DIGITS)
 def _long(m): m.push(_decimal(m.line().removesuffix(b'L')))
 
-# %% ../nbs/00_pickles.ipynb #3078cf48
+# %% ../nbs/00_pickles.ipynb #9edf1b7e
 @_op('F', NUMBER)
-def _float(m): m.push(float(m.line()[:_DIGITS]))
+def _float(m): m.push(_decimal(m.line(), float))
 
 # %% ../nbs/00_pickles.ipynb #ba74cc0f
 def _binary(form):

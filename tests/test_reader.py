@@ -192,7 +192,13 @@ def seeds():
             yield f'legacy {name}', '.pt', b, [(0, end), (0, end), (end, len(b))]
 
 
-def judged(f, kind, original, n):
+def held(content, sd):
+    "Whether every number of a state dict is one that the file holds."
+    raw = [(bits(t).numpy().tobytes(), t.dtype.itemsize) for t in sd.values()]
+    return all(b[k:k+n] in content for b, n in raw for k in range(0, len(b), n))
+
+
+def judged(f, kind, original):
     "One mutated file: 'refused', 'read' or 'read alone'; fails if the answer is wrong."
     ours = answer(f)
     if isinstance(ours, str): return 'refused'
@@ -201,6 +207,9 @@ def judged(f, kind, original, n):
     if kind.startswith('zip') and not by_zipfile(f): assert alike(ours, original), 'a record is damaged'
     if kind.startswith('legacy'): assert alike(ours, load_weights(f)), 'another answer at the second reading'
     if theirs is not None and alike(ours, theirs): return 'read'
+    if kind.startswith('legacy') and theirs is None:      # no checksum, and torch may stumble over something else
+        assert held(f.read_bytes(), ours), 'numbers that are not in the file'
+        return 'read alone'
     assert alike(ours, original), 'values differ from the independent reader, or it refuses them'
     return 'read alone'
 
@@ -218,7 +227,7 @@ def fuzz(folder, seed, n):
             f.write_bytes(b)
             originals[k] = load_weights(f)
         f.write_bytes(mutated(r, b, *r.choice(ranges)))
-        try: what = judged(f, kind, originals[k], i)
+        try: what = judged(f, kind, originals[k])
         except BaseException:
             print(f'seed {seed}, case {i}: {kind}, kept as {f}')
             raise
@@ -461,6 +470,8 @@ def test_records_that_are_not_where_the_directory_says(tmp_path):
             refused(tmp_path, content, says)
             # it looks at the directory's flags alone
             if content[local+6:local+10] == b[local+6:local+10]: assert not by_zipfile(tmp_path/'made up.pt')
+        for bit in (0x10, 0x30, 0xff):      # torch takes it for a folder, and does not read it
+            refused(tmp_path, changed(b, central+38, bytes([bit])), 'folder')
 
 
 def test_records_that_overlap_or_leave_the_file(tmp_path):
@@ -870,6 +881,8 @@ def test_messages_are_short_whatever_the_file_says(tmp_path):
         torch.save(y, b)
         with pytest.raises(BadInput, match=says) as e: average([a, b])
         assert len(str(e.value)) < 1000 and '\n' not in str(e.value)
+    for code in (b'F', b'I', b'L', b'Np', b'g'):
+        for n in (1, 500, 10_000): refused(tmp_path, archive(P.dict(W, P.value('x'), code + b'1x'*n + b'\n')))
     for part in (P.name('os' + '.os'*10_000, 'system') + b')R', P.tensor(pid=P.pid('0'*10**6)),
                  P.dict(P.value(long), P.tensor(pid=P.pid('7')))):
         refused(tmp_path, archive(part))
