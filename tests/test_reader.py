@@ -696,7 +696,7 @@ def limited(*files, slack=48*MIB):
     return {l.rsplit(' ', 1)[0]: int(l.rsplit(' ', 1)[1]) for l in made.stdout.splitlines()}
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='limits of memory are those of Linux')
+@pytest.mark.skipif(sys.platform != 'linux', reason='to run this, use Linux: it limits the memory of a process')
 def test_memory_and_time_are_bounded_by_the_file(tmp_path):
     n = 8*MIB
     fill = lambda b: P.dict(W, P.value('x'), b'(' + b*(n//len(b)) + b'l')
