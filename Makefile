@@ -12,7 +12,7 @@ DRAWN = $(CURDIR)/build/figures
 # tests that want the machine for themselves
 ALONE = tests/test_cluster.py tests/test_speed.py
 
-.PHONY: figures full paper test test-all quick outputs bench gpu clean setup lint check
+.PHONY: figures full pretrain paper test test-all quick outputs bench gpu clean setup lint check
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
 	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.build figures $(if $(PROFILE),--profile $(PROFILE))
@@ -22,9 +22,9 @@ test: export ICH_SOUPS_PROFILE = smoke
 test: export ICH_SOUPS_FIGURES = $(DRAWN)
 test: setup lint check    ## the quick tier: in sync, every notebook in the smoke profile, every test that is not slow
 	rm -rf $(DRAWN) && mkdir -p $(DRAWN)
-	@echo "all notebooks, two at a time; then the tests, those of clusters alone"
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
+	@echo "all notebooks, three at a time; then the tests, those of clusters alone"
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 3 --do_print --timing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	@echo "whole command: $(SECONDS_SO_FAR)"
 
@@ -68,6 +68,9 @@ paper: setup              ## the paper's table from its photographs: DATA=folder
 full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew
 	$(BIN)/python -m ich_soups.subsets anew
+
+pretrain: setup           ## make the weights in the package anew: about 45 minutes on two cores; NETWORKS="a b" for some, RATES=1 for the grid of rates
+	$(BIN)/python -m ich_soups.pretraining $(NETWORKS) $(if $(RATES),--rates)
 
 outputs: setup            ## run the notebooks of modules and the how-tos, and keep their outputs
 	$(BIN)/python -m ich_soups.build outputs

@@ -349,7 +349,8 @@ class Ranks(Callback):
         for b in self.model.buffers(): torch.distributed.broadcast(b, 0)     # the wrapper sends weights alone, and a resumed run has statistics
         self.dls.train.share = self.share
         if hasattr(self.learn, 'gradient_accumulation'): self.gradient_accumulation.n_acc //= self.acc.num_processes
-        self.ddp = self.acc.prepare(convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model)
+        self.plain = convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model
+        self.ddp = self.acc.prepare(self.plain)     # of one process on a GPU it is the model itself
 
     def _check_sizes(self):
         n, bs = self.acc.num_processes, self.dls.train.bs
@@ -363,7 +364,7 @@ class Ranks(Callback):
     def before_batch(self):
         if self.training: self.learn.model = self.ddp
     def after_pred(self):
-        self.learn.model = self.ddp.module
+        self.learn.model = self.plain
         if not self.training: self.logits.append(self.pred.detach().float().cpu()); self.targs.append(self.y.cpu())
     def after_batch(self):
         if self.training: self.losses.append(self.loss.detach())

