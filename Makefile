@@ -81,7 +81,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	@echo "setting up $(VENV): about 6 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[dev,all]'
+	$(BIN)/pip install --quiet --no-compile -e '.[dev,all]'
 	touch $@
 	@echo "set-up: $(SECONDS_SO_FAR)"
 

@@ -145,7 +145,7 @@ def write_json(path, obj):
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #aa348bb2
-COLLECTIONS = ('scenes17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
+COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
 
 def _data_name(data):
     "A collection by its name, anything else by its absolute path, so that one folder is one run from wherever it is named."

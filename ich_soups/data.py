@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SPLITS', 'IMAGENET', 'check_regular', 'read_file',
            'open_picture', 'Budget', 'decode', 'visible', 'stratified_split', 'Pictures', 'read_photos', 'write_split',
-           'Report', 'check_folder', 'fetch_git', 'list_archive', 'collection', 'load_pictures', 'fetch_archive',
-           'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
+           'Report', 'check_folder', 'fetch_git', 'list_archive', 'collection', 'fewer', 'load_pictures',
+           'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
 import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -290,6 +290,11 @@ class Pictures:
 
     def __len__(self): return len(self.labels)
     def idxs(self, split): return np.flatnonzero(self.part == split)
+    def subset(self, keep):
+        "Only the images number `keep`, int [M], in that order."
+        items, digests = ([of[i] for i in keep] for of in (self.items, self.digests))
+        array = None if self.array is None else self.array[keep]
+        return replace(self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -578,7 +583,7 @@ def _some(pics, n, seed=0):
     counts = np.bincount(groups)
     take, r = _allocate(counts+1, n), np.random.default_rng(seed)
     keep = np.sort(np.concatenate([r.permutation(np.flatnonzero(groups == g))[:k] for g, k in enumerate(take)]))
-    return Pictures(pics.name, pics.classes, pics.labels[keep], pics.part[keep], [pics.items[i] for i in keep], [pics.digests[i] for i in keep], None if pics.array is None else pics.array[keep])
+    return pics.subset(keep)
 
 _NAMED = {'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
 _MADE = {'scenes17': _scenes, 'small17': _small}     # functions of `(n, seed, ..., split_seed)`: any number of images
@@ -592,18 +597,37 @@ def collection(
         return f
     return register
 
+def fewer(
+    pics:Pictures,
+    share:float,  # of the training images, from 0 to 1
+    seed:int=0
+) -> Pictures:
+    "The same val and test parts, and of each class that share of the training images, at least one."
+    r, train = np.random.default_rng([seed, 4]), pics.part == 'train'
+    of_class = [r.permutation(np.flatnonzero(train & (pics.labels == c))) for c in range(len(pics.classes))]
+    kept = np.concatenate([i[:max(1, round(share*len(i)))] for i in of_class])
+    return pics.subset(np.sort(np.r_[kept, np.flatnonzero(~train)]))
+
 def _numbers(source, args, most=2):
     "Number of images, seed, and what else follows the name of a drawn collection."
     if len(args) <= most and all(a.isdecimal() for a in args): return [int(a) for a in args]
     raise BadInput(f'{source!r} is not understood; after the name come the number of images and the seed, as in scenes17:2000:5')
+
+def _share(source, percent):
+    if 0 < percent <= 100: return percent/100
+    raise BadInput(f'{source!r} asks for {percent} % of the training images; ask for 1 to 100 %')
 
 def load_pictures(
     source,              # a name, a folder, a CSV list, or `Pictures`
     split_seed:int=0,    # of the split, where the source brings none
     on_bad:str='raise'   # as in `read_photos`
 ) -> Pictures:
-    "Any source as `Pictures`. `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that collection."
+    """Any source as `Pictures`.
+
+    `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that
+    collection, and `groceries14@30` all of it, with 30 % of the training images."""
     if isinstance(source, Pictures): return source
+    if m := re.fullmatch(r'([\w:]+)@(\d+)', str(source)): return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
     name, *args = str(source).split(':')
     if name in _MADE: return _MADE[name](*_numbers(source, args, 2 + (name == 'small17')), split_seed=split_seed)
     if m := re.fullmatch(r'motifs(\d+)', name): return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)

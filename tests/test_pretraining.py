@@ -41,14 +41,17 @@ def long_rates():
     return df[(df.what == 'rate') & (df.data == pretraining.SOURCE)]
 
 
+@pytest.fixture(scope='module')
+def fresh(): return motifs(800, 100, seed=977)
+
+
 @pytest.mark.parametrize('arch', RELATIVES)
-def test_it_knows_images_of_the_source_that_nobody_has_seen(arch):
+def test_it_knows_images_of_the_source_that_nobody_has_seen(arch, fresh):
     "Images of another seed: a damaged file, another world of motifs or another network would show."
-    s = motifs(800, TOLD[arch]['classes'], seed=977)
     model = create_model(arch, TOLD[arch]['classes'], 64)
     model.load_state_dict(load_file(WEIGHTS/f'{arch}.safetensors'))
-    batches = [(torch.from_numpy(x).permute(0, 3, 1, 2).float()/127.5 - 1,) for x in np.array_split(s.images, 8)]
-    right = (predict_logits(model, batches).argmax(1) == s.labels).mean()
+    batches = [(torch.from_numpy(x).permute(0, 3, 1, 2).float()/127.5 - 1,) for x in np.array_split(fresh.images, 8)]
+    right = (predict_logits(model, batches).argmax(1) == fresh.labels).mean()
     assert abs(right - TOLD[arch]['val_accuracy']) < .06      # three standard deviations of 800 images
 
 
