@@ -32,6 +32,7 @@ def as_list(snapshots): return [snapshots] if isinstance(snapshots, (str, Path, 
 # %% ../nbs/04_averaging.ipynb #c5ef13f6
 def _source(o):
     if isinstance(o, dict): return _Held(o)
+    getattr(o, 'check', bool)()     # of a snapshot, whose hash is known
     return o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o))
 
 # %% ../nbs/04_averaging.ipynb #5b2ed20a

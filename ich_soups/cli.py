@@ -55,7 +55,11 @@ def _surroundings(device):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module=r'ich_soups\.')
-        warnings.showwarning = lambda message, *a, **k: say(f'note: {message}')
+        said = set()
+        def note(message, *a, **k):
+            if str(message) not in said: say(f'note: {message}')
+            said.add(str(message))
+        warnings.showwarning = note
         try:
             if device:
                 os.environ['ICH_SOUPS_DEVICE'] = device
@@ -391,6 +395,7 @@ def train(data:Data,
     plan = [f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training', f'chosen: {why}',
             f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} epochs{f', {seeds} trainings' if seeds > 1 else ''}"]
     runs = _train_elsewhere(cfgs, plan, where, out, log) if where != 'here' else _train_here(cfgs, paths, plan, log)
+    if odd := [r for r in runs if r.diverged]: raise BadInput(odd[0].said_of_loss)
     docs = [_told(r) for r in runs]
     lines = [f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; best on val is epoch {d['best']['epoch']}, accuracy {100*d['best']['accuracy']:.1f} %, macro-F1 {100*d['best']['f1']:.1f} %" for d in docs]
     return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
@@ -636,6 +641,7 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     seed:Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')]=0):
     """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests between models."""
     import numpy as np
+    from ich_soups.core import BadInput
     from ich_soups.data import load_pictures
     from ich_soups.metrics import paired_test, scores
     _known(split, ('train', 'val', 'test', 'all'), 'split')
@@ -647,6 +653,7 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
     for n, c in classifiers.items():
         l, t = _logits(c, pics, idx), _targs(c, pics, idx)
+        if not np.isfinite(l).all(): raise BadInput(f'what {n} says of these pictures is no number; leave it out')
         df = scores(l, t, seed=seed)
         docs[n], logits[n] = {m: dict(r) for m, r in df.iterrows()}, (l, t)
         lines += _score_lines(n, df)

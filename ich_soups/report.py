@@ -159,7 +159,9 @@ class Evidence:
 
     @property
     def single(self): return 'single best, fresh BN' if 'single best, fresh BN' in self.cands else 'single best'
-    def val_loss(self, name): return nll(self.val[name], self.run.targs('val'))
+    def val_loss(self, name):
+        loss = nll(self.val[name], self.run.targs('val'))
+        return np.inf if np.isnan(loss) else loss
     @property
     def best(self):
         "What val favours among everything that costs one pass: the lowest loss; of those within a thousandth of a nat of it, the first."
@@ -214,6 +216,8 @@ def same_data(
     "The runs, checked: finished, different, of the same pictures and settings but for seed and replicate, pictures unchanged since. Raises `BadInput`."
     runs = [r if isinstance(r, Run) else Run(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
     if not runs: raise BadInput('a report needs a run; give the directory of one')
+    for r in runs:
+        if r.diverged: raise BadInput(r.said_of_loss)
     first, *rest = runs
     for r in rest:
         if r.provenance.get('data') != first.provenance.get('data'): raise BadInput(f'{r.path} was trained on other pictures than {first.path}; a report is of one collection, so write one for each')

@@ -1,0 +1,223 @@
+"What would be wrong without a word: each kind of it is refused, or said in a sentence."
+import json, warnings
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from ich_soups.checkpoints import load_weights
+from ich_soups.cli import main
+from ich_soups.compare import Candidate, cook, table
+from ich_soups.core import BadInput, Config
+from ich_soups.snapshots import Snapshot, kept_epochs
+from ich_soups.soups import RECIPES, average, greedy_soup
+from ich_soups.training import Run, get_run
+
+NAN = float('nan')
+CFG = Config.tiny(data='scenes17:300', size=32, epochs=4, bs=32, schedule='flat:1.0', fixed=(2, 3, 4))
+
+
+class Spoil(Callback):
+    "Weights that become NaN in an epoch."
+    def __init__(self, epoch): self.at = epoch
+    def before_epoch(self):
+        if self.epoch+1 == self.at: next(self.model.parameters()).data.fill_(NAN)
+
+
+class Stop(Callback):
+    "A power cut at the beginning of an epoch."
+    def __init__(self, epoch): self.at = epoch
+    def before_epoch(self):
+        if self.epoch+1 == self.at: raise RuntimeError('power cut')
+
+
+def notes(f):
+    "What `f` returns, and the notes that it gave."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        out = f()
+    return out, [str(w.message) for w in said if w.category is UserWarning and 'ich_soups' in w.filename]
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A home with a finished run in it."
+    d = tmp_path_factory.mktemp('lab')
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('ICH_SOUPS_HOME', str(d/'home'))
+        get_run(CFG, d/'run')
+        yield d
+
+
+@pytest.fixture
+def copy(lab, tmp_path):
+    "A copy of the run, to be damaged."
+    import shutil
+    return shutil.copytree(lab/'run', tmp_path/'run')
+
+
+@pytest.fixture
+def sh(lab, capsys):
+    "Run a command: `(code, stdout, stderr)`."
+    def run(*args):
+        capsys.readouterr()
+        code = main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        return code, out, err
+    return run
+
+
+def refused(sh, *args, says):
+    code, out, err = sh(*args)
+    assert (code, out) == (2, ''), (code, out, err)
+    assert says in err and 'a bug' not in err, err
+    return err
+
+
+# what is no number
+
+@pytest.mark.parametrize('at', (1, 2, 3, 4, 5))
+def test_an_epoch_that_is_no_number_is_never_among_the_best(at):
+    losses = {1: .9, 2: .65, 3: .7, 4: .8, 5: .6}
+    scores = {e: dict(valid_loss=NAN if e == at else v, accuracy=1. if e == at else 1-v) for e, v in losses.items()}
+    left = sorted((e for e in losses if e != at), key=losses.get)
+    for m in ('valid_loss', 'accuracy'):
+        for k in (1, 3, 5): assert kept_epochs(scores, (m,), k, (at,)) == set(left[:k])
+
+
+@pytest.mark.parametrize('name', ('valid_loss', 'accuracy'))
+def test_the_best_of_a_run_is_a_number(copy, name):
+    d = json.loads((copy/'snapshots'/'manifest.json').read_text())
+    first = min(d, key=int)
+    best = Run(copy).best(name)
+    d[first]['scores'] |= dict(valid_loss=NAN, accuracy=1.)
+    (copy/'snapshots'/'manifest.json').write_text(json.dumps(d))
+    found, said = notes(lambda: Run(copy).best(name))
+    sound = [s for s in Run(copy).snapshots if s.epoch != int(first)]
+    assert found.epoch == (best.epoch if best.epoch != int(first) else min(sound, key=lambda s: (s.scores['valid_loss'] if name == 'valid_loss' else -s.scores[name], s.epoch)).epoch)
+    assert found.epoch != int(first) and f'epoch_{int(first):03d}' in said[0]
+
+
+def test_ingredients_in_order_and_candidates_in_a_table():
+    w = [dict(a=torch.full((2, 2), v)) for v in (1., 2., 3.)]
+    score = lambda x: -abs(float(x['a'][0, 0])-2)
+    assert greedy_soup(w, score, singles=[NAN, 0., -1.]).ingredients[0] == '#1'
+    t = np.array([0, 1, 0])
+    good, bad = np.eye(2)[t]*4, np.full((3, 2), NAN)
+    df, said = notes(lambda: table({'lost': Candidate('control', bad), 'single best': Candidate('control', good), 'x': Candidate('soup', good)}, t))
+    assert df.model.tolist() == ['single best', 'x', 'lost'] and df.accuracy.tolist()[:2] == [1, 1] and np.isnan(df.accuracy.iloc[2])
+    assert said == ['the logits of lost are no numbers: last in the table, without scores']
+
+
+def test_logits_that_are_no_numbers_never_look_like_a_score(copy):
+    r = Run(copy)
+    score, (a, *rest) = r.scorer('accuracy'), r.snapshots
+    np.save(copy/'lost.npy', np.full_like(a.logits(), NAN))
+    lost = Snapshot(a.path, a.epoch, a.scores, a.sha256, copy/'lost.npy')
+    hits = r.targs('val') == 0
+    assert hits.any()                                     # so many would the first class get right
+    from ich_soups.soups import _singles, _logits
+    assert _singles([lost, *rest], score, None, _logits([lost, *rest], score))[0] == -np.inf
+
+
+def test_a_training_that_diverges_from_the_start(sh, tmp_path):
+    train = ('train', 'scenes17:300', '--size', 32, '--epochs', 5, '--lr', 1e30, '--out', tmp_path/'lost')
+    refused(sh, *train, says='diverged in epoch 1: its loss is no number; train again with a lower learning rate')
+    assert len(pd.read_csv(tmp_path/'lost'/'history.csv')) == 1                    # nothing can come of the others
+    refused(sh, *train, says='diverged in epoch 1')
+    refused(sh, 'eval', tmp_path/'lost', says='(--lr)')
+    refused(sh, 'report', tmp_path/'lost', '--out', tmp_path/'r.html', says='(--lr)')
+    refused(sh, 'cook', tmp_path/'lost', '--out', tmp_path/'s.safetensors', says='(--lr)')
+    assert not (tmp_path/'r.html').exists() and not (tmp_path/'s.safetensors').exists()
+
+
+def test_a_training_that_diverges_later_keeps_what_was_good(sh, lab, tmp_path):
+    run, said = notes(lambda: get_run(CFG, tmp_path/'later', [Spoil(3)]))
+    assert run.diverged == 3 and [s.epoch for s in run.snapshots] == [1, 2] and 'NaN' not in (tmp_path/'later'/'snapshots'/'manifest.json').read_text()
+    assert [s.split(':')[0] for s in said] == ['epoch 3', f'the training of {run.path} diverged in epoch 3']
+    whole = Run(lab/'run').snapshots
+    assert [s.sha256 for s in run.snapshots] == [s.sha256 for s in whole if s.epoch < 3]
+    assert sh('cook', run.path, '--out', tmp_path/'s.safetensors')[0] == 0 and sh('eval', run.path)[0] == 0
+    refused(sh, 'report', run.path, '--out', tmp_path/'r.html', says='diverged in epoch 3')
+
+
+def test_an_older_run_that_kept_a_lost_epoch_is_cooked_without_it(copy):
+    r = Run(copy)
+    lost, *rest = r.snapshots
+    want = cook(r, 'uniform', snapshots=rest).weights
+    w = load_weights(lost.path)
+    from ich_soups.snapshots import SnapshotStore
+    SnapshotStore(copy/'snapshots').put(lost.epoch, {k: v*NAN if v.is_floating_point() else v for k, v in w.items()}, lost.scores | dict(valid_loss=NAN), lost.logits())
+    soup, said = notes(lambda: cook(Run(copy), 'uniform'))
+    assert all(torch.equal(soup.weights[k], want[k]) for k in want)
+    assert said == [f'left out, since their loss is no number: {lost.name}']
+
+
+# files that have changed
+
+def _flip(f, at):
+    b = bytearray(f.read_bytes())
+    b[at] ^= 0x20
+    f.write_bytes(b)
+
+
+@pytest.mark.parametrize('name', ('epoch_003.safetensors', 'epoch_003.logits.npy'))
+def test_a_flipped_bit_is_found_by_whoever_reads_it(copy, sh, tmp_path, name):
+    _flip(copy/'snapshots'/name, -400)
+    says = f'{name} has changed since it was written; restore it'
+    refused(sh, 'cook', copy, '--recipe', 'greedy', '--metric', 'accuracy', '--out', tmp_path/'s.safetensors', says=says)
+    refused(sh, 'report', copy, '--out', tmp_path/'r.html', says=says)
+    s = next(s for s in Run(copy).snapshots if s.epoch == 3)
+    for read in ((lambda: average([s]), s.weights, lambda: RECIPES['uniform']([s])) if name.endswith('safetensors') else (s.logits, Run(copy).logits)):
+        with pytest.raises(BadInput, match='has changed'): read()
+
+
+def test_eval_notices_too(copy, sh):
+    best = Run(copy).best()
+    _flip(best.path, -400)
+    refused(sh, 'eval', copy, says=f'{best.path.name} has changed')
+
+
+def test_averages_and_history_are_compared_too(copy):
+    _flip(copy/'averages'/'ema.safetensors', -400)
+    with pytest.raises(BadInput, match='ema.safetensors has changed'): Run(copy).weights('ema')
+
+
+def test_of_an_older_manifest_nothing_is_claimed(copy):
+    d = json.loads((copy/'snapshots'/'manifest.json').read_text())
+    for e in d.values(): e.pop('logits_sha256')
+    (copy/'snapshots'/'manifest.json').write_text(json.dumps(d))
+    done = json.loads((copy/'DONE').read_text())
+    for k in ('hashes', 'ich_soups', 'threads'): done.pop(k)
+    (copy/'DONE').write_text(json.dumps(done))
+    _flip(copy/'snapshots'/'epoch_003.logits.npy', -400)
+    r = Run(copy)
+    assert r.best() and len(r.logits()) == len(r.snapshots) and r.weights('ema')
+
+
+# a training that goes on elsewhere
+
+def test_a_run_that_goes_on_with_other_threads_says_so(lab, tmp_path):
+    with pytest.raises(RuntimeError): get_run(CFG, tmp_path/'moved', [Stop(3)])
+    was = torch.get_num_threads()
+    try:
+        torch.set_num_threads(was+1)
+        run, said = notes(lambda: get_run(CFG, tmp_path/'moved'))
+    finally: torch.set_num_threads(was)
+    assert [s.split(':')[0] for s in said] == [f'goes on after epoch 2 with threads {was+1} instead of {was}']
+    assert run.provenance['moved'] == [dict(after=2, changed=dict(threads=[was, was+1]))] and run.provenance['threads'] == was+1
+    assert {'torch', 'timm', 'fastai', 'ich_soups', 'threads', 'device'} <= run.provenance.keys()
+
+
+def test_a_run_that_goes_on_where_it_was_says_nothing(lab, tmp_path):
+    with pytest.raises(RuntimeError): get_run(CFG, tmp_path/'same', [Stop(3)])
+    state = torch.load(tmp_path/'same'/'state.pt', weights_only=True)
+    assert state['where']['threads'] == torch.get_num_threads() and state['where']['torch'] == torch.__version__
+    run, said = notes(lambda: get_run(CFG, tmp_path/'same'))
+    assert not said and 'moved' not in run.provenance
+    assert [s.sha256 for s in run.snapshots] == [s.sha256 for s in Run(lab/'run').snapshots]
+
+
+def test_a_state_of_an_older_version_goes_on(lab, tmp_path):
+    with pytest.raises(RuntimeError): get_run(CFG, tmp_path/'old', [Stop(3)])
+    state = torch.load(tmp_path/'old'/'state.pt', weights_only=True)
+    torch.save({k: v for k, v in state.items() if k not in ('where', 'moved')}, tmp_path/'old'/'state.pt')
+    run, said = notes(lambda: get_run(CFG, tmp_path/'old'))
+    assert not said and [s.sha256 for s in run.snapshots] == [s.sha256 for s in Run(lab/'run').snapshots]
