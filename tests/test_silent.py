@@ -2,12 +2,14 @@
 import json, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
+import ich_soups.export as export
 from ich_soups.checkpoints import load_weights
 from ich_soups.cli import main
 from ich_soups.compare import Candidate, cook, table
 from ich_soups.core import BadInput, Config
+from ich_soups.data import load_pictures
 from ich_soups.snapshots import Snapshot, kept_epochs
-from ich_soups.soups import RECIPES, average, greedy_soup
+from ich_soups.soups import RECIPES, Soup, average, greedy_soup
 from ich_soups.training import Run, get_run
 
 NAN = float('nan')
@@ -221,3 +223,67 @@ def test_a_state_of_an_older_version_goes_on(lab, tmp_path):
     torch.save({k: v for k, v in state.items() if k not in ('where', 'moved')}, tmp_path/'old'/'state.pt')
     run, said = notes(lambda: get_run(CFG, tmp_path/'old'))
     assert not said and [s.sha256 for s in run.snapshots] == [s.sha256 for s in Run(lab/'run').snapshots]
+
+
+# what files say of themselves
+
+@pytest.fixture(scope='module')
+def soup(lab):
+    cook(Run(lab/'run'), 'uniform').save(lab/'soup.safetensors')
+    return lab/'soup.safetensors'
+
+
+@pytest.fixture
+def stranger(soup, tmp_path):
+    "A copy of the soup that says something else of itself."
+    def write(**said):
+        s = Soup.load(soup)
+        s.info |= said
+        s.save(tmp_path/'stranger.safetensors')
+        return tmp_path/'stranger.safetensors'
+    return write
+
+
+TOLD = dict(classes=(dict(classes=10**9), 'no list of different names'), names=(dict(classes=[1, 2, 3]), 'no list of different names'),
+            twice=(dict(classes=['a']*17), 'no list of different names'), few=(dict(classes=['a', 'b']), 'of 2 classes'),
+            large=(dict(arch='vit_giant_patch14_224'), 'is not a vit_giant_patch14_224'), unknown=(dict(arch='no_net'), 'unknown architecture'),
+            size=(dict(size=10**9), 'size of its pictures'), cold=(dict(temperature=0), 'temperature'), warm=(dict(temperature=NAN), 'temperature'),
+            mean=(dict(mean=[.5]), 'three finite numbers'), std=(dict(std=[1, 1, 0]), 'three finite numbers'))
+
+
+@pytest.mark.parametrize('case', TOLD)
+def test_what_a_stranger_says_is_compared_before_anything_is_built(stranger, monkeypatch, case):
+    said, why = TOLD[case]
+    monkeypatch.setattr(export, 'create_model', lambda *a, **k: pytest.fail('a model was built'))
+    with pytest.raises(BadInput, match=why): export.Classifier.load(stranger(**said))
+
+
+@pytest.mark.parametrize('key, value, why', (('temperature', '0', 'temperature'), ('temperature', 'NaN', 'temperature'), ('classes', '["a"]', 'names 1 classes for its 3 outputs'),
+                                             ('classes', '["a", "a", "b"]', 'different names'), ('mean', '[0.5]', 'three finite numbers'), ('std', '[1, 1, 0]', 'three finite numbers')))
+def test_metadata_of_onnx_are_checked(tmp_path, key, value, why):
+    onnx = pytest.importorskip('onnx')
+    from onnx import TensorProto, helper
+    io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (('pixels', ['b', 3, 8, 8]), ('logits', ['b', 3]))]
+    nodes = [helper.make_node('GlobalAveragePool', ['pixels'], ['a']), helper.make_node('Flatten', ['a'], ['logits'])]
+    m = helper.make_model(helper.make_graph(nodes, 'g', io[:1], io[1:]), opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
+    told = dict(classes='["a", "b", "c"]', size='8', mean='[0.5, 0.5, 0.5]', std='[0.5, 0.5, 0.5]', temperature='1.5')
+    def write(told):
+        del m.metadata_props[:]
+        for k, v in told.items(): m.metadata_props.add(key=k, value=v)
+        onnx.save(m, tmp_path/'m.onnx')
+        return export.Classifier.load(tmp_path/'m.onnx')
+    assert write(told).temperature == 1.5
+    with pytest.raises(BadInput, match=why): write(told | {key: value})
+
+
+@pytest.mark.quick
+def test_pixels_that_have_changed_are_decoded_anew(home, photos):
+    want = load_pictures(photos).pixels(32).copy()
+    f, = (home/'cache'/'pixels').glob('*.npy')
+    f.write_bytes(f.read_bytes()[:-500] + bytes(500))
+    got, said = notes(lambda: load_pictures(photos).pixels(32))
+    assert (got == want).all() and len(said) == 1 and 'has changed since it was written; the pictures are decoded anew' in said[0]
+    assert notes(lambda: load_pictures(photos).pixels(32))[1] == []
+    f.with_suffix('.sum').unlink()                        # of an older cache nothing is claimed
+    f.write_bytes(f.read_bytes()[:-500] + bytes(500))
+    assert notes(lambda: load_pictures(photos).pixels(32))[1] == []
