@@ -69,9 +69,10 @@ def finish(run, soup, prepare):
 def describe(
     run   # a `Run`
 ) -> dict:
-    "What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std of the channels, data, device and date of the training."
+    """What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std
+    of the channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
     mean, std = data_stats(run.cfg.arch, run.cfg.norm)
-    return dict(run=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, classes=list(run.classes), mean=list(mean), std=list(std), data=Path(run.cfg.data).name, **{k: run.provenance[k] for k in ('device', 'date')})
+    return dict(run=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, classes=list(run.classes), mean=list(mean), std=list(std), data=Path(run.cfg.data).name, split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint, **{k: run.provenance[k] for k in ('device', 'date')})
 
 def pool(
     run,       # a `Run` that kept every epoch

@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'bn_batches', 'recalibrate_bn', 'Soup', 'greedy_soup', 'gr
            'load_weights']
 
 # %% ../nbs/07_soups.ipynb #d565321d
-import contextlib, json, math, random
+import contextlib, json, math, random, warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -17,7 +17,7 @@ import numpy as np, torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from .averaging import as_list, average, checkpoint_name, open_all, side_by_side
+from .averaging import TOGETHER, as_list, average, checkpoint_name, mean_cosine, open_all, side_by_side
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput
 from .scorers import Scorer, Taste, slope
@@ -109,11 +109,26 @@ def _singles(snapshots, score, singles, logits):
     if logits is not None: return [_judged(score, l) for l in logits]
     return [_taste(score, load_weights(s)).score for s in snapshots]
 
+def _note_strangers(snapshots, sources, names, score):
+    "A note if the checkpoints seem to be of different trainings, with what the mean loses where there is a score."
+    c = mean_cosine(sources)
+    if c >= TOGETHER: return
+    said = f'{names[0]} to {names[-1]} seem to be of different trainings (mean cosine {c:.2f}, near 1 within one)'
+    if not callable(score):
+        warnings.warn(f'{said}: their mean may be worse than any of them')
+        return
+    two = [snapshots[0], snapshots[-1]]
+    alone = [_number(float(score(load_weights(s)))) for s in two]
+    mean = _number(float(score(average(two))))
+    warnings.warn(f'{said}: the mean of {names[0]} and {names[-1]} scores {mean:.3f}, alone they score '
+                  f'{alone[0]:.3f} and {alone[1]:.3f}')
+
 def _check(snapshots, score=True):
     snapshots = as_list(snapshots)
     if not snapshots: raise BadInput('there is nothing to cook: no checkpoints')
     if score is None: raise BadInput('this recipe chooses, so it needs a score: a function of weights to a number, higher is better')
-    _, names = open_all(snapshots)                                    # all of one model, or it says which is not
+    sources, names = open_all(snapshots)                              # all of one model, or it says which is not
+    _note_strangers(snapshots, sources, names, score)
     return snapshots, [n if names.count(n) == 1 else f'{n} #{i}' for i, n in enumerate(names)]
 
 class _Pot:

@@ -56,8 +56,9 @@ def copy(lab, tmp_path):
 
 
 @pytest.fixture
-def sh(lab, capsys):
+def sh(lab, capsys, monkeypatch):
     "Run a command: `(code, stdout, stderr)`."
+    monkeypatch.setenv('ICH_SOUPS_HOME', str(lab/'home'))
     def run(*args):
         capsys.readouterr()
         code = main([str(a) for a in args])
@@ -287,3 +288,83 @@ def test_pixels_that_have_changed_are_decoded_anew(home, photos):
     f.with_suffix('.sum').unlink()                        # of an older cache nothing is claimed
     f.write_bytes(f.read_bytes()[:-500] + bytes(500))
     assert notes(lambda: load_pictures(photos).pixels(32))[1] == []
+
+
+# models that do not belong together
+
+@pytest.fixture(scope='module')
+def other(lab):
+    "A run of another seed, with another split of the same pictures, and its soup."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('ICH_SOUPS_HOME', str(lab/'home'))
+        cook(get_run(CFG.replace(seed=1, split_seed=1), lab/'other'), 'uniform').save(lab/'other.safetensors')
+        return lab/'other'
+
+
+def test_models_that_know_the_test_pictures_are_not_compared(sh, lab, soup, other):
+    a, b = Run(lab/'run').pictures, Run(other).pictures
+    known = np.isin(a.idxs('test'), b.idxs('train')).mean()
+    assert known > .5
+    for second in (other, lab/'other.safetensors'):
+        for first in (lab/'run', soup):
+            code, out, err = sh('eval', first, second)
+            assert code == 0 and f'{second} was trained on {100*known:.0f} % of these pictures' in err
+            assert f'{second} and {first} are not compared' in out and ' p = ' not in out
+    d = json.loads(sh('eval', soup, lab/'other.safetensors', '--json')[1])
+    assert list(d['comparisons'][0]) == ['model', 'against', 'refused']
+
+
+def test_models_of_one_split_are_compared_without_a_note(sh, lab, soup):
+    code, out, err = sh('eval', lab/'run', soup)
+    assert code == 0 and 'McNemar p' in out and 'note' not in err
+
+
+def test_a_model_that_does_not_say_what_it_knows_is_noted(sh, lab, soup):
+    s = Soup.load(soup)
+    s.info = {k: v for k, v in s.info.items() if k not in ('pictures', 'run', 'split_seed')}
+    s.save(lab/'silent.safetensors')
+    code, out, err = sh('eval', soup, lab/'silent.safetensors')
+    assert code == 0 and f"whether {lab/'silent.safetensors'} was trained on some of these pictures is not known" in err
+
+
+def test_a_report_of_a_soup_of_another_split_is_refused(sh, lab, other):
+    refused(sh, 'report', lab/'run', '--soup', lab/'other.safetensors', '--out', lab/'r.html', says='another split of them, so it may know the test part')
+    assert not (lab/'r.html').exists()
+
+
+@pytest.mark.parametrize('said', (dict(arch='test_resnet'), dict(size=64), dict(std=[1, 1, 1]), 'order', 'names'))
+def test_soups_whose_headers_differ_are_not_averaged(sh, soup, stranger, said, tmp_path):
+    classes = Soup.load(soup).info['classes']
+    if said == 'order': said = dict(classes=classes[::-1])
+    if said == 'names': said = dict(classes=[c+'s' for c in classes])
+    refused(sh, 'cook', soup, stranger(**said), '--out', tmp_path/'x.safetensors', says='are not of one model')
+    with pytest.raises(BadInput, match='are not of one model'): average([soup, stranger(**said)])
+
+
+def test_a_soup_of_soups_says_what_all_of_them_say(sh, soup, stranger, tmp_path):
+    assert sh('cook', soup, stranger(), '--out', tmp_path/'x.safetensors')[0] == 0
+    one, both = Soup.load(soup).info, Soup.load(tmp_path/'x.safetensors').info
+    assert both == {k: one[k] for k in ('arch', 'classes', 'mean', 'size', 'std')}
+    assert export.Classifier.load(tmp_path/'x.safetensors').classes == one['classes']
+
+
+def test_different_trainings_are_noted_with_what_the_mean_loses(lab, other, soup):
+    a, b = Run(lab/'run'), Run(other)
+    assert notes(lambda: RECIPES['uniform'](a.snapshots))[1] == []
+    mixed = [a.snapshots[-1], b.snapshots[-1]]
+    kernels = [{k: v.double() for k, v in s.weights().items() if v.ndim > 1} for s in mixed]
+    x, y = (torch.cat([v.flatten() for v in w.values()]) for w in kernels)
+    assert abs(float(x @ y/x.norm()/y.norm())) < .1       # an independent look: at right angles
+    _, said = notes(lambda: RECIPES['uniform'](mixed))
+    assert len(said) == 1 and 'seem to be of different trainings' in said[0] and 'their mean may be worse' in said[0]
+    score = a.scorer('neg_nll')
+    _, said = notes(lambda: RECIPES['posthoc_ema'](mixed, score))
+    assert f'scores {score(average(mixed)):.3f}, alone they score {score(load_weights(mixed[0])):.3f}' in said[0]
+
+
+def test_runs_of_two_networks_are_not_cooked_together(sh, lab, tmp_path):
+    import shutil
+    shutil.copytree(lab/'run', tmp_path/'wide')
+    c = json.loads((tmp_path/'wide'/'config.json').read_text())
+    (tmp_path/'wide'/'config.json').write_text(json.dumps(c | dict(size=64)))
+    refused(sh, 'cook', lab/'run', tmp_path/'wide', '--out', tmp_path/'x.safetensors', says='they differ in size')
