@@ -9,12 +9,12 @@ __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SP
            'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
-import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings
+import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -27,7 +27,7 @@ from fasttransform import DisplayedTransform
 from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from .core import BadInput, atomic, cache_dir, device as default_device, one_line, suggest, write_json
+from .core import BadInput, atomic, cache_dir, device as default_device, one_line, read_json, suggest, write_json
 
 # %% ../nbs/02_data.ipynb #6c5a2e2d
 Image.init()
@@ -313,10 +313,33 @@ def _whole(path, shape):
     except (OSError, ValueError, EOFError): return False
     return a.shape == shape and a.dtype == np.uint8
 
+# %% ../nbs/02_data.ipynb #54d34cbb
+@lru_cache(1 << 10)
+def _crc(path, inode, size, mtime):
+    crc = 0
+    with open(path, 'rb') as f:
+        while part := f.read(1 << 20): crc = zlib.crc32(part, crc)
+    return crc
+
+def _sum_of(path):
+    s = os.stat(path)
+    return _crc(str(path), s.st_ino, s.st_size, s.st_mtime_ns)
+
+def _sum_file(path): return path.with_suffix('.sum')
+
+def _as_written(path):
+    "Whether a cache of pixels is what was written; of one without a checksum nothing is known."
+    if not _sum_file(path).exists(): return True
+    try: same = read_json(_sum_file(path)).get('crc32') == _sum_of(path)
+    except BadInput: same = False
+    if not same: warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
+    return same
+
 # %% ../nbs/02_data.ipynb #87e157da
 @patch
 def _decode_all(self:Pictures, path, shape):
-    "Write the cache of pixels."
+    "Write the cache of pixels, and its checksum."
+    _sum_file(path).unlink(missing_ok=True)
     with atomic(path) as tmp:
         out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, shape)
         if hasattr(os, 'posix_fallocate'):      # a full disk is an error now, and not a bus error later
@@ -325,6 +348,8 @@ def _decode_all(self:Pictures, path, shape):
         _threaded(put, range(len(self)), 'decoding once')
         out.flush()
         del out
+        crc = _crc.__wrapped__(tmp, 0, 0, 0)
+    write_json(_sum_file(path), dict(crc32=crc))
 
 # %% ../nbs/02_data.ipynb #ddc28a04
 @patch
@@ -337,7 +362,7 @@ def pixels(self:Pictures,
     path, shape = cache_dir()/'pixels'/f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path)+'.lock'):
-        if not _whole(path, shape): self._decode_all(path, shape)
+        if not (_whole(path, shape) and _as_written(path)): self._decode_all(path, shape)
     return np.load(path, mmap_mode='r')
 
 # %% ../nbs/02_data.ipynb #cc0dccf9

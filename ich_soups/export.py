@@ -8,7 +8,7 @@ __all__ = ['OPSET', 'FOLDER', 'decoded', 'WithFeatures', 'with_features', 'Class
            'picture_dls', 'to_learner', 'latency']
 
 # %% ../nbs/12_export.ipynb #ddd22046
-import contextlib, copy, html, json, logging, os, re, tempfile, time, warnings
+import contextlib, copy, html, json, logging, math, os, re, tempfile, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -33,7 +33,7 @@ from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
 from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
-from .models import create_model, data_stats
+from .models import blank_model, create_model, data_stats
 from .soups import Soup, bn_batches
 
 # %% ../nbs/12_export.ipynb #6a0430ba
@@ -92,6 +92,26 @@ def with_features(
     try: return both if torch.allclose(both(x)[0], model(x), atol=1e-5) else None
     except Exception: return None
 
+# %% ../nbs/12_export.ipynb #da4c010e
+def _checked(classes, size, mean, std, temperature, name):
+    "`BadInput` unless these can be what a classifier called `name` says of itself."
+    def holds(test):
+        try: return test()
+        except (TypeError, ValueError, OverflowError): return False
+    def three(v): return len(v) == 3 and all(math.isfinite(x) for x in v)
+    if not holds(lambda: int(size) == size and 0 < size <= _LARGEST):
+        raise BadInput(f'{name}: the size of its pictures is no whole number from 1 to {_LARGEST}')
+    if not holds(lambda: three(mean) and three(std) and min(std) > 0):
+        raise BadInput(f'{name}: mean and std are not three finite numbers each, the std above 0')
+    if not holds(lambda: math.isfinite(temperature) and temperature > 0): raise BadInput(f'{name}: its temperature is no finite number above 0')
+    if not _are_names(classes): raise BadInput(f'{name}: its classes are no list of different names')
+
+_LARGEST = 1 << 12    # pixels
+
+def _are_names(classes):
+    if type(classes) not in (list, tuple) or not classes: return False
+    return all(type(c) is str for c in classes) and len(set(classes)) == len(classes)
+
 # %% ../nbs/12_export.ipynb #0927593a
 class Classifier:
     "A model with its classes, its preprocessing and its temperature: pictures in, logits or probabilities out."
@@ -108,6 +128,7 @@ class Classifier:
         model:nn.Module|None=None,  # the torch model, where there is one
         precision:str='fp32'  # it computes in
     ):
+        _checked(classes, size, mean, std, temperature, name or arch or 'the classifier')
         self.forward, self.classes, self.size, self.mean, self.std, self.arch = forward, [str(c) for c in classes], int(size), tuple(map(float, mean)), tuple(map(float, std)), arch
         self.temperature, self.name, self.info, self.model, self.precision = float(temperature), name, dict(info or {}), model, precision
 
@@ -126,6 +147,8 @@ class Classifier:
         for names, x, good in decoded(pictures, self.size, bs, on_bad):
             y = self.forward(self.normalise(x))[out == 'features']
             if y is None: raise BadInput(f'{self.name or self.arch} does not give the features that pictures are compared by')
+            if not np.isfinite(y[good]).all():
+                raise BadInput(f'what {self.name or self.arch} says of pictures is no number; export or cook it again')
             if not good.all(): y[~good] = np.nan
             yield names, y
 
@@ -166,9 +189,14 @@ def from_weights(
     device=None            # default: the GPU if there is one
 ) -> Classifier:
     "A `Classifier` in torch; `BadInput` if these are not weights of that model."
-    model = create_model(info['arch'], len(info['classes']), info['size'])
-    try: model.load_state_dict(fit_names(weights, model))
+    _checked(info['classes'], info['size'], info['mean'], info['std'], info.get('temperature', 1.), name)
+    if type(info['arch']) is not str: raise BadInput(f'{name}: its network is no name')
+    try: fit_names(weights, blank_model(info['arch'], len(info['classes']), info['size']))
     except BadInput as e: raise BadInput(f"{name} is not a {info['arch']} of {len(info['classes'])} classes: {e}") from None
+    odd = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()]
+    if odd: raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
+    model = create_model(info['arch'], len(info['classes']), info['size'])
+    model.load_state_dict(fit_names(weights, model))
     both = with_features(model.eval().requires_grad_(False), info['size'])
     model.to(device or default_device(), memory_format=torch.channels_last)
     return Classifier(_torch_forward(model, both, amp_dtype(precision)), info['classes'], info['size'], info['mean'], info['std'], info['arch'], info.get('temperature', 1.), name, info, model, precision)
@@ -176,6 +204,8 @@ def from_weights(
 # %% ../nbs/12_export.ipynb #efc1e4ec
 def _complete(info, path, **given):
     "The info of a file with what was given beside it; `BadInput` names what is missing."
+    if not isinstance(info, dict) or isinstance(info.get('classes'), int):
+        raise BadInput(f'{path}: its classes are no list of different names')
     info = info | {k: v for k, v in given.items() if v is not None}
     if lacks := [k for k in ('arch', 'classes', 'size') if not info.get(k)]: raise BadInput(f"{path} does not say its {' and '.join(lacks)}; give {', '.join(k+'=' for k in lacks)}")
     if isinstance(info['classes'], int): info['classes'] = [f'class {i}' for i in range(info['classes'])]
@@ -291,6 +321,9 @@ def _from_onnx(path, threads=0):
     try: meta = {k: json.loads(v) for k, v in m.meta.items() if k in _METADATA}
     except ValueError: meta = {}
     if lacks := [k for k in ('classes', 'size', 'mean', 'std') if k not in meta]: raise BadInput(f"{path} does not say its {lacks[0]}; export the soup with to_onnx, or use OnnxModel with pictures that you prepare yourself")
+    n = m.session.get_outputs()[m.outputs.index('logits')].shape[-1] if 'logits' in m.outputs else None
+    if isinstance(n, int) and _are_names(meta['classes']) and len(meta['classes']) != n:
+        raise BadInput(f"{path} names {len(meta['classes'])} classes for its {n} outputs; export it again")
     return Classifier(m.forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), meta.get('temperature', 1.), path.name, meta.get('provenance'))
 
 _METADATA = ('name', 'arch', 'classes', 'size', 'mean', 'std', 'temperature', 'provenance')
