@@ -190,7 +190,7 @@ def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
     here = Path(path).absolute().parent
-    for p in (runs_dir()/soup.get('run', '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
+    for p in (runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
         if _is_run(p) and load_config(p/'config.json').key == soup.get('run'): return p
 
 # %% ../nbs/19_cli.ipynb #fc9ec531
@@ -345,8 +345,8 @@ def _readable(data):
 
 def _epochs_done(path):
     "Epochs that an earlier, interrupted call has finished."
-    try: return len((Path(path)/'history.csv').read_text().splitlines())-1 if (Path(path)/'state.pt').exists() else 0
-    except OSError: return 0
+    from ich_soups.records import epochs_done
+    return epochs_done(path) if (Path(path)/'state.pt').exists() else 0
 
 # %% ../nbs/19_cli.ipynb #247df7fa
 def _next(*words): return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
@@ -518,22 +518,22 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
     ready(out); _replaceable(out)
     seed_all(seed)
-    t0, is_run = time.time(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
+    t0, is_run = time.monotonic(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
     if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
     else: soup, run = _cook_files(_checkpoints(what), data, arch, size, recipe, metric), None
     soup.save(out)
     kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
-    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.time()-t0, 1), info=soup.info)
-    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.time()-t0)}"]
+    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
+    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
 # %% ../nbs/19_cli.ipynb #25158abd
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
+    from ich_soups.records import soup_header
     _no_pipe(out)
-    try: mine = not Path(out).exists() or 'soup' in Checkpoint(out).meta
+    try: mine = not Path(out).exists() or soup_header(out) is not None
     except BadInput: mine = False
     if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
@@ -595,14 +595,14 @@ def _targs(c, pics, idx):
 # %% ../nbs/19_cli.ipynb #29564d5f
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput, load_config
+    from ich_soups.records import soup_header
     info, found = {}, None
     for n in names:
         _no_pipe(n)
         if _is_run(n) or not Path(n).exists(): found = find_run(n)
-        elif Path(n).suffix == '.safetensors' and 'soup' in (m := Checkpoint(n).meta):
-            info = json.loads(m['soup']).get('info', {})
+        elif Path(n).suffix == '.safetensors' and (header := soup_header(n)):
+            info = header.info
             found = _run_of(info, n)
         if found or info: break
     cfg = load_config(found/'config.json') if found else None
@@ -683,11 +683,12 @@ def _pictures(names):
 # %% ../nbs/19_cli.ipynb #d268550c
 def _classifier(path, **kw):
     "A `Classifier` that knows what it is of."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
     from ich_soups.export import Classifier
+    from ich_soups.records import soup_header
     _no_pipe(path)
-    if Path(path).suffix == '.safetensors' and Path(path).exists() and 'classes' not in json.loads(Checkpoint(path).meta.get('soup', '{}')).get('info', {}):
+    header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
+    if header is None or header and 'classes' not in header.info:
         raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
     return Classifier.load(path, **kw)
 

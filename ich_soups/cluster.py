@@ -21,6 +21,7 @@ from .averaging import average
 from .core import BadInput, Config, atomic, home, load_config, runs_dir, seed_all, write_json
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
+from .records import epochs_done
 from .training import Averages, Journal, Run, _dls, get_run, make_learner
 from .snapshots import SnapshotCallback
 
@@ -273,11 +274,6 @@ def _rewrite_split(cfg, path):
     try: write_split(load_pictures(cfg.data, cfg.split_seed), path/'split.csv')
     except BadInput: (path/'split.csv').unlink()
 
-def _epochs_done(path):
-    "Lines of the history."
-    try: return max(0, (Path(path)/'history.csv').read_bytes().count(b'\n') - 1)
-    except OSError: return 0
-
 def train_all(
     cfgs,                # configurations; equal ones are one run
     where:str='here',    # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
@@ -298,7 +294,7 @@ def train_all(
     f = lambda cfg, shared: _train_one(cfg, shared, then, cfg in done, cbs)
     runs = {c: get_run(c) for c in done if not then}
     with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
-        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, _epochs_done(path(c))), after)))
+        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, epochs_done(path(c))), after)))
     return [values[c] if then else runs[c] if c in runs else Run(path(c)) for c in cfgs]
 
 # %% ../nbs/13_cluster.ipynb #f62036f6
@@ -468,7 +464,7 @@ def _watch(p, cfg, path, progress):
         with _bar(progress, total=cfg.epochs, unit='epoch', desc=cfg.key) as bar:
             while (code := p.poll()) is None:
                 time.sleep(.2)
-                bar.update(min(cfg.epochs, _epochs_done(path)) - bar.n)
+                bar.update(min(cfg.epochs, epochs_done(path)) - bar.n)
         return code
     finally:
         with contextlib.suppress(OSError): os.killpg(p.pid, 15)

@@ -8,6 +8,7 @@ __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled
 
 # %% ../nbs/06_training.ipynb #246740e4
 import hashlib, math, os, random, sys, time
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +28,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, sweep_temporary, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, runs_dir, seed_all, sweep_temporary, write_json
 from .data import image_dls, load_pictures, write_split
 from .metrics import metric, scores
 from .models import create_model, data_stats
+from .records import read_done, read_history, read_state
 from .scorers import Scorer
 from .snapshots import SnapshotCallback, SnapshotStore, file_sha256
 
@@ -208,8 +210,16 @@ class Run:
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
-        self.provenance = read_json(self.path/'DONE')
+        self.provenance = read_done(self.path)
         self.store = SnapshotStore(self.path/'snapshots')
+        self._check_scores()
+
+    def _check_scores(self):
+        "`BadInput` for a manifest without a score that every run writes."
+        for e, v in self.store.entries.items():
+            if lacks := [m for m in {'accuracy', 'f1', *self.cfg.monitor} if m not in v['scores']]:
+                raise BadInput(f"{self.store.path/'manifest.json'}, epoch {e}: there is no score {min(lacks)!r}; "
+                               f'delete {self.path} to train anew')
 
     def _file(self, name):
         "The path of a file of the run; `BadInput` if it is missing, or not as long as when the run was done."
@@ -221,7 +231,7 @@ class Run:
     def snapshots(self): return self.store.snapshots()
     @cached_property
     def history(self):
-        return pd.read_csv(self._file('history.csv'))
+        return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
     @cached_property
     def dls(self): return _dls(self.cfg)
     @cached_property
@@ -300,11 +310,13 @@ def _cpu_turn():
         return contextlib.nullcontext()
     return FileLock(str(runs_dir()/'.training.lock'))
 
-def _read_state(path):
-    "What an interrupted run left, or None."
-    if not (path/'state.pt').exists(): return None
-    try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
-    except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
+@contextmanager
+def _state_of(path):
+    "`BadInput` if what was read from state.pt does not fit the training that takes it over."
+    try: yield
+    except BadInput: raise
+    except Exception as e:
+        raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
 def get_run(
@@ -319,7 +331,7 @@ def get_run(
         if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
         if not (path/'DONE').exists():
             with _cpu_turn(): _train(cfg, path, cbs)
-        elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
+        elif (was := read_done(path).get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
             raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
         (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
@@ -334,7 +346,7 @@ def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
     for d in (path, path/'snapshots', path/'averages', path/'logits'): sweep_temporary(d)
-    t0, dls, state = time.time(), _dls(cfg), _read_state(path)
+    t0, dls, state = time.monotonic(), _dls(cfg), read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
     if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
     write_json(path/'config.json', asdict(cfg))
@@ -344,9 +356,10 @@ def _train(cfg, path, cbs=()):
     learn.snapshot.store.restore(learn.snapshot.store.entries)
     if state:
         _write_history(path, state['rows'])
-        learn.model.load_state_dict(state['model'])
-        learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
-        learn.averages.load(state['averages'])
+        with _state_of(path):
+            learn.model.load_state_dict(state['model'])
+            learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
+            learn.averages.load(state['averages'])
         learn.journal.scaler = state.get('scaler')
     if start < cfg.epochs:
         try:
@@ -357,4 +370,4 @@ def _train(cfg, path, cbs=()):
     for k, w in weights.items():
         save_weights(w, path/'averages'/f'{k}.safetensors')
     sizes = {str(f.relative_to(path).as_posix()): f.stat().st_size for f in (path/'history.csv', *(path/'averages').glob('*.safetensors'))}
-    write_json(path/'DONE', provenance(data=data, sizes=sizes, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
+    write_json(path/'DONE', provenance(data=data, sizes=sizes, seconds=round(time.monotonic()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
