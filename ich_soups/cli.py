@@ -115,7 +115,7 @@ def _fault(e):
     name = re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename)) if isinstance(e, OSError) and e.filename is not None else ''     # the file that was to be, not the temporary one
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the same command again"
     if name: return f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
-    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError): return 'there is not enough memory; try a smaller --bs or --size'
+    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError) or 'DefaultCPUAllocator' in str(e): return 'there is not enough memory; try a smaller --bs or --size'
 
 def _report_bug(e):
     "Where the traceback is."
@@ -255,7 +255,7 @@ def epoch_seconds(
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
-    from ich_soups.core import atomic, home, keep_memory
+    from ich_soups.core import atomic, home, keep_memory, scratch
     from ich_soups.training import make_learner
     keep_memory()
     class Clock(Callback):
@@ -264,8 +264,7 @@ def epoch_seconds(
             if dls.device.type == 'cuda': torch.cuda.synchronize()
             if self.training: self.at.append(time.perf_counter())
             if len(self.at) > 9 or self.at[-1]-self.at[0] > budget and len(self.at) > 1: raise CancelFitException
-    home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home(), prefix='.clock-') as tmp:
+    with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
         with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())

@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
-from filelock import FileLock
 from tqdm.auto import tqdm
 from .averaging import average
-from .core import BadInput, Config, atomic, home, load_config, runs_dir, seed_all, write_json
+from .core import BadInput, Config, atomic, home, load_config, runs_dir, scratch, seed_all, sweep_temporary, write_json
+from .locks import locked
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
 from .records import epochs_done
@@ -228,7 +228,7 @@ PIECE = 16 << 20   # bytes
 
 def _files(path):
     "Relative paths and sizes of a finished run, DONE last."
-    files = sorted((f for f in path.rglob('*') if f.is_file() and f.name != '.lock'), key=lambda f: (f.name == 'DONE', f))
+    files = sorted((f for f in path.rglob('*') if f.is_file() and not f.name.startswith('.lock')), key=lambda f: (f.name == 'DONE', f))
     return [(f.relative_to(path).as_posix(), f.stat().st_size) for f in files]
 
 def _train_one(cfg, shared, then=None, done=False, cbs=()):
@@ -255,15 +255,15 @@ def _bring_home(cfg, got):
     there = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False))
     read, forget = map(there, _hands())
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
+    with locked(path/'.lock'):
         if not (path/'DONE').exists():
-            for f in path.glob('.arriving-*'): shutil.rmtree(f)
-            with tempfile.TemporaryDirectory(prefix='.arriving-', dir=path) as new:
+            sweep_temporary(path)
+            with scratch(path, 'arriving') as new:
                 for name, size in got['files']:
                     with atomic(Path(new)/name) as tmp, open(tmp, 'wb') as f:
                         for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
                 for f in path.iterdir():          # all of it is here: what was begun may go
-                    if not f.name.startswith(('.lock', '.arriving-')): shutil.rmtree(f) if f.is_dir() else f.unlink()
+                    if f != new and not f.name.startswith('.lock'): shutil.rmtree(f) if f.is_dir() else f.unlink()
                 for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
                     if f.name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
                     f.rename(path/f.name)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'COLLECTIONS', 'one_line', 'BadInput', 'suggest', 'checkout', 'home', 'runs_dir', 'cache_dir', 'profile',
-           'in_smoke', 'choose_profile', 'refuse_smoke', 'figures_dir', 'atomic', 'sweep_temporary', 'write_json',
-           'Odd', 'whole', 'number', 'text', 'matching', 'one_of', 'listed', 'anything', 'table', 'checked', 'parsed',
-           'read_json', 'Config', 'load_config', 'seed_all', 'device', 'device_name', 'amp_dtype', 'keep_memory',
-           'provenance']
+           'in_smoke', 'choose_profile', 'refuse_smoke', 'figures_dir', 'may_write', 'unwritable', 'make_folder',
+           'atomic', 'scratch', 'sweep_temporary', 'write_json', 'Odd', 'whole', 'number', 'text', 'matching', 'one_of',
+           'listed', 'anything', 'table', 'checked', 'parsed', 'read_json', 'Config', 'load_config', 'seed_all',
+           'device', 'device_name', 'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
-import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re
-from contextlib import contextmanager
+import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re, shutil, time, zlib
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
@@ -104,32 +104,122 @@ def _flush(path, flags=os.O_RDONLY):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/00_core.ipynb #c0dc8db4
+def _machine():
+    "Four digits that tell this table of processes from that of another machine or container."
+    try: space = os.readlink('/proc/self/ns/pid')
+    except OSError: space = ''
+    return 1000 + zlib.crc32(f'{platform.node()} {space}'.encode())%9000
+
+def _temporary(path):
+    "A hidden neighbour of `path`, named after us."
+    return path.with_name(f'.{os.getpid()}.{_machine()}{random.SystemRandom().randrange(10**6):06}.{path.name}')
+
+def _living(pid):
+    "Whether there is such a process here; where that cannot be asked, yes."
+    if os.name != 'posix': return True
+    try: os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError): return False
+    except OSError: return True
+    return True
+
+# %% ../nbs/00_core.ipynb #6834e1a8
+def _leavings(folder, name=None):
+    "`(path, whose)` of hidden neighbours in a folder: of the 'living', of the 'dead' of this machine, or of 'others'."
+    try: names = os.listdir(folder)
+    except OSError: return
+    for n in names:
+        m = re.fullmatch(r'\.(\d+)\.(\d+)\.(.+)', n, re.S)
+        if not m or name not in (None, m[3]): continue
+        ours = m[2].startswith(str(_machine())) and len(m[2]) == 10
+        yield Path(folder)/n, 'others' if not ours else 'living' if _living(int(m[1])) else 'dead'
+
+def _remove(path):
+    "Delete a file or a folder that is nobody's."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError): path.unlink(missing_ok=True)
+
+def _sweep_dead(path):
+    "Delete what killed writers of this very file left behind."
+    for f, whose in _leavings(path.parent, path.name):
+        with suppress(OSError):
+            if whose == 'dead' or whose == 'others' and time.time()-f.lstat().st_mtime > 86_400: _remove(f)
+
+# %% ../nbs/00_core.ipynb #d5fab619
+_SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+def may_write(
+    path   # of a file or folder, which need not be there
+) -> bool:
+    "Whether the file system lets us write there, as far as can be told without trying."
+    p = Path(os.path.abspath(path))
+    while not p.exists() and p != p.parent: p = p.parent
+    return os.access(p, os.W_OK) and p.is_dir() or p.is_file() and os.access(p, os.W_OK)
+
+def unwritable(
+    path,       # what was to be written
+    e:OSError   # why it could not be
+) -> BadInput:
+    "The sentence for a place where nothing can be written."
+    own = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(home()))
+    remedy = 'set ICH_SOUPS_HOME to a folder that can be' if own else 'choose another path, or change its permissions'
+    return BadInput(f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); {remedy}')
+
+def make_folder(
+    path
+) -> Path:
+    "The folder, made if it is not there; `BadInput` if it cannot be."
+    try: Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        if e.errno in _SHUT: raise unwritable(path, e) from None
+        raise
+    return Path(path)
+
+# %% ../nbs/00_core.ipynb #40fad940
 @contextmanager
 def atomic(
     path   # final name; its parents are made
 ):
-    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full."
+    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full, or may not be written to."
     path = Path(path)
-    tmp = path.with_name(f'.{os.getpid()}.{random.SystemRandom().randrange(10**6)}.{path.name}')
+    tmp = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        _sweep_dead(path)
         yield tmp
         _flush(tmp, os.O_RDWR)
         os.replace(tmp, path)
         if os.name == 'posix': _flush(path.parent)
     except Exception as e:
         if _is_full(e): raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again') from e
+        if isinstance(e, OSError) and e.errno in _SHUT[:3] and str(e.filename) == str(tmp): raise unwritable(path, e) from e
         raise
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink(missing_ok=True)
+
+@contextmanager
+def scratch(
+    folder,    # where; made if it is not there
+    name:str   # what it is for
+):
+    "An empty folder for the length of a block, hidden in `folder`. What killed processes left of that name is swept."
+    tmp = _temporary(make_folder(folder)/name)
+    _sweep_dead(tmp.with_name(name))
+    try: tmp.mkdir()
+    except OSError as e: raise unwritable(folder, e) from None
+    try: yield tmp
+    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 def sweep_temporary(
     folder,          # only this folder, not those below it
     name:str='*'     # what the finished file would have been called
 ):
-    "Delete what killed writers left behind. Call it where a lock says that nobody is writing."
-    for f in Path(folder).glob(f'.*.*.{name}'):
-        if re.match(r'\.\d+\.\d+\.', f.name): f.unlink(missing_ok=True)
+    "Delete what killed writers left behind, but nothing of a process that lives. Call it where a lock says that nobody is writing."
+    for f, whose in _leavings(folder, None if name == '*' else name):
+        if whose != 'living': _remove(f)
 
+# %% ../nbs/00_core.ipynb #1aebb4a7
 def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')

@@ -30,7 +30,7 @@ from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
 from .checkpoints import fit_names, load_weights, save_weights
-from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
+from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance, scratch, _leavings
 from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
 from .models import create_model, data_stats
@@ -515,6 +515,11 @@ def _model_args(c):
     except TypeError: return {}
     return dict(img_size=c.size)
 
+def _rescue(folder):
+    "Put an older export back that somebody was about to replace, and was killed."
+    for left, whose in _leavings(folder.parent, folder.name):
+        if whose != 'living' and (left/'old').is_dir() and not folder.exists(): (left/'old').rename(folder)
+
 def save_pretrained(
     soup,                # a `Soup`, its path, or a `Classifier`
     folder,              # to make; one that this function made is overwritten
@@ -525,16 +530,16 @@ def save_pretrained(
     "Write the model in the layout of timm and the Hub, with a model card."
     c, folder = as_classifier(soup, device='cpu'), Path(folder)
     if c.model is None: raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
+    _rescue(folder)
     if folder.exists() and (not folder.is_dir() or (other := sorted(p.name for p in folder.iterdir() if p.name not in FOLDER))): raise BadInput(f"{folder} is there already{f' and holds {other[0]}' if folder.is_dir() else ''}; give another name")
     tested, s = _tested(c, run, c.model.state_dict()) if run else ('', None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as tmp:
-        to = Path(tmp)/'new'; to.mkdir()
+    with scratch(folder.parent, folder.name) as tmp:
+        to = tmp/'new'; to.mkdir()
         _write_folder(c, to, model_card(c, tested, s, licence, onnx), licence, onnx)
         again, x = timm.create_model(f'local-dir:{to}', pretrained=True).eval(), torch.linspace(-1, 1, 3*c.size**2).view(1, 3, c.size, c.size)
         with torch.inference_mode(): diff = float((again(x)-copy.deepcopy(c.model).cpu()(x)).abs().max())
         if not diff < 1e-3: raise BadInput(f'timm does not read {c.arch} back as it was written (logits differ by {diff:.2g}); export it as ONNX instead')
-        if folder.exists(): folder.rename(Path(tmp)/'old')
+        if folder.exists(): folder.rename(tmp/'old')
         to.rename(folder)
     return folder
 

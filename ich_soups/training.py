@@ -22,14 +22,14 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastai.optimizer import OptimWrapper
-from filelock import FileLock
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, runs_dir, seed_all, sweep_temporary, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, make_folder, may_write, provenance, runs_dir, seed_all, sweep_temporary, write_json
 from .data import image_dls, load_pictures, write_split
+from .locks import locked
 from .metrics import metric, scores
 from .models import create_model, data_stats
 from .records import read_done, read_history, read_state
@@ -281,6 +281,7 @@ def logits(self:Run, split='val') -> np.ndarray:
     f = self.path/'logits'/f'{split}.npy'
     if not f.exists():
         out = np.stack([self.logits_of(s.weights(), split) for s in self.snapshots])
+        if not may_write(f): return out      # a run that may only be read
         with atomic(f) as tmp: np.save(tmp, out)
     return np.load(f)
 
@@ -308,7 +309,7 @@ def _cpu_turn():
     if device().type == 'cuda' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
         import contextlib
         return contextlib.nullcontext()
-    return FileLock(str(runs_dir()/'.training.lock'))
+    return locked(runs_dir()/'.training.lock')
 
 @contextmanager
 def _state_of(path):
@@ -319,6 +320,18 @@ def _state_of(path):
         raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
+def _check_config(cfg, path):
+    "`BadInput` if the directory holds another run."
+    if not (path/'config.json').exists(): return
+    if (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
+
+def _finished(cfg, path):
+    "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
+    _check_config(cfg, path)
+    was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
+    if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
+    return Run(path)
+
 def get_run(
     cfg:Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
@@ -326,13 +339,13 @@ def get_run(
 ) -> Run:
     "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged, or the disk is full."
     path = Path(path or runs_dir()/cfg.key)
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
-        if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
-        if not (path/'DONE').exists():
+    if (path/'DONE').exists() and not may_write(path): return _finished(cfg, path)
+    make_folder(path)
+    with locked(path/'.lock'):
+        if (path/'DONE').exists(): _finished(cfg, path)
+        else:
+            _check_config(cfg, path)
             with _cpu_turn(): _train(cfg, path, cbs)
-        elif (was := read_done(path).get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
-            raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
         (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
 
