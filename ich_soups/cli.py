@@ -119,7 +119,7 @@ def _fault(e):
     name = re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename)) if isinstance(e, OSError) and e.filename is not None else ''     # the file that was to be, not the temporary one
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the same command again"
     if name: return f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
-    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError): return 'there is not enough memory; try a smaller --bs or --size'
+    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError) or 'DefaultCPUAllocator' in str(e): return 'there is not enough memory; try a smaller --bs or --size'
 
 def _report_bug(e):
     "Where the traceback is."
@@ -194,7 +194,7 @@ def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
     here = Path(path).absolute().parent
-    for p in (runs_dir()/soup.get('run', '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
+    for p in (runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
         if _is_run(p) and load_config(p/'config.json').key == soup.get('run'): return p
 
 # %% ../nbs/19_cli.ipynb #fc9ec531
@@ -264,7 +264,7 @@ def epoch_seconds(
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
-    from ich_soups.core import atomic, home, keep_memory
+    from ich_soups.core import atomic, home, keep_memory, scratch
     from ich_soups.training import make_learner
     keep_memory()
     class Clock(Callback):
@@ -273,8 +273,7 @@ def epoch_seconds(
             if dls.device.type == 'cuda': torch.cuda.synchronize()
             if self.training: self.at.append(time.perf_counter())
             if len(self.at) > 9 or self.at[-1]-self.at[0] > budget and len(self.at) > 1: raise CancelFitException
-    home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home(), prefix='.clock-') as tmp:
+    with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
         with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())
@@ -354,8 +353,8 @@ def _readable(data):
 
 def _epochs_done(path):
     "Epochs that an earlier, interrupted call has finished."
-    try: return len((Path(path)/'history.csv').read_text().splitlines())-1 if (Path(path)/'state.pt').exists() else 0
-    except OSError: return 0
+    from ich_soups.records import epochs_done
+    return epochs_done(path) if (Path(path)/'state.pt').exists() else 0
 
 # %% ../nbs/19_cli.ipynb #247df7fa
 def _next(*words): return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
@@ -541,22 +540,22 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
     ready(out); _replaceable(out)
     seed_all(seed)
-    t0, is_run = time.time(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
+    t0, is_run = time.monotonic(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
     if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
     else: soup, run = _cook_files(_checkpoints(what), data, arch, size, recipe, metric), None
     soup.save(out)
     kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
-    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.time()-t0, 1), info=soup.info)
-    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.time()-t0)}"]
+    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
+    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
 # %% ../nbs/19_cli.ipynb #25158abd
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
+    from ich_soups.records import soup_header
     _no_pipe(out)
-    try: mine = not Path(out).exists() or 'soup' in Checkpoint(out).meta
+    try: mine = not Path(out).exists() or soup_header(out) is not None
     except BadInput: mine = False
     if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
@@ -626,14 +625,14 @@ def _targs(c, pics, idx):
 # %% ../nbs/19_cli.ipynb #29564d5f
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput, load_config
+    from ich_soups.records import soup_header
     info, found = {}, None
     for n in names:
         _no_pipe(n)
         if _is_run(n) or not Path(n).exists(): found = find_run(n)
-        elif Path(n).suffix == '.safetensors' and 'soup' in (m := Checkpoint(n).meta):
-            info = json.loads(m['soup']).get('info', {})
+        elif Path(n).suffix == '.safetensors' and (header := soup_header(n)):
+            info = header.info
             found = _run_of(info, n)
         if found or info: break
     cfg = load_config(found/'config.json') if found else None
@@ -765,11 +764,12 @@ def _pictures(names):
 # %% ../nbs/19_cli.ipynb #d268550c
 def _classifier(path, **kw):
     "A `Classifier` that knows what it is of."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
     from ich_soups.export import Classifier
+    from ich_soups.records import soup_header
     _no_pipe(path)
-    if Path(path).suffix == '.safetensors' and Path(path).exists() and 'classes' not in json.loads(Checkpoint(path).meta.get('soup', '{}')).get('info', {}):
+    header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
+    if header is None or header and 'classes' not in header.info:
         raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
     return Classifier.load(path, **kw)
 

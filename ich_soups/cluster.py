@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
-from filelock import FileLock
 from tqdm.auto import tqdm
 from .averaging import average
-from .core import BadInput, Config, atomic, home, load_config, runs_dir, seed_all, write_json
+from .core import BadInput, Config, atomic, home, load_config, runs_dir, scratch, seed_all, sweep_temporary, write_json
+from .locks import locked
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
+from .records import epochs_done
 from .training import Averages, Journal, Run, _dls, get_run, make_learner
 from .snapshots import SnapshotCallback
 
@@ -227,7 +228,7 @@ PIECE = 16 << 20   # bytes
 
 def _files(path):
     "Relative paths and sizes of a finished run, DONE last."
-    files = sorted((f for f in path.rglob('*') if f.is_file() and f.name != '.lock'), key=lambda f: (f.name == 'DONE', f))
+    files = sorted((f for f in path.rglob('*') if f.is_file() and not f.name.startswith('.lock')), key=lambda f: (f.name == 'DONE', f))
     return [(f.relative_to(path).as_posix(), f.stat().st_size) for f in files]
 
 def _train_one(cfg, shared, then=None, done=False, cbs=()):
@@ -254,15 +255,15 @@ def _bring_home(cfg, got):
     there = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False))
     read, forget = map(there, _hands())
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
+    with locked(path/'.lock'):
         if not (path/'DONE').exists():
-            for f in path.glob('.arriving-*'): shutil.rmtree(f)
-            with tempfile.TemporaryDirectory(prefix='.arriving-', dir=path) as new:
+            sweep_temporary(path)
+            with scratch(path, 'arriving') as new:
                 for name, size in got['files']:
                     with atomic(Path(new)/name) as tmp, open(tmp, 'wb') as f:
                         for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
                 for f in path.iterdir():          # all of it is here: what was begun may go
-                    if not f.name.startswith(('.lock', '.arriving-')): shutil.rmtree(f) if f.is_dir() else f.unlink()
+                    if f != new and not f.name.startswith('.lock'): shutil.rmtree(f) if f.is_dir() else f.unlink()
                 for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
                     if f.name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
                     f.rename(path/f.name)
@@ -272,11 +273,6 @@ def _rewrite_split(cfg, path):
     "The paths in it are relative to the run, which has moved; without the pictures there is nothing to point at."
     try: write_split(load_pictures(cfg.data, cfg.split_seed), path/'split.csv')
     except BadInput: (path/'split.csv').unlink()
-
-def _epochs_done(path):
-    "Lines of the history."
-    try: return max(0, (Path(path)/'history.csv').read_bytes().count(b'\n') - 1)
-    except OSError: return 0
 
 def train_all(
     cfgs,                # configurations; equal ones are one run
@@ -298,7 +294,7 @@ def train_all(
     f = lambda cfg, shared: _train_one(cfg, shared, then, cfg in done, cbs)
     runs = {c: get_run(c) for c in done if not then}
     with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
-        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, _epochs_done(path(c))), after)))
+        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, epochs_done(path(c))), after)))
     return [values[c] if then else runs[c] if c in runs else Run(path(c)) for c in cfgs]
 
 # %% ../nbs/13_cluster.ipynb #f62036f6
@@ -468,7 +464,7 @@ def _watch(p, cfg, path, progress):
         with _bar(progress, total=cfg.epochs, unit='epoch', desc=cfg.key) as bar:
             while (code := p.poll()) is None:
                 time.sleep(.2)
-                bar.update(min(cfg.epochs, _epochs_done(path)) - bar.n)
+                bar.update(min(cfg.epochs, epochs_done(path)) - bar.n)
         return code
     finally:
         with contextlib.suppress(OSError): os.killpg(p.pid, 15)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.special import log_softmax
-from .core import BadInput, amp_dtype, atomic
+from .core import BadInput, amp_dtype, atomic, may_write
 from .data import PixelDataset
 from .ensembles import soft_voting
 from .metrics import COUNTED, class_counts, from_counts, paired_difference, paired_test, resampled, scores, temperature
@@ -138,6 +138,7 @@ def fresh_logits(run, split, prepare) -> np.ndarray:
     f = run.path/'logits'/f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
     if not f.exists():
         out = np.stack([run.logits_of(s.weights(), split, prepare) for s in run.snapshots])
+        if not may_write(f): return out
         with atomic(f) as tmp: np.save(tmp, out)
     return np.load(f)
 

@@ -29,11 +29,12 @@ from scipy.special import softmax
 from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
-from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
-from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
+from .checkpoints import fit_names, load_weights, save_weights
+from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance, scratch, _leavings
 from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
 from .models import blank_model, create_model, data_stats
+from .records import folder_info, onnx_info, read_info, soup_header
 from .soups import Soup, bn_batches
 
 # %% ../nbs/12_export.ipynb #6a0430ba
@@ -129,8 +130,12 @@ class Classifier:
         precision:str='fp32'  # it computes in
     ):
         _checked(classes, size, mean, std, temperature, name or arch or 'the classifier')
-        self.forward, self.classes, self.size, self.mean, self.std, self.arch = forward, [str(c) for c in classes], int(size), tuple(map(float, mean)), tuple(map(float, std)), arch
-        self.temperature, self.name, self.info, self.model, self.precision = float(temperature), name, dict(info or {}), model, precision
+        mean, std = [list(map(float, m)) for m in (mean, std)]
+        known = dict(classes=list(map(str, classes)), size=int(size), mean=mean, std=std, temperature=float(temperature))
+        known = read_info(known | dict(arch=arch), name or 'the model')
+        self.forward, self.arch, self.classes, self.size = forward, arch, known['classes'], known['size']
+        self.mean, self.std, self.temperature = tuple(known['mean']), tuple(known['std']), known['temperature']
+        self.name, self.info, self.model, self.precision = name, dict(info or {}), model, precision
 
     def normalise(self, images) -> torch.Tensor:
         "uint8 [B, S, S, 3] as float32 [B, 3, S, S], as the training pictures were."
@@ -207,19 +212,23 @@ def _complete(info, path, **given):
     if not isinstance(info, dict) or isinstance(info.get('classes'), int):
         raise BadInput(f'{path}: its classes are no list of different names')
     info = info | {k: v for k, v in given.items() if v is not None}
+    if isinstance(info.get('classes'), int): info['classes'] = _numbered(info['classes'], path)
+    info = read_info(info, path)
     if lacks := [k for k in ('arch', 'classes', 'size') if not info.get(k)]: raise BadInput(f"{path} does not say its {' and '.join(lacks)}; give {', '.join(k+'=' for k in lacks)}")
-    if isinstance(info['classes'], int): info['classes'] = [f'class {i}' for i in range(info['classes'])]
-    if 'mean' not in info: info['mean'], info['std'] = data_stats(info['arch'])
+    if not {'mean', 'std'} <= set(info): info['mean'], info['std'] = data_stats(info['arch'])
     return info
+
+def _numbered(n, path):
+    "Names of so many classes."
+    if not 0 < n <= 100_000: raise BadInput(f'{path}: classes is {n}, not the number of classes; give 1 to 100000, or their names')
+    return [f'class {i}' for i in range(n)]
 
 def _soup_info(soup): return dict(recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs) | soup.info
 
 def _read_folder(path):
     "Weights and info of a folder of `save_pretrained`."
-    try: cfg = json.loads((path/'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise BadInput(f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an .onnx file') from None
-    if not isinstance(cfg, dict) or 'ich_soups' not in cfg: raise BadInput(f"{path} was not written by save_pretrained; timm.create_model('local-dir:{path}', pretrained=True) may read it")
-    return load_weights(path/'model.safetensors'), cfg['ich_soups']
+    info = folder_info(path)
+    return load_weights(path/'model.safetensors'), info
 
 @patch(cls_method=True)
 def load(cls:Classifier,
@@ -236,7 +245,7 @@ def load(cls:Classifier,
     if not path.exists(): raise BadInput(f'{path} does not exist; give a soup (.safetensors), a folder of save_pretrained, or an .onnx file')
     if path.suffix == '.onnx': return _from_onnx(path, threads)
     if path.is_dir(): weights, info = _read_folder(path)
-    elif path.suffix == '.safetensors' and 'soup' in Checkpoint(path).meta: weights, info = (s := Soup.load(path)).weights, _soup_info(s)
+    elif path.suffix == '.safetensors' and soup_header(path): weights, info = (s := Soup.load(path)).weights, _soup_info(s)
     else: weights, info = load_weights(path), {}
     return from_weights(weights, _complete(info, path, arch=arch, classes=classes, size=size), path.name, precision, device)
 
@@ -318,15 +327,11 @@ class OnnxModel:
 
 def _from_onnx(path, threads=0):
     m = OnnxModel(path, threads)
-    try: meta = {k: json.loads(v) for k, v in m.meta.items() if k in _METADATA}
-    except ValueError: meta = {}
-    if lacks := [k for k in ('classes', 'size', 'mean', 'std') if k not in meta]: raise BadInput(f"{path} does not say its {lacks[0]}; export the soup with to_onnx, or use OnnxModel with pictures that you prepare yourself")
+    meta = onnx_info(m.meta, path)
     n = m.session.get_outputs()[m.outputs.index('logits')].shape[-1] if 'logits' in m.outputs else None
     if isinstance(n, int) and _are_names(meta['classes']) and len(meta['classes']) != n:
         raise BadInput(f"{path} names {len(meta['classes'])} classes for its {n} outputs; export it again")
     return Classifier(m.forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), meta.get('temperature', 1.), path.name, meta.get('provenance'))
-
-_METADATA = ('name', 'arch', 'classes', 'size', 'mean', 'std', 'temperature', 'provenance')
 
 # %% ../nbs/12_export.ipynb #16d69b88
 def split_of(
@@ -543,6 +548,11 @@ def _model_args(c):
     except TypeError: return {}
     return dict(img_size=c.size)
 
+def _rescue(folder):
+    "Put an older export back that somebody was about to replace, and was killed."
+    for left, whose in _leavings(folder.parent, folder.name):
+        if whose != 'living' and (left/'old').is_dir() and not folder.exists(): (left/'old').rename(folder)
+
 def save_pretrained(
     soup,                # a `Soup`, its path, or a `Classifier`
     folder,              # to make; one that this function made is overwritten
@@ -553,16 +563,16 @@ def save_pretrained(
     "Write the model in the layout of timm and the Hub, with a model card."
     c, folder = as_classifier(soup, device='cpu'), Path(folder)
     if c.model is None: raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
+    _rescue(folder)
     if folder.exists() and (not folder.is_dir() or (other := sorted(p.name for p in folder.iterdir() if p.name not in FOLDER))): raise BadInput(f"{folder} is there already{f' and holds {other[0]}' if folder.is_dir() else ''}; give another name")
     tested, s = _tested(c, run, c.model.state_dict()) if run else ('', None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as tmp:
-        to = Path(tmp)/'new'; to.mkdir()
+    with scratch(folder.parent, folder.name) as tmp:
+        to = tmp/'new'; to.mkdir()
         _write_folder(c, to, model_card(c, tested, s, licence, onnx), licence, onnx)
         again, x = timm.create_model(f'local-dir:{to}', pretrained=True).eval(), torch.linspace(-1, 1, 3*c.size**2).view(1, 3, c.size, c.size)
         with torch.inference_mode(): diff = float((again(x)-copy.deepcopy(c.model).cpu()(x)).abs().max())
         if not diff < 1e-3: raise BadInput(f'timm does not read {c.arch} back as it was written (logits differ by {diff:.2g}); export it as ONNX instead')
-        if folder.exists(): folder.rename(Path(tmp)/'old')
+        if folder.exists(): folder.rename(tmp/'old')
         to.rename(folder)
     return folder
 

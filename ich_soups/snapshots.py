@@ -16,8 +16,9 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, atomic, read_json, suggest, sweep_temporary, write_json
+from .core import BadInput, atomic, suggest, sweep_temporary, write_json
 from .metrics import METRICS
+from .records import read_manifest
 
 # %% ../nbs/05_snapshots.ipynb #f9d0cd20
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class SnapshotStore:
         dtype=None     # of kernels and matrices on disk, e.g. `torch.bfloat16` for half the space; vectors, few and delicate, stay as they are
     ):
         self.path, self.dtype = Path(path), dtype
-        f = self.path/'manifest.json'
-        self.entries = {int(k): v for k, v in read_json(f, self._root).items()} if f.exists() else {}
+        self.entries = read_manifest(self.path/'manifest.json', self._root)
 
     @property
     def _root(self): return _run_folder(self.path/'manifest.json')

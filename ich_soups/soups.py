@@ -20,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 from .averaging import TOGETHER, as_list, average, checkpoint_name, mean_cosine, open_all, side_by_side
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput
+from .records import soup_header
 from .scorers import Scorer, Taste, slope
 
 # %% ../nbs/07_soups.ipynb #c9ee5ecc
@@ -75,9 +76,9 @@ class Soup:
     @classmethod
     def load(cls, path):
         "Read a soup back; `BadInput` if the file is no soup."
-        if 'soup' not in (c := Checkpoint(path)).meta: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
-        try: return cls(weights={k: c.get(k) for k in c.keys()}, **json.loads(c.meta['soup']))
-        except (TypeError, ValueError): raise BadInput(f'what {path} says of its soup cannot be read; average() reads its weights') from None
+        h = soup_header(c := Checkpoint(path))
+        if h is None: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
+        return cls({k: c.get(k) for k in c.keys()}, h.ingredients, h.coefs, h.recipe, h.history, h.info)
 
     def load_into(self, model):
         "Put the weights into `model`, which must have the same tensors, perhaps behind a prefix such as `module.`; returns it."
@@ -131,6 +132,10 @@ def _check(snapshots, score=True):
     _note_strangers(snapshots, sources, names, score)
     return snapshots, [n if names.count(n) == 1 else f'{n} #{i}' for i, n in enumerate(names)]
 
+def _finite(v):
+    "Whether a tensor holds numbers alone; of eight bits and less torch cannot tell without widening them."
+    return bool(torch.isfinite(v if v.element_size() > 1 else v.float()).all())
+
 class _Pot:
     "A running sum of checkpoints in float64, so that trying one more or one less reads one file."
     def __init__(self, snapshots, names): self.snapshots, self.names, self.total, self.n = snapshots, names, {}, 0
@@ -138,7 +143,7 @@ class _Pot:
         "The sum and the mean with checkpoint `i` added, or taken out."
         w, n = load_weights(self.snapshots[i]), self.n + sign
         floats = [k for k, v in w.items() if v.is_floating_point()]
-        if odd := [k for k in floats if not torch.isfinite(w[k]).all()]: raise BadInput(f'{self.names[i]}: tensor {odd[0]!r} holds NaN or infinity; leave that checkpoint out')
+        if odd := [k for k in floats if not _finite(w[k])]: raise BadInput(f'{self.names[i]}: tensor {odd[0]!r} holds NaN or infinity; leave that checkpoint out')
         if not floats: return {}, w
         total = torch._foreach_mul([w[k].double() for k in floats], float(sign))
         if self.n: torch._foreach_add_(total, [self.total[k] for k in floats])

@@ -9,6 +9,7 @@ __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled
 
 # %% ../nbs/06_training.ipynb #246740e4
 import hashlib, math, os, random, sys, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,17 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastai.optimizer import OptimWrapper
-from filelock import FileLock
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, device_name, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, sweep_temporary, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, device_name, keep_memory, load_config, make_folder, may_write, provenance, runs_dir, seed_all, sweep_temporary, write_json
 from .data import image_dls, load_pictures, write_split
+from .locks import locked
 from .metrics import metric, scores
 from .models import create_model, data_stats
+from .records import read_done, read_history, read_state
 from .scorers import Scorer
 from .snapshots import (LOWER_LR, SnapshotCallback, SnapshotStore, check_file, file_sha256, score_key,
                                  sound_snapshots)
@@ -235,8 +237,16 @@ class Run:
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
-        self.provenance = read_json(self.path/'DONE')
+        self.provenance = read_done(self.path)
         self.store = SnapshotStore(self.path/'snapshots')
+        self._check_scores()
+
+    def _check_scores(self):
+        "`BadInput` for a manifest without a score that every run writes."
+        for e, v in self.store.entries.items():
+            if lacks := [m for m in {'accuracy', 'f1', *self.cfg.monitor} if m not in v['scores']]:
+                raise BadInput(f"{self.store.path/'manifest.json'}, epoch {e}: there is no score {min(lacks)!r}; "
+                               f'delete {self.path} to train anew')
 
     def _file(self, name):
         "The path of a file of the run; `BadInput` if it is missing, or not as long as when the run was done."
@@ -263,7 +273,7 @@ class Run:
         return f'the training of {self.path} diverged in epoch {self.diverged}: its loss is no number; {LOWER_LR}'
     @cached_property
     def history(self):
-        return pd.read_csv(self._file('history.csv'))
+        return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
     @cached_property
     def dls(self): return _dls(self.cfg)
     @cached_property
@@ -316,6 +326,7 @@ def logits(self:Run, split='val') -> np.ndarray:
     f = self.path/'logits'/f'{split}.npy'
     if not f.exists():
         out = np.stack([self.logits_of(s.weights(), split) for s in self.snapshots])
+        if not may_write(f): return out      # a run that may only be read
         with atomic(f) as tmp: np.save(tmp, out)
     return np.load(f)
 
@@ -343,15 +354,29 @@ def _cpu_turn():
     if device().type == 'cuda' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
         import contextlib
         return contextlib.nullcontext()
-    return FileLock(str(runs_dir()/'.training.lock'))
+    return locked(runs_dir()/'.training.lock')
 
-def _read_state(path):
-    "What an interrupted run left, or None."
-    if not (path/'state.pt').exists(): return None
-    try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
-    except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
+@contextmanager
+def _state_of(path):
+    "`BadInput` if what was read from state.pt does not fit the training that takes it over."
+    try: yield
+    except BadInput: raise
+    except Exception as e:
+        raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
+def _check_config(cfg, path):
+    "`BadInput` if the directory holds another run."
+    if not (path/'config.json').exists(): return
+    if (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
+
+def _finished(cfg, path):
+    "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
+    _check_config(cfg, path)
+    was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
+    if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
+    return Run(path)
+
 def get_run(
     cfg:Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
@@ -359,13 +384,13 @@ def get_run(
 ) -> Run:
     "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged, or the disk is full."
     path = Path(path or runs_dir()/cfg.key)
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
-        if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
-        if not (path/'DONE').exists():
+    if (path/'DONE').exists() and not may_write(path): return _finished(cfg, path)
+    make_folder(path)
+    with locked(path/'.lock'):
+        if (path/'DONE').exists(): _finished(cfg, path)
+        else:
+            _check_config(cfg, path)
             with _cpu_turn(): _train(cfg, path, cbs)
-        elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
-            raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
         (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
 
@@ -379,7 +404,7 @@ def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
     for d in (path, path/'snapshots', path/'averages', path/'logits'): sweep_temporary(d)
-    t0, dls, state = time.time(), _dls(cfg), _read_state(path)
+    t0, dls, state = time.monotonic(), _dls(cfg), read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
     if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
     write_json(path/'config.json', asdict(cfg))
@@ -389,9 +414,10 @@ def _train(cfg, path, cbs=()):
     learn.snapshot.store.restore(learn.snapshot.store.entries)
     if state:
         _write_history(path, state['rows'])
-        learn.model.load_state_dict(state['model'])
-        learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
-        learn.averages.load(state['averages'])
+        with _state_of(path):
+            learn.model.load_state_dict(state['model'])
+            learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
+            learn.averages.load(state['averages'])
         learn.journal.scaler, learn.journal.moved = state.get('scaler'), moves(state)
     if start < cfg.epochs and not (start and _is_lost(learn.model)):
         try:
@@ -405,6 +431,6 @@ def _train(cfg, path, cbs=()):
     sizes = {n: f.stat().st_size for n, f in files.items()}
     hashes = {n: file_sha256(f) for n, f in files.items()}
     moved = dict(moved=learn.journal.moved) if learn.journal.moved else {}
-    write_json(path/'DONE', surroundings() | moved | provenance(data=data, sizes=sizes, hashes=hashes, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
+    write_json(path/'DONE', surroundings() | moved | provenance(data=data, sizes=sizes, hashes=hashes, seconds=round(time.monotonic()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
     done = Run(path)
     if done.diverged: warnings.warn(done.said_of_loss)
