@@ -395,7 +395,7 @@ def mean_cosine(
     places, n = sources[0].places, len(sources)
     kernels = [k for k, p in places.items()
                if p.dtype.is_floating_point and len(p.shape) > 1 and math.prod(p.shape)]
-    if n < 2 or sum(min(FEW, math.prod(places[k].shape)) for k in kernels) < 2*FEW: return 1.
+    if n < 2 or sum(min(FEW, math.prod(places[k].shape)) for k in kernels) < FEW: return 1.
     total, norms = 0, 0
     for s in sources:
         v = torch.cat([_first_numbers(s, k) for k in kernels])
