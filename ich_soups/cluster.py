@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, subprocess, sys, tempfile, time
+import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, socket, subprocess, sys, tempfile, time
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
@@ -402,7 +402,9 @@ def _tell(x):
 def _accelerator():
     acc = _needs('accelerate')
     cpu = os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') or not torch.cuda.is_available()
-    patient = acc.InitProcessGroupKwargs(timeout=timedelta(hours=6))     # decoding a large collection for the first time, or waiting for the lock
+    long = timedelta(hours=6)                                            # decoding a large collection for the first time, or waiting for the lock
+    _meet(cpu, long)
+    patient = acc.InitProcessGroupKwargs(timeout=long)
     return acc.Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[patient, acc.DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 def _follow(cfg, acc):
@@ -430,6 +432,34 @@ def train_together(
     acc.end_training()
     return run
 
+# %% ../nbs/13_cluster.ipynb #d26f7f9c
+_SIDE_BY_SIDE = """
+import os, subprocess, sys, time
+n, cmd = int(sys.argv[1]), sys.argv[2:]
+def start(rank): return subprocess.Popen(cmd, env=os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)))
+ranks = [start(r) for r in range(n)]
+while any(p.poll() is None for p in ranks) and not any(p.poll() for p in ranks): time.sleep(.1)
+ends = {r: p.poll() for r, p in enumerate(ranks) if p.poll()}
+for p in ranks: p.kill()
+for r, code in ends.items():
+    if code < 0: print(f'process {r} was ended by Signal {-code}', flush=True)
+sys.exit(1 if ends else 0)
+"""     # starts the processes, and ends all when one fails
+
+def _meeting(path):
+    "The environment of processes that meet at a file, and on the loopback device."
+    lo = next((name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')), 'lo') if hasattr(socket, 'if_nameindex') else 'lo'
+    return dict(ICH_SOUPS_MEETING=path, GLOO_SOCKET_IFNAME=lo, NCCL_SOCKET_IFNAME=lo)
+
+def _meet(cpu, timeout):
+    "Join the other processes of `launch`, if it was `launch` that started this one."
+    path = os.environ.get('ICH_SOUPS_MEETING')
+    if not path or torch.distributed.is_initialized(): return
+    rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    if not cpu: torch.cuda.set_device(rank)
+    backend = 'gloo' if cpu else 'nccl'
+    torch.distributed.init_process_group(backend, init_method=f'file://{path}', rank=rank, world_size=size, timeout=timeout)
+
 # %% ../nbs/13_cluster.ipynb #5551c47d
 def launch(
     cfg:Config,
@@ -447,9 +477,9 @@ def launch(
     if gpus and gpus < processes: raise BadInput(f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu')
     with tempfile.TemporaryDirectory() as d, open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log:
         write_json(f'{d}/config.json', asdict(cfg))
-        cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', processes, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
+        cmd = [sys.executable, '-c', _SIDE_BY_SIDE, processes, sys.executable, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
         own = str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])
-        env = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
+        env = os.environ | _meeting(f'{d}/meeting') | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
         code = _watch(subprocess.Popen(list(map(str, cmd)), stdout=log, stderr=log, env=env, start_new_session=True), cfg, path, progress)
         if Path(f'{d}/error').exists(): raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
         if code:

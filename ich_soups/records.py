@@ -21,14 +21,14 @@ def optional(kind):
     def either(v): return v if v is None else kind(v)
     return either
 
-_NAME = text(4096, plain=False)     # of a class, a file, a folder: chosen by people
+_NAME = text(4096, plain=False)     # of a class, a file, a folder, or a note for people: escaped where it is shown
 _COLOUR = listed(number(-1e3, 1e3), 3, 3)
 _SPREAD = listed(number(1e-6, 1e6), 3, 3)
 _RUN = matching(r'(?!\.*$)[\w.-]{1,300}', 'the name of a run')
 
 INFO = dict(arch=text(200), classes=listed(_NAME, 1, distinct=True), size=whole(1, 4096), mean=_COLOUR, std=_SPREAD,
-            temperature=number(1e-3, 1e3), run=optional(_RUN), data=optional(_NAME), device=optional(text()), date=optional(text()),
-            metric=optional(text()), batchnorm=optional(text()), pictures=optional(text()), split_seed=whole(0, 2**63),
+            temperature=number(1e-3, 1e3), run=optional(_RUN), data=optional(_NAME), device=optional(_NAME), date=optional(_NAME),
+            metric=optional(_NAME), batchnorm=optional(_NAME), pictures=optional(text()), split_seed=whole(0, 2**63),
             precision=optional(text()), name=_NAME)
 _ADVICE = 'cook the soup again, or ask whoever gave it to you for another copy'
 

@@ -150,3 +150,15 @@ def test_a_memory_of_another_kind_is_made_again(home, photos):
     for words in ('[]', '5', '{"a": 5}', json.dumps({k: 5 for k in json.loads(f.read_text())}), '['*100_000):
         f.write_text(words)
         assert list(load_pictures(photos).digests) == list(want)
+
+
+def test_dependencies_report_nothing():
+    "Before any of them is imported; and whoever has decided otherwise is left alone."
+    names = ('HF_HUB_DISABLE_TELEMETRY', 'GRADIO_ANALYTICS_ENABLED', 'RAY_USAGE_STATS_ENABLED', 'ORT_DISABLE_TELEMETRY')
+    code = f'import ich_soups, os; print([os.environ[n] for n in {names}])'
+    def said(**more):
+        env = {k: v for k, v in os.environ.items() if k not in names} | dict(PYTHONPATH=str(ROOT)) | more
+        return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, check=True).stdout.strip()
+    assert said() == "['1', 'False', '0', '1']" and said(RAY_USAGE_STATS_ENABLED='1') == "['1', 'False', '1', '1']"
+    code = 'import ich_soups, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)'
+    assert said() == 'True'
