@@ -336,10 +336,8 @@ def _sum_file(path): return path.with_suffix('.sum')
 def _as_written(path):
     "Whether a cache of pixels is what was written; of one without a checksum nothing is known."
     if not _sum_file(path).exists(): return True
-    try: same = read_json(_sum_file(path)).get('crc32') == _sum_of(path)
-    except BadInput: same = False
-    if not same: warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
-    return same
+    try: return read_json(_sum_file(path)).get('crc32') == _sum_of(path)
+    except BadInput: return False
 
 # %% ../nbs/02_data.ipynb #87e157da
 @patch
@@ -366,10 +364,11 @@ def pixels(self:Pictures,
     if self.array is not None and self.array.shape[1] == size: return self.array
     key = hashlib.sha256(('\n'.join(self.digests) + f'|{size}|bicubic').encode()).hexdigest()[:20]
     path, shape = cache_dir()/'pixels'/f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
-    whole = lambda: _whole(path, shape) and _as_written(path)
-    if not whole():
+    fine = lambda: _whole(path, shape) and _as_written(path)
+    if not fine():
+        if _whole(path, shape): warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
         with locked(f'{path}.lock'):
-            if not whole(): self._decode_all(path, shape)
+            if not fine(): self._decode_all(path, shape)
     return np.load(path, mmap_mode='r')
 
 # %% ../nbs/02_data.ipynb #cc0dccf9
