@@ -40,7 +40,7 @@ test-all: setup lint check ## everything: the notebooks as the figures are made,
 
 quick: export ICH_SOUPS_PROFILE = smoke
 quick: setup lint check   ## while editing: in sync, the library notebooks that train nothing, the tests of seconds
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(00|01_checkpoints|04|08_ensembles|09|10|14|17)' --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --file_re '^(00|01_checkpoints|01_locks|02_records|04|08_ensembles|09|10|14|17)' --n_workers 2 --timing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick -q
 	@echo "whole command: $(SECONDS_SO_FAR)"
 

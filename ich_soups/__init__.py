@@ -7,3 +7,7 @@ import os as _os
 # so long that one other busy process takes two thirds of the speed of a training; `python -m ich_soups.bench busy`
 # shows both cases. The library reads this once, when torch is imported. Whoever has set either variable keeps it.
 if not {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & _os.environ.keys(): _os.environ['GOMP_SPINCOUNT'] = '1000'
+
+# Nothing is reported to anybody: these libraries would tell their makers how they are used. Who has set one keeps it.
+for _k, _v in dict(HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_ENABLED='False', RAY_USAGE_STATS_ENABLED='0',
+                   ORT_DISABLE_TELEMETRY='1').items(): _os.environ.setdefault(_k, _v)

@@ -68,16 +68,16 @@ def run_all(
     save:bool=True    # whether they are overwritten with their outputs
 ):
     "Run each in a process of its own, with its time; stops at the first that fails."
-    t0, forks = time.time(), _forks()
+    t0, forks = time.monotonic(), _forks()
     for i, p in enumerate(paths, 1):
-        t, name = time.time(), f'[{i}/{len(paths)}] {p.name}'
+        t, name = time.monotonic(), f'[{i}/{len(paths)}] {p.name}'
         print(f'{name} ...', flush=True)
         one = forks.Process(target=run_notebook, args=(p, save))
         one.start()
         one.join()
-        if one.exitcode: sys.exit(f'{p.name} failed after {time.time()-t:.0f} s; open it and run it top to bottom to see where')
-        print(f'{name}: {time.time()-t:.0f} s', flush=True)
-    print(f'{len(paths)} notebooks in {time.time()-t0:.0f} s', flush=True)
+        if one.exitcode: sys.exit(f'{p.name} failed after {time.monotonic()-t:.0f} s; open it and run it top to bottom to see where')
+        print(f'{name}: {time.monotonic()-t:.0f} s', flush=True)
+    print(f'{len(paths)} notebooks in {time.monotonic()-t0:.0f} s', flush=True)
 
 # %% ../nbs/19_build.ipynb #ef3a7025
 def readme_text() -> str:

@@ -11,8 +11,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 import numpy as np, pandas as pd, torch
-from filelock import FileLock
 from .core import BadInput, atomic, cache_dir, device_name
+from .locks import locked
 
 # %% ../nbs/14_cache.ipynb #1643b5ee
 class Key:
@@ -220,7 +220,7 @@ def cached(
     def call(*args, **kwargs):
         path = cache_dir()/'steps'/f.__qualname__.replace('<', '').replace('>', '')/f'{_key(f, args, kwargs, measured)}.pkl'
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix('.lock')): return _kept(path, f, args, kwargs, measured and bool(os.environ.get('ICH_SOUPS_REMEASURE')))
+        with locked(path.with_suffix('.lock')): return _kept(path, f, args, kwargs, measured and bool(os.environ.get('ICH_SOUPS_REMEASURE')))
     return call
 
 def _kept(path, f, args, kwargs, anew):

@@ -643,6 +643,7 @@ def load_weights(
         odd = [k for k in weights if type(k) is not str]
         if odd: raise BadInput(f'it names a tensor {shown(odd[0])}, which is no name')
         return without_prefix(weights)
+    getattr(o, 'check', bool)()     # of a snapshot, whose hash is known
     c = o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o), part)
     read = {}
     for k, p in c.places.items():

@@ -55,7 +55,11 @@ def _surroundings(device):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module=r'ich_soups\.')
-        warnings.showwarning = lambda message, *a, **k: say(f'note: {message}')
+        said = set()
+        def note(message, *a, **k):
+            if str(message) not in said: say(f'note: {message}')
+            said.add(str(message))
+        warnings.showwarning = note
         try:
             if device:
                 os.environ['ICH_SOUPS_DEVICE'] = device
@@ -115,7 +119,7 @@ def _fault(e):
     name = re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename)) if isinstance(e, OSError) and e.filename is not None else ''     # the file that was to be, not the temporary one
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the same command again"
     if name: return f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
-    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError): return 'there is not enough memory; try a smaller --bs or --size'
+    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError) or 'DefaultCPUAllocator' in str(e): return 'there is not enough memory; try a smaller --bs or --size'
 
 def _report_bug(e):
     "Where the traceback is."
@@ -190,7 +194,7 @@ def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
     here = Path(path).absolute().parent
-    for p in (runs_dir()/soup.get('run', '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
+    for p in (runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
         if _is_run(p) and load_config(p/'config.json').key == soup.get('run'): return p
 
 # %% ../nbs/19_cli.ipynb #fc9ec531
@@ -260,7 +264,7 @@ def epoch_seconds(
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
-    from ich_soups.core import atomic, home, keep_memory
+    from ich_soups.core import atomic, home, keep_memory, scratch
     from ich_soups.training import make_learner
     keep_memory()
     class Clock(Callback):
@@ -269,8 +273,7 @@ def epoch_seconds(
             if dls.device.type == 'cuda': torch.cuda.synchronize()
             if self.training: self.at.append(time.perf_counter())
             if len(self.at) > 9 or self.at[-1]-self.at[0] > budget and len(self.at) > 1: raise CancelFitException
-    home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home(), prefix='.clock-') as tmp:
+    with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
         with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())
@@ -350,8 +353,8 @@ def _readable(data):
 
 def _epochs_done(path):
     "Epochs that an earlier, interrupted call has finished."
-    try: return len((Path(path)/'history.csv').read_text().splitlines())-1 if (Path(path)/'state.pt').exists() else 0
-    except OSError: return 0
+    from ich_soups.records import epochs_done
+    return epochs_done(path) if (Path(path)/'state.pt').exists() else 0
 
 # %% ../nbs/19_cli.ipynb #247df7fa
 def _next(*words): return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
@@ -396,6 +399,7 @@ def train(data:Data,
     plan = [f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training', f'chosen: {why}',
             f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} epochs{f', {seeds} trainings' if seeds > 1 else ''}"]
     runs = _train_elsewhere(cfgs, plan, where, out, log) if where != 'here' else _train_here(cfgs, paths, plan, log)
+    if odd := [r for r in runs if r.diverged]: raise BadInput(odd[0].said_of_loss)
     docs = [_told(r) for r in runs]
     lines = [f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; best on val is epoch {d['best']['epoch']}, accuracy {100*d['best']['accuracy']:.1f} %, macro-F1 {100*d['best']['f1']:.1f} %" for d in docs]
     return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
@@ -461,10 +465,23 @@ def _no_pipe(path):
     if Path(path).exists(): check_regular(path, math.inf)
 
 # %% ../nbs/19_cli.ipynb #63f38f31
+def _one_kind(runs):
+    "`BadInput` unless runs have one network, size and list of classes."
+    from ich_soups.core import BadInput, load_config
+    from ich_soups.data import load_pictures
+    first, *rest = [load_config(Path(r)/'config.json') for r in runs] or [None]
+    for r, c in zip(runs[1:], rest):
+        odd = [k for k in ('arch', 'size') if getattr(c, k) != getattr(first, k)]
+        if c.data != first.data and not odd:
+            classes = [load_pictures(x.data, x.split_seed).classes for x in (first, c)]
+            odd = ['classes'] if classes[0] != classes[1] else []
+        if odd: raise BadInput(f'{r} and {runs[0]} are not of one model: they differ in {odd[0]}')
+
 def _checkpoints(names):
     "The files of a mixture of files and folders."
     from ich_soups.checkpoints import find_checkpoints
     for n in names: _no_pipe(n)
+    _one_kind([n for n in names if _is_run(n)])
     return list(dict.fromkeys(f for n in names for f in find_checkpoints(n)))
 
 RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
@@ -523,22 +540,22 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
     ready(out); _replaceable(out)
     seed_all(seed)
-    t0, is_run = time.time(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
+    t0, is_run = time.monotonic(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
     if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
     else: soup, run = _cook_files(_checkpoints(what), data, arch, size, recipe, metric), None
     soup.save(out)
     kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
-    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.time()-t0, 1), info=soup.info)
-    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.time()-t0)}"]
+    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
+    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
 # %% ../nbs/19_cli.ipynb #25158abd
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
+    from ich_soups.records import soup_header
     _no_pipe(out)
-    try: mine = not Path(out).exists() or 'soup' in Checkpoint(out).meta
+    try: mine = not Path(out).exists() or soup_header(out) is not None
     except BadInput: mine = False
     if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
@@ -566,7 +583,15 @@ def _cook_files(files, data, arch, size, recipe, metric):
     recipe = recipe or 'uniform'
     if 'score' in inspect.signature(RECIPES[recipe]).parameters and inspect.signature(RECIPES[recipe]).parameters['score'].default is inspect.Parameter.empty:
         raise BadInput(f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform')
-    return RECIPES[recipe](files)
+    soup = RECIPES[recipe](files)
+    soup.info = _told_by_all(files) | soup.info
+    return soup
+
+def _told_by_all(files):
+    "What the headers of all the files say of their model."
+    from ich_soups.averaging import open_all, told
+    said = [told(s) for s in open_all(files)[0]]
+    return {k: v for k, v in said[0].items() if all(k in t for t in said)}
 
 # %% ../nbs/19_cli.ipynb #c737c665
 def _models(names, arch, size, pics):
@@ -600,19 +625,63 @@ def _targs(c, pics, idx):
 # %% ../nbs/19_cli.ipynb #29564d5f
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput, load_config
+    from ich_soups.records import soup_header
     info, found = {}, None
     for n in names:
         _no_pipe(n)
         if _is_run(n) or not Path(n).exists(): found = find_run(n)
-        elif Path(n).suffix == '.safetensors' and 'soup' in (m := Checkpoint(n).meta):
-            info = json.loads(m['soup']).get('info', {})
+        elif Path(n).suffix == '.safetensors' and (header := soup_header(n)):
+            info = header.info
             found = _run_of(info, n)
         if found or info: break
     cfg = load_config(found/'config.json') if found else None
     if not (data or cfg): raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
+
+# %% ../nbs/19_cli.ipynb #c85e8de6
+def _own_pictures(info, name, data):
+    "The pictures that a model was trained on, in its own split, if they can be had."
+    from ich_soups.core import BadInput, load_config, read_json
+    from ich_soups.data import load_pictures
+    run, said = _run_of(info, name) if info.get('run') else None, info.get('pictures')
+    places = [(data, info.get('split_seed', 0))]
+    if run:
+        cfg = load_config(run/'config.json')
+        places.insert(0, (cfg.data, cfg.split_seed))
+        if not said and (run/'DONE').exists(): said = read_json(run/'DONE').get('data')
+    for place in places:
+        try: pics = load_pictures(*place)
+        except BadInput: continue
+        if pics.fingerprint == said: return pics
+
+def _seen(c, name, data, pics, idx):
+    "The share of some pictures that a model was trained on; None where that cannot be known."
+    import numpy as np
+    own = pics if c.info.get('pictures') == pics.fingerprint else _own_pictures(c.info, name, data)
+    if own is None: return None
+    known = {own.digests[i] for i in own.idxs('train')}
+    return float(np.mean([pics.digests[i] in known for i in idx]))
+
+def _share(s): return f'{100*s:.0f} %' if not 0 < s < .01 else 'less than 1 %'
+
+def _say_seen(name, share, models, pics, split):
+    "A note if a model has seen pictures that it is scored on, or if nobody knows."
+    if share is None and len(models) > 1:
+        say(f'note: whether {name} was trained on some of these pictures is not known')
+    elif share is None and split != 'all' and models[name].info.get('pictures'):
+        say('note: these are not the pictures that the soup was trained on, or another split of them')
+    elif share and split in ('val', 'test'):
+        say(f'note: {name} was trained on {_share(share)} of these pictures; its scores here say little of new ones')
+
+def _unfair(a, b, seen, split):
+    "Why two models are not compared, or nothing."
+    x, y = seen[a], seen[b]
+    if x is None or y is None: worst = max(x or 0, y or 0)
+    else: worst = abs(x-y) if split in ('train', 'all') else max(x, y)
+    if not worst: return
+    told = ' and '.join('an unknown part' if s is None else _share(s) for s in (y, x))
+    return f'{b} and {a} are not compared: they were trained on {told} of these pictures; give models of one split'
 
 # %% ../nbs/19_cli.ipynb #f946f1e8
 def _logits(c, pics, idx, bs=64):
@@ -641,22 +710,29 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     seed:Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')]=0):
     """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests between models."""
     import numpy as np
+    from ich_soups.core import BadInput
     from ich_soups.data import load_pictures
     from ich_soups.metrics import paired_test, scores
     _known(split, ('train', 'val', 'test', 'all'), 'split')
-    data, split_seed, trained_on = _source(models, data)
+    data, split_seed, _ = _source(models, data)
     pics = load_pictures(data, split_seed)
     classifiers = _models(models, arch, size, pics)
-    if trained_on and split != 'all' and trained_on != pics.fingerprint: say('note: these are not the pictures that the soup was trained on, or another split of them')
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
+    seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
+    for n in seen: _say_seen(n, seen[n], classifiers, pics, split)
     docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
     for n, c in classifiers.items():
         l, t = _logits(c, pics, idx), _targs(c, pics, idx)
+        if not np.isfinite(l).all(): raise BadInput(f'what {n} says of these pictures is no number; leave it out')
         df = scores(l, t, seed=seed)
         docs[n], logits[n] = {m: dict(r) for m, r in df.iterrows()}, (l, t)
         lines += _score_lines(n, df)
     pairs, (a, *rest) = [], models
     for b in dict.fromkeys(rest):
+        if why := _unfair(a, b, seen, split):
+            pairs.append(dict(model=b, against=a, refused=why))
+            lines.append(why)
+            continue
         (la, ta), (lb, tb) = logits[a], logits[b]
         wins, losses, p = paired_test(np.where(lb.argmax(1) == tb, 1, 0), np.where(la.argmax(1) == ta, 1, 0), np.ones(len(ta), int))
         d, lo, hi = _difference(lb.argmax(1) == tb, la.argmax(1) == ta, seed)
@@ -688,11 +764,12 @@ def _pictures(names):
 # %% ../nbs/19_cli.ipynb #d268550c
 def _classifier(path, **kw):
     "A `Classifier` that knows what it is of."
-    from ich_soups.checkpoints import Checkpoint
     from ich_soups.core import BadInput
     from ich_soups.export import Classifier
+    from ich_soups.records import soup_header
     _no_pipe(path)
-    if Path(path).suffix == '.safetensors' and Path(path).exists() and 'classes' not in json.loads(Checkpoint(path).meta.get('soup', '{}')).get('info', {}):
+    header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
+    if header is None or header and 'classes' not in header.info:
         raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
     return Classifier.load(path, **kw)
 
@@ -767,7 +844,11 @@ def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs
     from ich_soups.report import write_report
     ready(out)
     rs = [open_run(r) for r in runs]
-    path = Path(write_report(rs, out, soups=_soups(soup) if soup else None, command=shlex.join(['ich-soups', 'report', *runs, *(w for f in soup or () for w in ('--soup', f)), '--out', out])))
+    soups = _soups(soup) if soup else None
+    for n, s in (soups or {}).items():
+        if not s.info.get('pictures') and s.info.get('run') != rs[0].cfg.key:
+            say(f'note: {n} does not say what it was trained on; it may know some of the test pictures')
+    path = Path(write_report(rs, out, soups=soups, command=shlex.join(['ich-soups', 'report', *runs, *(w for f in soup or () for w in ('--soup', f)), '--out', out])))
     if open_: typer.launch(path.absolute().as_uri())
     return dict(path=str(path)), [f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser']
 

@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, subprocess, sys, tempfile, time
+import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, socket, subprocess, sys, tempfile, time
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
-from filelock import FileLock
 from tqdm.auto import tqdm
 from .averaging import average
-from .core import BadInput, Config, atomic, home, load_config, runs_dir, seed_all, write_json
+from .core import BadInput, Config, atomic, home, load_config, runs_dir, scratch, seed_all, sweep_temporary, write_json
+from .locks import locked
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
+from .records import epochs_done
 from .training import Averages, Journal, Run, _dls, get_run, make_learner
 from .snapshots import SnapshotCallback
 
@@ -227,7 +228,7 @@ PIECE = 16 << 20   # bytes
 
 def _files(path):
     "Relative paths and sizes of a finished run, DONE last."
-    files = sorted((f for f in path.rglob('*') if f.is_file() and f.name != '.lock'), key=lambda f: (f.name == 'DONE', f))
+    files = sorted((f for f in path.rglob('*') if f.is_file() and not f.name.startswith('.lock')), key=lambda f: (f.name == 'DONE', f))
     return [(f.relative_to(path).as_posix(), f.stat().st_size) for f in files]
 
 def _train_one(cfg, shared, then=None, done=False, cbs=()):
@@ -254,15 +255,15 @@ def _bring_home(cfg, got):
     there = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False))
     read, forget = map(there, _hands())
     path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
+    with locked(path/'.lock'):
         if not (path/'DONE').exists():
-            for f in path.glob('.arriving-*'): shutil.rmtree(f)
-            with tempfile.TemporaryDirectory(prefix='.arriving-', dir=path) as new:
+            sweep_temporary(path)
+            with scratch(path, 'arriving') as new:
                 for name, size in got['files']:
                     with atomic(Path(new)/name) as tmp, open(tmp, 'wb') as f:
                         for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
                 for f in path.iterdir():          # all of it is here: what was begun may go
-                    if not f.name.startswith(('.lock', '.arriving-')): shutil.rmtree(f) if f.is_dir() else f.unlink()
+                    if f != new and not f.name.startswith('.lock'): shutil.rmtree(f) if f.is_dir() else f.unlink()
                 for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
                     if f.name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
                     f.rename(path/f.name)
@@ -272,11 +273,6 @@ def _rewrite_split(cfg, path):
     "The paths in it are relative to the run, which has moved; without the pictures there is nothing to point at."
     try: write_split(load_pictures(cfg.data, cfg.split_seed), path/'split.csv')
     except BadInput: (path/'split.csv').unlink()
-
-def _epochs_done(path):
-    "Lines of the history."
-    try: return max(0, (Path(path)/'history.csv').read_bytes().count(b'\n') - 1)
-    except OSError: return 0
 
 def train_all(
     cfgs,                # configurations; equal ones are one run
@@ -298,7 +294,7 @@ def train_all(
     f = lambda cfg, shared: _train_one(cfg, shared, then, cfg in done, cbs)
     runs = {c: get_run(c) for c in done if not then}
     with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
-        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, _epochs_done(path(c))), after)))
+        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, epochs_done(path(c))), after)))
     return [values[c] if then else runs[c] if c in runs else Run(path(c)) for c in cfgs]
 
 # %% ../nbs/13_cluster.ipynb #f62036f6
@@ -406,7 +402,9 @@ def _tell(x):
 def _accelerator():
     acc = _needs('accelerate')
     cpu = os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') or not torch.cuda.is_available()
-    patient = acc.InitProcessGroupKwargs(timeout=timedelta(hours=6))     # decoding a large collection for the first time, or waiting for the lock
+    long = timedelta(hours=6)                                            # decoding a large collection for the first time, or waiting for the lock
+    _meet(cpu, long)
+    patient = acc.InitProcessGroupKwargs(timeout=long)
     return acc.Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[patient, acc.DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 def _follow(cfg, acc):
@@ -434,6 +432,34 @@ def train_together(
     acc.end_training()
     return run
 
+# %% ../nbs/13_cluster.ipynb #d26f7f9c
+_SIDE_BY_SIDE = """
+import os, subprocess, sys, time
+n, cmd = int(sys.argv[1]), sys.argv[2:]
+def start(rank): return subprocess.Popen(cmd, env=os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)))
+ranks = [start(r) for r in range(n)]
+while any(p.poll() is None for p in ranks) and not any(p.poll() for p in ranks): time.sleep(.1)
+ends = {r: p.poll() for r, p in enumerate(ranks) if p.poll()}
+for p in ranks: p.kill()
+for r, code in ends.items():
+    if code < 0: print(f'process {r} was ended by Signal {-code}', flush=True)
+sys.exit(1 if ends else 0)
+"""     # starts the processes, and ends all when one fails
+
+def _meeting(path):
+    "The environment of processes that meet at a file, and on the loopback device."
+    lo = next((name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')), 'lo') if hasattr(socket, 'if_nameindex') else 'lo'
+    return dict(ICH_SOUPS_MEETING=path, GLOO_SOCKET_IFNAME=lo, NCCL_SOCKET_IFNAME=lo)
+
+def _meet(cpu, timeout):
+    "Join the other processes of `launch`, if it was `launch` that started this one."
+    path = os.environ.get('ICH_SOUPS_MEETING')
+    if not path or torch.distributed.is_initialized(): return
+    rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    if not cpu: torch.cuda.set_device(rank)
+    backend = 'gloo' if cpu else 'nccl'
+    torch.distributed.init_process_group(backend, init_method=f'file://{path}', rank=rank, world_size=size, timeout=timeout)
+
 # %% ../nbs/13_cluster.ipynb #5551c47d
 def launch(
     cfg:Config,
@@ -451,9 +477,9 @@ def launch(
     if gpus and gpus < processes: raise BadInput(f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu')
     with tempfile.TemporaryDirectory() as d, open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log:
         write_json(f'{d}/config.json', asdict(cfg))
-        cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', processes, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
+        cmd = [sys.executable, '-c', _SIDE_BY_SIDE, processes, sys.executable, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
         own = str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])
-        env = os.environ | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
+        env = os.environ | _meeting(f'{d}/meeting') | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
         code = _watch(subprocess.Popen(list(map(str, cmd)), stdout=log, stderr=log, env=env, start_new_session=True), cfg, path, progress)
         if Path(f'{d}/error').exists(): raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
         if code:
@@ -468,7 +494,7 @@ def _watch(p, cfg, path, progress):
         with _bar(progress, total=cfg.epochs, unit='epoch', desc=cfg.key) as bar:
             while (code := p.poll()) is None:
                 time.sleep(.2)
-                bar.update(min(cfg.epochs, _epochs_done(path)) - bar.n)
+                bar.update(min(cfg.epochs, epochs_done(path)) - bar.n)
         return code
     finally:
         with contextlib.suppress(OSError): os.killpg(p.pid, 15)

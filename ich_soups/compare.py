@@ -7,17 +7,18 @@ __all__ = ['PAPER_SOUPS', 'fresh_bn', 'Candidate', 'paper_soups', 'with_bn', 'fi
            'candidates', 'fresh_logits', 'table', 'in_words', 'pretty']
 
 # %% ../nbs/18_compare.ipynb #c48ec2cb
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.special import log_softmax
-from .core import BadInput, amp_dtype, atomic
+from .core import BadInput, amp_dtype, atomic, may_write
 from .data import PixelDataset
 from .ensembles import soft_voting
 from .metrics import COUNTED, class_counts, from_counts, paired_difference, paired_test, resampled, scores, temperature
 from .models import data_stats, has_bn
-from .snapshots import kept_epochs
+from .snapshots import kept_epochs, sound_snapshots
 from .soups import Soup, average, bn_batches, recalibrate_bn, recipe
 from .training import predict_logits
 
@@ -48,8 +49,8 @@ def paper_soups(
     recipes:dict=PAPER_SOUPS # what the soup is called, to its recipe
 ) -> dict:
     "The soups of the paper from one run, ready to save, with the statistics they were scored with."
-    score = run.scorer(metric, 'val', prepare)
-    return {n: finish(run, recipe(r)(run.snapshots, score), prepare) for n, r in recipes.items()}
+    score, snapshots = run.scorer(metric, 'val', prepare), sound_snapshots(run.snapshots)
+    return {n: finish(run, recipe(r)(snapshots, score), prepare) for n, r in recipes.items()}
 
 def with_bn(run, weights, prepare) -> dict:
     "A copy of the weights with re-estimated statistics; as they are where `prepare` is None."
@@ -68,9 +69,10 @@ def finish(run, soup, prepare):
 def describe(
     run   # a `Run`
 ) -> dict:
-    "What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std of the channels, data, device and date of the training."
+    """What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std
+    of the channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
     mean, std = data_stats(run.cfg.arch, run.cfg.norm)
-    return dict(run=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, classes=list(run.classes), mean=list(mean), std=list(std), data=Path(run.cfg.data).name, **{k: run.provenance[k] for k in ('device', 'date')})
+    return dict(run=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, classes=list(run.classes), mean=list(mean), std=list(std), data=Path(run.cfg.data).name, split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint, **{k: run.provenance[k] for k in ('device', 'date')})
 
 def pool(
     run,       # a `Run` that kept every epoch
@@ -78,7 +80,7 @@ def pool(
 ) -> list:
     "The snapshots that may go into a soup: all of the second half of the training, or the best eight by each of the three metrics."
     keep = {e for e in range(1, run.cfg.epochs+1) if e > run.cfg.epochs/2} if name == 'half' else kept_epochs({s.epoch: s.scores for s in run.snapshots}, ('valid_loss', 'accuracy', 'f1'), 8)
-    return [s for s in run.snapshots if s.epoch in keep]
+    return sound_snapshots([s for s in run.snapshots if s.epoch in keep])
 
 def cook(
     run,                      # a `Run`
@@ -87,7 +89,7 @@ def cook(
     snapshots=None            # which of the run's; default: all it kept
 ) -> Soup:
     "One soup of a run, BatchNorm statistics measured anew: ready to score, to save, to load."
-    bn, snapshots = fresh_bn(run), run.snapshots if snapshots is None else snapshots
+    bn, snapshots = fresh_bn(run), sound_snapshots(run.snapshots if snapshots is None else snapshots)
     soup = finish(run, recipe(name)(snapshots, run.scorer(metric)), bn)
     soup.info |= describe(run) | dict(metric=metric, temperature=temperature(run.logits_of(soup.weights, 'val'), run.targs('val')))
     return soup
@@ -136,6 +138,7 @@ def fresh_logits(run, split, prepare) -> np.ndarray:
     f = run.path/'logits'/f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
     if not f.exists():
         out = np.stack([run.logits_of(s.weights(), split, prepare) for s in run.snapshots])
+        if not may_write(f): return out
         with atomic(f) as tmp: np.save(tmp, out)
     return np.load(f)
 
@@ -154,6 +157,13 @@ def _row(logits, targs):
         df.loc[[*COUNTED, 'nll'], ['lo', 'hi']] = np.quantile(resampled(counted, n), (.025, .975), axis=0).T
     return {f'{m}{s}': df.loc[m, c] for m in df.index for c, s in (('value', ''), ('lo', '_lo'), ('hi', '_hi'))}
 
+def _odd(cands):
+    "Names of the candidates whose logits are no numbers, said in a note."
+    odd = [n for n, c in cands.items() if not np.isfinite(c.logits).all()]
+    if len(odd) == len(cands): raise BadInput('the logits of all models are no numbers; has the training diverged?')
+    if odd: warnings.warn(f"the logits of {', '.join(odd)} are no numbers: last in the table, without scores")
+    return odd
+
 def table(
     cands:dict,                   # of `candidates`
     targs,                        # int [N]
@@ -161,13 +171,16 @@ def table(
     fair:str='single best, fresh BN'         # and a second one, columns with `fair_` in front
 ) -> pd.DataFrame:
     "One row a candidate: model, group, passes, ingredients, scores with intervals, wins, losses, p, diff, diff_lo, diff_hi, and the same against `fair`."
-    refs, rows = {k: cands[r].logits for k, r in (('', reference), ('fair_', fair)) if r in cands}, []
-    for name, c in cands.items():
-        row = dict(model=name, group=c.group, passes=c.passes, ingredients=c.ingredients, **_row(c.logits, targs))
+    odd, rows = _odd(cands), []
+    refs = {k: cands[r].logits for k, r in (('', reference), ('fair_', fair)) if r in cands and r not in odd}
+    for name, c in sorted(cands.items(), key=lambda nc: nc[0] in odd):
+        row = dict(model=name, group=c.group, passes=c.passes, ingredients=c.ingredients)
+        rows.append(row)
+        if name in odd: continue
+        row |= _row(c.logits, targs)
         for k, ref in refs.items() if c.logits.ndim == 2 else ():
             row |= dict(zip((k+'wins', k+'losses', k+'p'), paired_test(c.logits.argmax(1), ref.argmax(1), targs)))
             row |= dict(zip((k+'diff', k+'diff_lo', k+'diff_hi'), paired_difference(c.logits, ref, targs)))
-        rows.append(row)
     return pd.DataFrame(rows).astype({k+c: 'Int64' for k in refs for c in ('wins', 'losses')})
 
 # %% ../nbs/18_compare.ipynb #a810b446

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'COLLECTIONS', 'one_line', 'BadInput', 'suggest', 'checkout', 'home', 'runs_dir', 'cache_dir', 'profile',
-           'in_smoke', 'choose_profile', 'refuse_smoke', 'figures_dir', 'atomic', 'sweep_temporary', 'read_json',
-           'write_json', 'Config', 'load_config', 'seed_all', 'device', 'device_name', 'amp_dtype', 'keep_memory',
-           'provenance']
+           'in_smoke', 'choose_profile', 'refuse_smoke', 'figures_dir', 'may_write', 'unwritable', 'make_folder',
+           'atomic', 'scratch', 'sweep_temporary', 'write_json', 'Odd', 'whole', 'number', 'text', 'matching', 'one_of',
+           'listed', 'anything', 'table', 'checked', 'parsed', 'read_json', 'Config', 'load_config', 'seed_all',
+           'device', 'device_name', 'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
-import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re
-from contextlib import contextmanager
+import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re, shutil, time, zlib
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
@@ -103,46 +104,275 @@ def _flush(path, flags=os.O_RDONLY):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/00_core.ipynb #c0dc8db4
+def _machine():
+    "Four digits that tell this table of processes from that of another machine or container."
+    try: space = os.readlink('/proc/self/ns/pid')
+    except OSError: space = ''
+    return 1000 + zlib.crc32(f'{platform.node()} {space}'.encode())%9000
+
+def _temporary(path):
+    "A hidden neighbour of `path`, named after us."
+    return path.with_name(f'.{os.getpid()}.{_machine()}{random.SystemRandom().randrange(10**6):06}.{path.name}')
+
+def _living(pid):
+    "Whether there is such a process here; where that cannot be asked, yes."
+    if os.name != 'posix': return True
+    try: os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError): return False
+    except OSError: return True
+    return True
+
+# %% ../nbs/00_core.ipynb #6834e1a8
+def _leavings(folder, name=None):
+    "`(path, whose)` of hidden neighbours in a folder: of the 'living', of the 'dead' of this machine, or of 'others'."
+    try: names = os.listdir(folder)
+    except OSError: return
+    for n in names:
+        m = re.fullmatch(r'\.(\d+)\.(\d+)\.(.+)', n, re.S)
+        if not m or name not in (None, m[3]): continue
+        ours = m[2].startswith(str(_machine())) and len(m[2]) == 10
+        yield Path(folder)/n, 'others' if not ours else 'living' if _living(int(m[1])) else 'dead'
+
+def _remove(path):
+    "Delete a file or a folder that is nobody's."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError): path.unlink(missing_ok=True)
+
+def _sweep_dead(path):
+    "Delete what killed writers of this very file left behind."
+    for f, whose in _leavings(path.parent, path.name):
+        with suppress(OSError):
+            if whose == 'dead' or whose == 'others' and time.time()-f.lstat().st_mtime > 86_400: _remove(f)
+
+# %% ../nbs/00_core.ipynb #d5fab619
+_SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+def may_write(
+    path   # of a file or folder, which need not be there
+) -> bool:
+    "Whether the file system lets us write there, as far as can be told without trying."
+    p = Path(os.path.abspath(path))
+    while not p.exists() and p != p.parent: p = p.parent
+    return os.access(p, os.W_OK) and p.is_dir() or p.is_file() and os.access(p, os.W_OK)
+
+def unwritable(
+    path,       # what was to be written
+    e:OSError   # why it could not be
+) -> BadInput:
+    "The sentence for a place where nothing can be written."
+    own = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(home()))
+    remedy = 'set ICH_SOUPS_HOME to a folder that can be' if own else 'choose another path, or change its permissions'
+    return BadInput(f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); {remedy}')
+
+def make_folder(
+    path
+) -> Path:
+    "The folder, made if it is not there; `BadInput` if it cannot be."
+    try: Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        if e.errno in _SHUT: raise unwritable(path, e) from None
+        raise
+    return Path(path)
+
+# %% ../nbs/00_core.ipynb #40fad940
 @contextmanager
 def atomic(
     path   # final name; its parents are made
 ):
-    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full."
+    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full, or may not be written to."
     path = Path(path)
-    tmp = path.with_name(f'.{os.getpid()}.{random.SystemRandom().randrange(10**6)}.{path.name}')
+    tmp = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        _sweep_dead(path)
         yield tmp
         _flush(tmp, os.O_RDWR)
         os.replace(tmp, path)
         if os.name == 'posix': _flush(path.parent)
     except Exception as e:
         if _is_full(e): raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again') from e
+        if isinstance(e, OSError) and e.errno in _SHUT[:3] and str(e.filename) == str(tmp): raise unwritable(path, e) from e
         raise
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): tmp.unlink(missing_ok=True)
+
+@contextmanager
+def scratch(
+    folder,    # where; made if it is not there
+    name:str   # what it is for
+):
+    "An empty folder for the length of a block, hidden in `folder`. What killed processes left of that name is swept."
+    tmp = _temporary(make_folder(folder)/name)
+    _sweep_dead(tmp.with_name(name))
+    try: tmp.mkdir()
+    except OSError as e: raise unwritable(folder, e) from None
+    try: yield tmp
+    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 def sweep_temporary(
     folder,          # only this folder, not those below it
     name:str='*'     # what the finished file would have been called
 ):
-    "Delete what killed writers left behind. Call it where a lock says that nobody is writing."
-    for f in Path(folder).glob(f'.*.*.{name}'):
-        if re.match(r'\.\d+\.\d+\.', f.name): f.unlink(missing_ok=True)
+    "Delete what killed writers left behind, but nothing of a process that lives. Call it where a lock says that nobody is writing."
+    for f, whose in _leavings(folder, None if name == '*' else name):
+        if whose != 'living': _remove(f)
 
-def read_json(
-    path,
-    root=None   # the directory whose loss would heal a damaged file; default: the file's
-) -> dict:
-    "What `write_json` wrote; `BadInput` if it is missing or damaged."
-    try:
-        if isinstance(d := json.loads(Path(path).read_text(encoding='utf-8')), dict): return d
-        why = 'it holds something else'
-    except (OSError, ValueError) as e: why = type(e).__name__
-    raise BadInput(f'{path} is not readable ({why}); delete the directory {root or Path(path).parent} to start that run anew')
-
+# %% ../nbs/00_core.ipynb #1aebb4a7
 def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
     with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
+
+# %% ../nbs/00_core.ipynb #91b8a10c
+class Odd(ValueError):
+    "A value of another kind; the message says what belongs there."
+
+def whole(
+    lo:int=0,
+    hi:int=2**31-1
+):
+    "The kind of whole numbers from `lo` to `hi`; True is none."
+    def kind(v):
+        if type(v) is int and lo <= v <= hi: return v
+        raise Odd(f'a whole number from {lo} to {hi}')
+    return kind
+
+def number(
+    lo:float=-1e300,
+    hi:float=1e300,
+    finite:bool=True   # whether NaN and infinity are refused
+):
+    "The kind of numbers from `lo` to `hi`."
+    def kind(v):
+        if type(v) in (int, float) and lo <= v <= hi: return v
+        if type(v) is float and not finite: return v
+        raise Odd(f'a number from {lo:g} to {hi:g}')
+    return kind
+
+# %% ../nbs/00_core.ipynb #19ef1df7
+def text(
+    most:int=1000,      # characters
+    plain:bool=True     # whether every character must be printable
+):
+    "The kind of texts that can be stored as UTF-8."
+    def kind(v):
+        if type(v) is not str: raise Odd('a text')
+        if len(v) > most: raise Odd(f'a text of at most {most} characters')
+        if re.search('[\ud800-\udfff]', v): raise Odd('a text in UTF-8')
+        if plain and not v.isprintable(): raise Odd('a text of printable characters')
+        return v
+    return kind
+
+def matching(
+    pattern:str,   # of the whole text
+    words:str      # for people
+):
+    "The kind of texts that match."
+    def kind(v):
+        if type(v) is str and re.fullmatch(pattern, v): return v
+        raise Odd(words)
+    return kind
+
+# %% ../nbs/00_core.ipynb #2a24ebf9
+def one_of(
+    *values
+):
+    "The kind of those very values."
+    def kind(v):
+        if any(type(v) is type(x) and v == x for x in values): return v
+        raise Odd(' or '.join(map(str, values)))
+    return kind
+
+def listed(
+    kind,               # of each item
+    least:int=0,
+    most:int=100_000,   # items
+    distinct:bool=False
+):
+    "The kind of lists of one kind."
+    def listing(v):
+        if type(v) not in (list, tuple): raise Odd('a list')
+        if not least <= len(v) <= most: raise Odd(f'a list of {least} to {most} items')
+        try: out = [kind(x) for x in v]
+        except Odd as e: raise Odd(f'a list, each item of which is {e}') from None
+        if distinct and len(set(out)) < len(out): raise Odd('a list of different items')
+        return out
+    return listing
+
+# %% ../nbs/00_core.ipynb #fadec47a
+def anything(
+    v,
+    depth:int=32   # so many lists and tables may lie in one another
+):
+    "The kind of all that JSON can say, not nested without end, in texts that can be stored."
+    if depth < 0: raise Odd('something less deeply nested')
+    if type(v) is str: return text(10**7, plain=False)(v)
+    if type(v) is dict: return {text(1000, plain=False)(k): anything(x, depth-1) for k, x in v.items()}
+    if type(v) in (list, tuple): return [anything(x, depth-1) for x in v]
+    return v
+
+def table(
+    key,    # the kind of each name
+    kind    # of each value
+):
+    "The kind of tables of one kind."
+    def tabled(v):
+        if type(v) is not dict: raise Odd('a table of names and values')
+        try: return {key(k): kind(x) for k, x in v.items()}
+        except Odd as e: raise Odd(f'a table, each entry of which is {e}') from None
+    return tabled
+
+# %% ../nbs/00_core.ipynb #f3714038
+def _as_said(v):
+    "A value of JSON in a sentence."
+    if v is None or type(v) is bool: return json.dumps(v)
+    if type(v) in (list, tuple): return f'a list of {len(v)}'
+    if type(v) is dict: return f'a table of {len(v)}'
+    return repr(v) if len(repr(v)) <= 40 else repr(v)[:40] + '...'
+
+def checked(
+    d,            # what was read
+    kinds:dict,   # name of each field: its kind
+    where,        # the file, for people
+    advice:str,   # what to do about it
+    needs=(),     # fields that must be there
+    others=None   # the kind of every other field; default: there are none
+) -> dict:
+    "The fields of `d`, each of its kind; `BadInput` names the file, the field and what is there."
+    if type(d) is not dict: raise BadInput(f'{where} holds {_as_said(d)} where a table of fields belongs; {advice}')
+    if lacks := [k for k in needs if k not in d]: raise BadInput(f'{where} does not say its {lacks[0]}; {advice}')
+    if extra := [k for k in d if k not in kinds and others is None]:
+        raise BadInput(f'{where} has the unknown field {_as_said(extra[0])}; it was written by another version')
+    out = {}
+    for k, v in d.items():
+        try: out[k] = kinds.get(k, others)(v)
+        except Odd as e: raise BadInput(f'{where}: {_as_said(k)} is {_as_said(v)}, not {e}; {advice}') from None
+    return out
+
+# %% ../nbs/00_core.ipynb #4df51a81
+def parsed(
+    words:str,    # JSON
+    where,        # for people
+    advice:str    # what to do if it is none
+):
+    "What the JSON says, of any kind; `BadInput` if it says nothing."
+    try: return json.loads(words)
+    except (ValueError, RecursionError) as e: why = type(e).__name__
+    raise BadInput(f'{where} is not readable ({why}); {advice}') from None
+
+def read_json(
+    path,
+    root=None,   # the directory whose loss would heal a damaged file; default: the file's
+    **schema     # `kinds`, `needs` and `others`, as `checked` takes them; default: any fields
+) -> dict:
+    "What `write_json` wrote; `BadInput` if it is missing or damaged, or if a field is of another kind."
+    path, advice = Path(path), f'delete the directory {root or Path(path).parent} to start that run anew'
+    try:
+        if path.exists() and not path.is_file(): raise OSError
+        words = path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as e: raise BadInput(f'{path} is not readable ({type(e).__name__}); {advice}') from None
+    return checked(parsed(words, path, advice), **(schema or dict(kinds={}, others=anything)), where=path, advice=advice)
 
 # %% ../nbs/00_core.ipynb #aa348bb2
 COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
@@ -228,13 +458,17 @@ class Config:
         return re.sub(r'[^\w.-]+', '_', words)
 
 # %% ../nbs/00_core.ipynb #da75c60a
+_OWN = dict(size=whole(1, 2**14), epochs=whole(1, 10**6), bs=whole(1, 10**6), cycle=whole(1, 10**6), k=whole(1, 10**6),
+            seed=whole(0, 2**63), split_seed=whole(0, 2**63), data=text(4096, plain=False), pretrained=text(4096, plain=False),
+            monitor=listed(text(200, plain=False)), fixed=listed(whole(-10**6, 10**6)))
+_USUAL = dict(str=text(200), int=whole(0, 10**6), float=number(), bool=one_of(False, True))
+_CONFIG = {f.name: _OWN.get(f.name) or _USUAL[getattr(f.type, '__name__', f.type)] for f in fields(Config)}
+
 def load_config(
     path  # a run's config.json
 ) -> Config:
     "Read a configuration back; `BadInput` if it is not one."
-    d = read_json(path)
-    known = {f.name for f in fields(Config)}
-    if extra := set(d) - known: raise BadInput(f'{path} has the unknown field {sorted(extra)[0]!r}; it was written by another version')
+    d = read_json(path, kinds=_CONFIG)
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
 
 # %% ../nbs/00_core.ipynb #2e649cb1

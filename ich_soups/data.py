@@ -9,12 +9,12 @@ __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SP
            'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
-import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings
+import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -24,10 +24,10 @@ from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision import data as _fastai_shows_pictures  # noqa: F401  registers show_batch for pictures
 from fastcore.basics import chunked, patch
 from fasttransform import DisplayedTransform
-from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from .core import BadInput, atomic, cache_dir, device as default_device, one_line, suggest, write_json
+from .core import BadInput, atomic, cache_dir, device as default_device, may_write, one_line, read_json, scratch, suggest, write_json
+from .locks import locked
 
 # %% ../nbs/02_data.ipynb #6c5a2e2d
 Image.init()
@@ -214,18 +214,24 @@ def _threaded(f, items, what):
         return list(tqdm(ex.map(f, items), total=len(items), desc=what, delay=3, leave=False, disable=None))
 
 # %% ../nbs/02_data.ipynb #411242ba
+def _remembered(path):
+    "File -> [size and time, digest, reason] as of an earlier scan; nothing if that is damaged."
+    try: memo = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError): return {}
+    def fits(v): return type(v) is list and len(v) == 3 and all(type(x) is str for x in v)
+    return {p: v for p, v in memo.items() if fits(v)} if type(memo) is dict else {}
+
 def _scan(root, files, see=None):
     "Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`."
     memo_path = _memo(root, 'digests', 'json')
-    try: memo = json.loads(memo_path.read_text(encoding='utf-8'))
-    except (OSError, ValueError): memo = {}
+    memo = _remembered(memo_path)
     def known(p):
         try: st = p.stat()
         except (OSError, ValueError) as e: return (str(p), ['', '', f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"])   # ValueError: a name with a null byte
         k, v = f'{st.st_size} {st.st_mtime_ns}', memo.get(str(p))
         return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p, see))])   # a failure is looked at again
     new = dict(_threaded(known, files, 'reading pictures'))
-    if (good := memo | {p: v for p, v in new.items() if not v[2]}) != memo: write_json(memo_path, good)
+    if (good := memo | {p: v for p, v in new.items() if not v[2]}) != memo and may_write(memo_path): write_json(memo_path, good)
     return [tuple(new[str(p)][1:]) for p in files]
 
 def _memo(root, what, suffix): return cache_dir()/what/f'{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.{suffix}'
@@ -313,10 +319,31 @@ def _whole(path, shape):
     except (OSError, ValueError, EOFError): return False
     return a.shape == shape and a.dtype == np.uint8
 
+# %% ../nbs/02_data.ipynb #54d34cbb
+@lru_cache(1 << 10)
+def _crc(path, inode, size, mtime):
+    crc = 0
+    with open(path, 'rb') as f:
+        while part := f.read(1 << 20): crc = zlib.crc32(part, crc)
+    return crc
+
+def _sum_of(path):
+    s = os.stat(path)
+    return _crc(str(path), s.st_ino, s.st_size, s.st_mtime_ns)
+
+def _sum_file(path): return path.with_suffix('.sum')
+
+def _as_written(path):
+    "Whether a cache of pixels is what was written; of one without a checksum nothing is known."
+    if not _sum_file(path).exists(): return True
+    try: return read_json(_sum_file(path)).get('crc32') == _sum_of(path)
+    except BadInput: return False
+
 # %% ../nbs/02_data.ipynb #87e157da
 @patch
 def _decode_all(self:Pictures, path, shape):
-    "Write the cache of pixels."
+    "Write the cache of pixels, and its checksum."
+    _sum_file(path).unlink(missing_ok=True)
     with atomic(path) as tmp:
         out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, shape)
         if hasattr(os, 'posix_fallocate'):      # a full disk is an error now, and not a bus error later
@@ -325,6 +352,8 @@ def _decode_all(self:Pictures, path, shape):
         _threaded(put, range(len(self)), 'decoding once')
         out.flush()
         del out
+        crc = _crc.__wrapped__(tmp, 0, 0, 0)
+    write_json(_sum_file(path), dict(crc32=crc))
 
 # %% ../nbs/02_data.ipynb #ddc28a04
 @patch
@@ -335,9 +364,11 @@ def pixels(self:Pictures,
     if self.array is not None and self.array.shape[1] == size: return self.array
     key = hashlib.sha256(('\n'.join(self.digests) + f'|{size}|bicubic').encode()).hexdigest()[:20]
     path, shape = cache_dir()/'pixels'/f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path)+'.lock'):
-        if not _whole(path, shape): self._decode_all(path, shape)
+    fine = lambda: _whole(path, shape) and _as_written(path)
+    if not fine():
+        if _whole(path, shape): warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
+        with locked(f'{path}.lock'):
+            if not fine(): self._decode_all(path, shape)
     return np.load(path, mmap_mode='r')
 
 # %% ../nbs/02_data.ipynb #cc0dccf9
@@ -480,6 +511,13 @@ def check_folder(
                   [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1])
 
 # %% ../nbs/02_data.ipynb #ca004b3e
+def _draw(path, draw):
+    "Draw a collection into the cache, unless somebody has meanwhile."
+    with locked(f'{path}.lock'):
+        if path.exists(): return
+        s = draw()
+        with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
+
 def _code_of(module):
     "A hash of what a module does: other drawing code, other pictures."
     code = ast.dump(ast.parse(Path(module.__file__).read_text(encoding='utf-8')))
@@ -488,11 +526,7 @@ def _code_of(module):
 def _drawn(name, folder, n, size, seed, split_seed, draw, version, **sizes):
     "A drawn collection as `Pictures`, split with `sizes` of `stratified_split`; the images are kept in the cache."
     path = cache_dir()/folder/f'{n}-{size}-{seed}-{version}.npz'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path)+'.lock'):
-        if not path.exists():
-            s = draw()
-            with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
+    if not path.exists(): _draw(path, draw)
     z = np.load(path)
     digests = [f'{name}-{version}-{n}-{size}-{seed}-{i}' for i in range(n)]
     return Pictures(name, z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed, **sizes), [f'scene {i}' for i in range(n)],
@@ -534,12 +568,10 @@ def fetch_git(
     to            # folder to create
 ):
     "Download one commit of a repository, verified by git's own hashes; all or nothing. Raises `BadInput` when it cannot be had."
-    import tempfile
     try: from dulwich import porcelain; from dulwich.client import get_transport_and_path; from dulwich.repo import Repo
     except ImportError: raise BadInput("the download needs the package dulwich; pip install 'ich_soups[photos]'") from None
     to = Path(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(to)+'.lock'), tempfile.TemporaryDirectory(dir=to.parent) as tmp:
+    with locked(f'{to}.lock'), scratch(to.parent, to.name) as tmp:
         if to.exists(): return
         try:
             repo = Repo.init(tmp)
@@ -549,7 +581,6 @@ def fetch_git(
             porcelain.reset(repo, 'hard', commit)
         except Exception as e: raise BadInput(f'{url} at {commit[:12]} could not be downloaded ({type(e).__name__}: {e}); check the connection, or give a folder instead') from None
         os.replace(tmp, to)
-        Path(tmp).mkdir()  # for the temporary directory to remove
 
 # %% ../nbs/02_data.ipynb #a7d2fb8e
 def _from_env(name, split_seed):
@@ -649,12 +680,11 @@ def fetch_archive(
     to         # folder to create
 ) -> Path:
     "Download an archive, verify and unpack it; all or nothing. Raises `BadInput` when it cannot be had, or is another one."
-    import shutil, tarfile, tempfile
+    import shutil, tarfile
     from fastcore.net import urlsave
     from fastdownload.core import path_stats
     to = Path(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(to)+'.lock'), tempfile.TemporaryDirectory(dir=to.parent) as tmp:
+    with locked(f'{to}.lock'), scratch(to.parent, to.name) as tmp:
         if to.exists(): return to
         f, new = Path(tmp)/url.split('?')[0].rsplit('/', 1)[-1], Path(tmp)/'new'
         with tqdm(desc=f.name, unit='B', unit_scale=True, delay=2, leave=False, disable=None) as bar:

@@ -8,11 +8,11 @@ __all__ = ['TEACHER', 'teacher', 'seen_by', 'whole', 'patch_of', 'patches', 'tea
 # %% ../nbs/07_distil.ipynb #f7875076
 import numpy as np, timm, torch
 from fastai.callback.core import Callback
-from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from .core import amp_dtype, atomic, cache_dir, device
+from .locks import locked
 from .data import Pictures, collection, load_pictures, open_picture
 from .models import pip_weights
 from .motifs import motifs
@@ -87,7 +87,7 @@ def _kept_patches(n, seed):
     "Images and labels, from the cache if they are there."
     path = cache_dir()/'patches'/f'{n}-{seed}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{path}.lock'):
+    with locked(f'{path}.lock'):
         if not path.exists():
             images = patches(n, seed=seed)
             with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=images, labels=teacher_labels(images))

@@ -8,7 +8,7 @@ __all__ = ['OPSET', 'FOLDER', 'decoded', 'WithFeatures', 'with_features', 'Class
            'picture_dls', 'to_learner', 'latency']
 
 # %% ../nbs/12_export.ipynb #ddd22046
-import contextlib, copy, html, json, logging, os, re, tempfile, time, warnings
+import contextlib, copy, html, json, logging, math, os, re, tempfile, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -29,11 +29,12 @@ from scipy.special import softmax
 from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
-from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
-from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance
+from .checkpoints import fit_names, load_weights, save_weights
+from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance, scratch, _leavings
 from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
-from .models import create_model, data_stats
+from .models import blank_model, create_model, data_stats
+from .records import folder_info, onnx_info, read_info, soup_header
 from .soups import Soup, bn_batches
 
 # %% ../nbs/12_export.ipynb #6a0430ba
@@ -92,6 +93,26 @@ def with_features(
     try: return both if torch.allclose(both(x)[0], model(x), atol=1e-5) else None
     except Exception: return None
 
+# %% ../nbs/12_export.ipynb #da4c010e
+def _checked(classes, size, mean, std, temperature, name):
+    "`BadInput` unless these can be what a classifier called `name` says of itself."
+    def holds(test):
+        try: return test()
+        except (TypeError, ValueError, OverflowError): return False
+    def three(v): return len(v) == 3 and all(math.isfinite(x) for x in v)
+    if not holds(lambda: int(size) == size and 0 < size <= _LARGEST):
+        raise BadInput(f'{name}: the size of its pictures is no whole number from 1 to {_LARGEST}')
+    if not holds(lambda: three(mean) and three(std) and min(std) > 0):
+        raise BadInput(f'{name}: mean and std are not three finite numbers each, the std above 0')
+    if not holds(lambda: math.isfinite(temperature) and temperature > 0): raise BadInput(f'{name}: its temperature is no finite number above 0')
+    if not _are_names(classes): raise BadInput(f'{name}: its classes are no list of different names')
+
+_LARGEST = 1 << 12    # pixels
+
+def _are_names(classes):
+    if type(classes) not in (list, tuple) or not classes: return False
+    return all(type(c) is str for c in classes) and len(set(classes)) == len(classes)
+
 # %% ../nbs/12_export.ipynb #0927593a
 class Classifier:
     "A model with its classes, its preprocessing and its temperature: pictures in, logits or probabilities out."
@@ -108,8 +129,13 @@ class Classifier:
         model:nn.Module|None=None,  # the torch model, where there is one
         precision:str='fp32'  # it computes in
     ):
-        self.forward, self.classes, self.size, self.mean, self.std, self.arch = forward, [str(c) for c in classes], int(size), tuple(map(float, mean)), tuple(map(float, std)), arch
-        self.temperature, self.name, self.info, self.model, self.precision = float(temperature), name, dict(info or {}), model, precision
+        _checked(classes, size, mean, std, temperature, name or arch or 'the classifier')
+        mean, std = [list(map(float, m)) for m in (mean, std)]
+        known = dict(classes=list(map(str, classes)), size=int(size), mean=mean, std=std, temperature=float(temperature))
+        known = read_info(known | dict(arch=arch), name or 'the model')
+        self.forward, self.arch, self.classes, self.size = forward, arch, known['classes'], known['size']
+        self.mean, self.std, self.temperature = tuple(known['mean']), tuple(known['std']), known['temperature']
+        self.name, self.info, self.model, self.precision = name, dict(info or {}), model, precision
 
     def normalise(self, images) -> torch.Tensor:
         "uint8 [B, S, S, 3] as float32 [B, 3, S, S], as the training pictures were."
@@ -126,6 +152,8 @@ class Classifier:
         for names, x, good in decoded(pictures, self.size, bs, on_bad):
             y = self.forward(self.normalise(x))[out == 'features']
             if y is None: raise BadInput(f'{self.name or self.arch} does not give the features that pictures are compared by')
+            if not np.isfinite(y[good]).all():
+                raise BadInput(f'what {self.name or self.arch} says of pictures is no number; export or cook it again')
             if not good.all(): y[~good] = np.nan
             yield names, y
 
@@ -166,9 +194,14 @@ def from_weights(
     device=None            # default: the GPU if there is one
 ) -> Classifier:
     "A `Classifier` in torch; `BadInput` if these are not weights of that model."
-    model = create_model(info['arch'], len(info['classes']), info['size'])
-    try: model.load_state_dict(fit_names(weights, model))
+    _checked(info['classes'], info['size'], info['mean'], info['std'], info.get('temperature', 1.), name)
+    if type(info['arch']) is not str: raise BadInput(f'{name}: its network is no name')
+    try: fit_names(weights, blank_model(info['arch'], len(info['classes']), info['size']))
     except BadInput as e: raise BadInput(f"{name} is not a {info['arch']} of {len(info['classes'])} classes: {e}") from None
+    odd = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()]
+    if odd: raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
+    model = create_model(info['arch'], len(info['classes']), info['size'])
+    model.load_state_dict(fit_names(weights, model))
     both = with_features(model.eval().requires_grad_(False), info['size'])
     model.to(device or default_device(), memory_format=torch.channels_last)
     return Classifier(_torch_forward(model, both, amp_dtype(precision)), info['classes'], info['size'], info['mean'], info['std'], info['arch'], info.get('temperature', 1.), name, info, model, precision)
@@ -176,20 +209,26 @@ def from_weights(
 # %% ../nbs/12_export.ipynb #efc1e4ec
 def _complete(info, path, **given):
     "The info of a file with what was given beside it; `BadInput` names what is missing."
+    if not isinstance(info, dict) or isinstance(info.get('classes'), int):
+        raise BadInput(f'{path}: its classes are no list of different names')
     info = info | {k: v for k, v in given.items() if v is not None}
+    if isinstance(info.get('classes'), int): info['classes'] = _numbered(info['classes'], path)
+    info = read_info(info, path)
     if lacks := [k for k in ('arch', 'classes', 'size') if not info.get(k)]: raise BadInput(f"{path} does not say its {' and '.join(lacks)}; give {', '.join(k+'=' for k in lacks)}")
-    if isinstance(info['classes'], int): info['classes'] = [f'class {i}' for i in range(info['classes'])]
-    if 'mean' not in info: info['mean'], info['std'] = data_stats(info['arch'])
+    if not {'mean', 'std'} <= set(info): info['mean'], info['std'] = data_stats(info['arch'])
     return info
+
+def _numbered(n, path):
+    "Names of so many classes."
+    if not 0 < n <= 100_000: raise BadInput(f'{path}: classes is {n}, not the number of classes; give 1 to 100000, or their names')
+    return [f'class {i}' for i in range(n)]
 
 def _soup_info(soup): return dict(recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs) | soup.info
 
 def _read_folder(path):
     "Weights and info of a folder of `save_pretrained`."
-    try: cfg = json.loads((path/'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise BadInput(f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an .onnx file') from None
-    if not isinstance(cfg, dict) or 'ich_soups' not in cfg: raise BadInput(f"{path} was not written by save_pretrained; timm.create_model('local-dir:{path}', pretrained=True) may read it")
-    return load_weights(path/'model.safetensors'), cfg['ich_soups']
+    info = folder_info(path)
+    return load_weights(path/'model.safetensors'), info
 
 @patch(cls_method=True)
 def load(cls:Classifier,
@@ -206,7 +245,7 @@ def load(cls:Classifier,
     if not path.exists(): raise BadInput(f'{path} does not exist; give a soup (.safetensors), a folder of save_pretrained, or an .onnx file')
     if path.suffix == '.onnx': return _from_onnx(path, threads)
     if path.is_dir(): weights, info = _read_folder(path)
-    elif path.suffix == '.safetensors' and 'soup' in Checkpoint(path).meta: weights, info = (s := Soup.load(path)).weights, _soup_info(s)
+    elif path.suffix == '.safetensors' and soup_header(path): weights, info = (s := Soup.load(path)).weights, _soup_info(s)
     else: weights, info = load_weights(path), {}
     return from_weights(weights, _complete(info, path, arch=arch, classes=classes, size=size), path.name, precision, device)
 
@@ -288,12 +327,11 @@ class OnnxModel:
 
 def _from_onnx(path, threads=0):
     m = OnnxModel(path, threads)
-    try: meta = {k: json.loads(v) for k, v in m.meta.items() if k in _METADATA}
-    except ValueError: meta = {}
-    if lacks := [k for k in ('classes', 'size', 'mean', 'std') if k not in meta]: raise BadInput(f"{path} does not say its {lacks[0]}; export the soup with to_onnx, or use OnnxModel with pictures that you prepare yourself")
+    meta = onnx_info(m.meta, path)
+    n = m.session.get_outputs()[m.outputs.index('logits')].shape[-1] if 'logits' in m.outputs else None
+    if isinstance(n, int) and _are_names(meta['classes']) and len(meta['classes']) != n:
+        raise BadInput(f"{path} names {len(meta['classes'])} classes for its {n} outputs; export it again")
     return Classifier(m.forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), meta.get('temperature', 1.), path.name, meta.get('provenance'))
-
-_METADATA = ('name', 'arch', 'classes', 'size', 'mean', 'std', 'temperature', 'provenance')
 
 # %% ../nbs/12_export.ipynb #16d69b88
 def split_of(
@@ -510,6 +548,11 @@ def _model_args(c):
     except TypeError: return {}
     return dict(img_size=c.size)
 
+def _rescue(folder):
+    "Put an older export back that somebody was about to replace, and was killed."
+    for left, whose in _leavings(folder.parent, folder.name):
+        if whose != 'living' and (left/'old').is_dir() and not folder.exists(): (left/'old').rename(folder)
+
 def save_pretrained(
     soup,                # a `Soup`, its path, or a `Classifier`
     folder,              # to make; one that this function made is overwritten
@@ -520,16 +563,16 @@ def save_pretrained(
     "Write the model in the layout of timm and the Hub, with a model card."
     c, folder = as_classifier(soup, device='cpu'), Path(folder)
     if c.model is None: raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
+    _rescue(folder)
     if folder.exists() and (not folder.is_dir() or (other := sorted(p.name for p in folder.iterdir() if p.name not in FOLDER))): raise BadInput(f"{folder} is there already{f' and holds {other[0]}' if folder.is_dir() else ''}; give another name")
     tested, s = _tested(c, run, c.model.state_dict()) if run else ('', None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as tmp:
-        to = Path(tmp)/'new'; to.mkdir()
+    with scratch(folder.parent, folder.name) as tmp:
+        to = tmp/'new'; to.mkdir()
         _write_folder(c, to, model_card(c, tested, s, licence, onnx), licence, onnx)
         again, x = timm.create_model(f'local-dir:{to}', pretrained=True).eval(), torch.linspace(-1, 1, 3*c.size**2).view(1, 3, c.size, c.size)
         with torch.inference_mode(): diff = float((again(x)-copy.deepcopy(c.model).cpu()(x)).abs().max())
         if not diff < 1e-3: raise BadInput(f'timm does not read {c.arch} back as it was written (logits differ by {diff:.2g}); export it as ONNX instead')
-        if folder.exists(): folder.rename(Path(tmp)/'old')
+        if folder.exists(): folder.rename(tmp/'old')
         to.rename(folder)
     return folder
 

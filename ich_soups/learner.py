@@ -16,7 +16,7 @@ from .core import BadInput, provenance, suggest
 from .metrics import METRICS, metric as metric_fn, temperature
 from .models import has_bn
 from .scorers import Scorer
-from .snapshots import SnapshotCallback, SnapshotStore, lower_is_better
+from .snapshots import SnapshotCallback, SnapshotStore, lower_is_better, sound_snapshots
 from .soups import Soup, bn_batches, recalibrate_bn, recipe as recipe_fn
 
 # %% ../nbs/08_learner.ipynb #063cab6f
@@ -102,7 +102,7 @@ def soup_of(
     cook = recipe_fn(recipe) if isinstance(recipe, str) else recipe
     store = store if store is not None else getattr(learn, 'snapshot_store', None)
     if store is None: raise BadInput('this Learner kept no snapshots: fit it with cbs=SnapshotCallback(), or name their directory with store=')
-    snapshots = (store if isinstance(store, SnapshotStore) else SnapshotStore(store)).snapshots()
+    snapshots = sound_snapshots((store if isinstance(store, SnapshotStore) else SnapshotStore(store)).snapshots())
     was, seen = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}, list(getattr(learn.recorder, 'values', ()))
     soup = None
     try:

@@ -13,7 +13,6 @@ __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_sampl
 import base64, io, json, re
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
-from filelock import FileLock
 from matplotlib.colors import PowerNorm
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -21,6 +20,7 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from PIL import Image
 from .core import refuse_smoke
+from .locks import locked
 
 # %% ../nbs/11_plots.ipynb #d7900551
 COLOURS = dict(zip('blue orange green red purple brown pink grey yellow sky'.split(), sns.color_palette('colorblind')))
@@ -55,7 +55,7 @@ def save_fig(
     fig.savefig(svg := io.StringIO(), format='svg', metadata=dict(Date=None))
     (folder/f'{name}.svg').write_text(_shrink_embedded(svg.getvalue()), encoding='utf-8', newline='\n')
     data.to_csv(folder/f'{name}.csv', index=False, float_format='%.6g', lineterminator='\n')
-    with FileLock(str(folder/'.lock')):
+    with locked(folder/'.lock'):
         f = folder/'index.json'
         index = json.loads(f.read_text()) if f.exists() else {}
         if index.get(name, {}).get('notebook', notebook) != notebook: raise ValueError(f"the figure {name!r} already belongs to {index[name]['notebook']}; choose another name")

@@ -159,7 +159,9 @@ class Evidence:
 
     @property
     def single(self): return 'single best, fresh BN' if 'single best, fresh BN' in self.cands else 'single best'
-    def val_loss(self, name): return nll(self.val[name], self.run.targs('val'))
+    def val_loss(self, name):
+        loss = nll(self.val[name], self.run.targs('val'))
+        return np.inf if np.isnan(loss) else loss
     @property
     def best(self):
         "What val favours among everything that costs one pass: the lowest loss; of those within a thousandth of a nat of it, the first."
@@ -182,9 +184,12 @@ def _cooked(run, bn): return paper_soups(run, 'accuracy', bn, REPORT_SOUPS) | {'
 def _given(run, soups):
     "Soups from outside under the names of the run's tensors; `BadInput` if they are of another network or of other classes."
     soups = {s.recipe or 'soup': s for s in ([soups] if isinstance(soups, Soup) else soups)} if not isinstance(soups, dict) else soups
-    out = {}
+    out, now = {}, run.pictures.fingerprint
     for n, s in soups.items():
         if s.info.get('classes', run.classes) != list(run.classes): raise BadInput(f'the soup {n!r} knows other classes than {run.cfg.key}; give a soup of that run')
+        if s.info.get('pictures', now) != now:
+            raise BadInput(f'the soup {n!r} was trained on other pictures than {run.cfg.key}, or with another split '
+                           'of them, so it may know the test part; give a soup of that run')
         out[n] = Soup(fit_names(s.weights, run.model), s.ingredients, s.coefs, s.recipe, s.history, s.info)
     return out
 
@@ -214,6 +219,8 @@ def same_data(
     "The runs, checked: finished, different, of the same pictures and settings but for seed and replicate, pictures unchanged since. Raises `BadInput`."
     runs = [r if isinstance(r, Run) else Run(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
     if not runs: raise BadInput('a report needs a run; give the directory of one')
+    for r in runs:
+        if r.diverged: raise BadInput(r.said_of_loss)
     first, *rest = runs
     for r in rest:
         if r.provenance.get('data') != first.provenance.get('data'): raise BadInput(f'{r.path} was trained on other pictures than {first.path}; a report is of one collection, so write one for each')
@@ -748,7 +755,11 @@ def write_report(
     "Write one self-contained HTML file about a training; returns its path. `BadInput` for runs that do not go together, soups of something else, or a file that cannot be written."
     out, runs = Path(out), same_data(runs)
     if out.is_dir(): raise BadInput(f'{out} is a folder; give a file name such as {out}/report.html')
-    if annealed is not None: annealed = same_data(annealed)[0]
+    if annealed is not None:
+        annealed = same_data(annealed)[0]
+        if annealed.provenance.get('data') != runs[0].provenance.get('data'):
+            raise BadInput(f'{annealed.path} was trained on other pictures than {runs[0].path}, or with another split '
+                           'of them; give one of the same')
     steps = tqdm(total=len(runs)+13, desc='report', delay=3, leave=False, disable=None)
     def step(f, *args):
         result = f(*args)

@@ -75,7 +75,8 @@ class Scorer:
             if not np.isfinite(out).all(): return Taste(-np.inf)                                       # broken weights are worse than any
             if at+self.bs >= len(order): break
             if self.early and floor is not None and not _may_win(bound := float(self.metric(filled, self.targs)), floor, ties): return Taste(bound, False)
-        return Taste(float(self.metric(filled, self.targs)), True, filled)
+        score = float(self.metric(filled, self.targs))
+        return Taste(-np.inf if np.isnan(score) else score, True, filled)
 
 def _margin(logits, targs):
     "Logit of the true class minus the largest other, [N]."

@@ -9,7 +9,7 @@ __all__ = ['RECIPES', 'bn_batches', 'recalibrate_bn', 'Soup', 'greedy_soup', 'gr
            'load_weights']
 
 # %% ../nbs/07_soups.ipynb #d565321d
-import contextlib, json, math, random
+import contextlib, json, math, random, warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -17,9 +17,10 @@ import numpy as np, torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from .averaging import as_list, average, checkpoint_name, open_all, side_by_side
+from .averaging import TOGETHER, as_list, average, checkpoint_name, mean_cosine, open_all, side_by_side
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
 from .core import BadInput
+from .records import soup_header
 from .scorers import Scorer, Taste, slope
 
 # %% ../nbs/07_soups.ipynb #c9ee5ecc
@@ -75,9 +76,9 @@ class Soup:
     @classmethod
     def load(cls, path):
         "Read a soup back; `BadInput` if the file is no soup."
-        if 'soup' not in (c := Checkpoint(path)).meta: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
-        try: return cls(weights={k: c.get(k) for k in c.keys()}, **json.loads(c.meta['soup']))
-        except (TypeError, ValueError): raise BadInput(f'what {path} says of its soup cannot be read; average() reads its weights') from None
+        h = soup_header(c := Checkpoint(path))
+        if h is None: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
+        return cls({k: c.get(k) for k in c.keys()}, h.ingredients, h.coefs, h.recipe, h.history, h.info)
 
     def load_into(self, model):
         "Put the weights into `model`, which must have the same tensors, perhaps behind a prefix such as `module.`; returns it."
@@ -87,6 +88,10 @@ class Soup:
 # %% ../nbs/07_soups.ipynb #a8a58dcf
 def _number(s): return float(s) if not math.isnan(s) else -math.inf      # weights that score NaN are worse than any
 
+def _judged(score, logits):
+    "The score of logits; of those that are no numbers, less than any."
+    return _number(float(score.metric(logits, score.targs))) if np.isfinite(logits).all() else -math.inf
+
 def _taste(score, weights, floor=None, ties=False, base=None):
     return score.taste(weights, floor, ties, base) if isinstance(score, Scorer) else Taste(_number(score(weights)))
 
@@ -94,6 +99,7 @@ def _logits(snapshots, score):
     "Cached validation logits float32 [K, N, C], or None where some are missing or belong to other pictures."
     if not isinstance(score, Scorer): return None
     try: out = np.stack([s.logits() for s in snapshots])
+    except BadInput: raise                                              # a file that has changed
     except (AttributeError, TypeError, ValueError, FileNotFoundError): return None
     return out if out.ndim == 3 and out.shape[1] == len(score.targs) else None
 
@@ -101,15 +107,34 @@ def _singles(snapshots, score, singles, logits):
     "The score of each checkpoint alone: given, from cached logits, or measured."
     if singles is not None and len(singles) != len(snapshots): raise BadInput(f'{len(snapshots)} checkpoints have as many scores; got {len(singles)}')
     if singles is not None: return [_number(s) for s in singles]
-    if logits is not None: return [float(score.metric(l, score.targs)) for l in logits]
+    if logits is not None: return [_judged(score, l) for l in logits]
     return [_taste(score, load_weights(s)).score for s in snapshots]
+
+def _note_strangers(snapshots, sources, names, score):
+    "A note if the checkpoints seem to be of different trainings, with what the mean loses where there is a score."
+    c = mean_cosine(sources)
+    if c >= TOGETHER: return
+    said = f'{names[0]} to {names[-1]} seem to be of different trainings (mean cosine {c:.2f}, near 1 within one)'
+    if not callable(score):
+        warnings.warn(f'{said}: their mean may be worse than any of them')
+        return
+    two = [snapshots[0], snapshots[-1]]
+    alone = [_number(float(score(load_weights(s)))) for s in two]
+    mean = _number(float(score(average(two))))
+    warnings.warn(f'{said}: the mean of {names[0]} and {names[-1]} scores {mean:.3f}, alone they score '
+                  f'{alone[0]:.3f} and {alone[1]:.3f}')
 
 def _check(snapshots, score=True):
     snapshots = as_list(snapshots)
     if not snapshots: raise BadInput('there is nothing to cook: no checkpoints')
     if score is None: raise BadInput('this recipe chooses, so it needs a score: a function of weights to a number, higher is better')
-    _, names = open_all(snapshots)                                    # all of one model, or it says which is not
+    sources, names = open_all(snapshots)                              # all of one model, or it says which is not
+    _note_strangers(snapshots, sources, names, score)
     return snapshots, [n if names.count(n) == 1 else f'{n} #{i}' for i, n in enumerate(names)]
+
+def _finite(v):
+    "Whether a tensor holds numbers alone; of eight bits and less torch cannot tell without widening them."
+    return bool(torch.isfinite(v if v.element_size() > 1 else v.float()).all())
 
 class _Pot:
     "A running sum of checkpoints in float64, so that trying one more or one less reads one file."
@@ -118,7 +143,7 @@ class _Pot:
         "The sum and the mean with checkpoint `i` added, or taken out."
         w, n = load_weights(self.snapshots[i]), self.n + sign
         floats = [k for k, v in w.items() if v.is_floating_point()]
-        if odd := [k for k in floats if not torch.isfinite(w[k]).all()]: raise BadInput(f'{self.names[i]}: tensor {odd[0]!r} holds NaN or infinity; leave that checkpoint out')
+        if odd := [k for k in floats if not _finite(w[k])]: raise BadInput(f'{self.names[i]}: tensor {odd[0]!r} holds NaN or infinity; leave that checkpoint out')
         if not floats: return {}, w
         total = torch._foreach_mul([w[k].double() for k in floats], float(sign))
         if self.n: torch._foreach_add_(total, [self.total[k] for k in floats])
@@ -150,13 +175,13 @@ def greedy_soup(
     total, weights = pot.tried(chosen[0]); pot.take(total)
     best, base = singles[chosen[0]], None if logits is None else logits[chosen[0]]
     history = [dict(step=0, round=0, tried=names[chosen[0]], score=best, exact=True, accepted=True, size=1)]
-    likely = lambda i: -score.metric(logits[chosen+[i]].mean(0), score.targs)          # by averaged logits: cheap, and nearly right
+    likely = lambda i: -_judged(score, logits[chosen+[i]].mean(0))          # by averaged logits: cheap, and nearly right
 
     rounds = 0
     while left:
         found, rounds = None, rounds+1
         batch = left if order == 'best' else left[:1]
-        if screen: batch = sorted(batch, key=likely)[:screen] if order == 'best' else [i for i in batch if -likely(i) >= score.metric(logits[chosen].mean(0), score.targs)]
+        if screen: batch = sorted(batch, key=likely)[:screen] if order == 'best' else [i for i in batch if -likely(i) >= _judged(score, logits[chosen].mean(0))]
         elif order == 'best' and logits is not None: batch = sorted(batch, key=likely)  # a good one early makes the others' floor high
         for i in batch:
             sum_, mean = pot.tried(i)
@@ -359,6 +384,7 @@ def experts_soup(
     snapshots, names = _check(snapshots, score)
     if (logits := _logits(snapshots, score)) is None: raise BadInput('class experts are found from cached validation logits; give snapshots of a run, and a Scorer')
     f1 = class_scores(logits, score.targs)[:, np.unique(score.targs)]           # of the classes that are there
+    f1[~np.isfinite(logits).all((1, 2))] = 0
     groups = np.arange(f1.shape[1])
     if len(names) > 2 and len(groups) > 1:
         with np.errstate(invalid='ignore'): corr = np.nan_to_num(np.corrcoef(f1.T))
@@ -381,7 +407,7 @@ def exhaustive_soup(
     if (logits := _logits(snapshots, score)) is None: raise BadInput('subsets are screened by cached validation logits; give snapshots of a run, and a Scorer')
     looks, size, k = [], 1, len(names)
     while size <= k and len(looks) + math.comb(k, size) <= max(limit, k):
-        for sub in combinations(range(k), size): looks.append((float(score.metric(logits[list(sub)].mean(0), score.targs)), sub))
+        for sub in combinations(range(k), size): looks.append((_judged(score, logits[list(sub)].mean(0)), sub))
         size += 1
     looks.sort(key=lambda t: (-t[0], len(t[1]), t[1]))
     alone = max((l for l in looks if len(l[1]) == 1), key=lambda l: l[0])

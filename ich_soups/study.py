@@ -66,10 +66,10 @@ def control_rows(run, bn) -> list:
 
 def soup_row(run, dish, bn) -> dict:
     "Cook, give fresh statistics, score."
-    snaps, score, t0 = pool(run, dish.pool), run.scorer(dish.metric, 'val', bn if dish.bn else None), time.time()
+    snaps, score, t0 = pool(run, dish.pool), run.scorer(dish.metric, 'val', bn if dish.bn else None), time.monotonic()
     soup = finish(run, recipe(dish.recipe)(snaps, score, **dish.options), bn)
     if len(soup.ingredients) == 1: soup.weights = with_bn(run, soup.weights, bn)   # as its references have them
-    return dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric, ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=time.time()-t0,
+    return dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric, ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=time.monotonic()-t0,
                 **_scored(run, lambda split: run.logits_of(soup.weights, split)))
 
 # %% ../nbs/27_recipes.ipynb #d2daded0

@@ -9,9 +9,9 @@ __all__ = ['long_table', 'add_rows', 'read_rows', 'origin', 'over_seeds', 'one_m
 import subprocess
 from pathlib import Path
 import numpy as np, pandas as pd
-from filelock import FileLock
 from scipy.stats import t as student
 from .core import BadInput, atomic, checkout, refuse_smoke
+from .locks import locked
 
 # %% ../nbs/04_tables.ipynb #989fa49c
 def long_table() -> Path: return (checkout() or Path())/'figures'/'long'   # where the committed ones lie
@@ -24,8 +24,7 @@ def add_rows(
     "Merge rows into a long table; several processes may do so at once."
     path = Path(path)
     refuse_smoke(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path)+'.lock'):
+    with locked(f'{path}.lock'):
         df = pd.concat([read_rows(path), pd.DataFrame(rows)], ignore_index=True).drop_duplicates(list(keys), keep='last').sort_values(list(keys))
         with atomic(path) as tmp: df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
     return df

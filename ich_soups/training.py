@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled', 'Compiled', 'MixOrCut', 'Averages',
-           'EpochSeed', 'Journal', 'make_learner', 'predict_logits', 'Run', 'evaluate', 'get_run']
+           'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'predict_logits', 'Run', 'evaluate',
+           'get_run']
 
 # %% ../nbs/06_training.ipynb #246740e4
-import hashlib, math, os, random, sys, time
+import hashlib, math, os, random, sys, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import to_device
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from fastai.callback.schedule import ParamScheduler, SchedCos, combine_scheds, combined_cos
@@ -21,18 +23,20 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastai.optimizer import OptimWrapper
-from filelock import FileLock
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, keep_memory, load_config, provenance, read_json, runs_dir, seed_all, sweep_temporary, write_json
+from .core import BadInput, Config, amp_dtype, atomic, device, device_name, keep_memory, load_config, make_folder, may_write, provenance, runs_dir, seed_all, sweep_temporary, write_json
 from .data import image_dls, load_pictures, write_split
+from .locks import locked
 from .metrics import metric, scores
 from .models import create_model, data_stats
+from .records import read_done, read_history, read_state
 from .scorers import Scorer
-from .snapshots import SnapshotCallback, SnapshotStore, file_sha256
+from .snapshots import (LOWER_LR, SnapshotCallback, SnapshotStore, check_file, file_sha256, score_key,
+                                 sound_snapshots)
 
 # %% ../nbs/06_training.ipynb #ecbff5f2
 def lr_schedule(
@@ -130,6 +134,30 @@ class Averages(Callback):
         self.setup()
         for k, m in self.models.items(): m.load_state_dict(state[k])
 
+# %% ../nbs/06_training.ipynb #90e6db7a
+def surroundings() -> dict:
+    "What the bits of a training hang on beside its `Config`: versions, number of threads, device."
+    import ich_soups
+    made, threads = provenance(), torch.get_num_threads()
+    versions = {k: str(made[k]) for k in ('torch', 'timm', 'fastai')} | dict(ich_soups=ich_soups.__version__)
+    return versions | dict(threads=threads, device=device_name().removesuffix(f', {threads} threads'))
+
+def moves(
+    state   # what an interrupted run left
+) -> list:
+    "Each change of the surroundings that a run has seen; a note says if it is about to see one more."
+    was, now = state.get('where', {}), surroundings()
+    changed = {k: [was[k], now[k]] for k in was if was[k] != now.get(k)}
+    if not changed: return state.get('moved', [])
+    said = ', '.join(f'{k} {b} instead of {a}' for k, (a, b) in changed.items())
+    warnings.warn(f"goes on after epoch {state['epoch']} with {said}: the result may differ from that of a "
+                  'run in one piece')
+    return [*state.get('moved', []), dict(after=state['epoch'], changed=changed)]
+
+def _is_lost(model):
+    "Whether a weight is no number, which no further step can put right."
+    return not all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
 # %% ../nbs/06_training.ipynb #cc0907e2
 class EpochSeed(Callback):
     "Make each epoch's randomness a function of the seed and the epoch alone."
@@ -147,7 +175,7 @@ def _write_history(path, rows):
 class Journal(Callback):
     "Write history.csv and state.pt after each epoch, and show where the training is."
     order = 80
-    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows, self.scaler = Path(path), title, start, list(rows), None
+    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows, self.scaler, self.moved = Path(path), title, start, list(rows), None, []
     def before_fit(self):
         if self.scaler: self.learn.scaler.load_state_dict(self.scaler)      # of fp16, which fastai makes anew in each fit
         self.bar = tqdm(total=self.n_epoch, initial=self.start, desc=self.title, unit='epoch', file=sys.__stderr__, leave=False,
@@ -161,10 +189,11 @@ class Journal(Callback):
         self.rows.append(row)
         _write_history(self.path, self.rows)
         state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state(),
-                     rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint, scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None)
+                     where=surroundings(), moved=self.moved, rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint, scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None)
         with atomic(self.path/'state.pt') as tmp: torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
         self.bar.update()
+        if not math.isfinite(row['valid_loss']) and _is_lost(self.model): raise CancelFitException
     def after_fit(self): self.bar.close()
 
 # %% ../nbs/06_training.ipynb #3cecc394
@@ -208,20 +237,43 @@ class Run:
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
-        self.provenance = read_json(self.path/'DONE')
+        self.provenance = read_done(self.path)
         self.store = SnapshotStore(self.path/'snapshots')
+        self._check_scores()
+
+    def _check_scores(self):
+        "`BadInput` for a manifest without a score that every run writes."
+        for e, v in self.store.entries.items():
+            if lacks := [m for m in {'accuracy', 'f1', *self.cfg.monitor} if m not in v['scores']]:
+                raise BadInput(f"{self.store.path/'manifest.json'}, epoch {e}: there is no score {min(lacks)!r}; "
+                               f'delete {self.path} to train anew')
 
     def _file(self, name):
         "The path of a file of the run; `BadInput` if it is missing, or not as long as when the run was done."
         f, size = self.path/name, self.provenance.get('sizes', {}).get(name)
-        if f.exists() and f.stat().st_size == (f.stat().st_size if size is None else size): return f
+        if f.exists() and f.stat().st_size == (f.stat().st_size if size is None else size):
+            check_file(f, self.provenance.get('hashes', {}).get(name, ''))
+            return f
         raise BadInput(f"{f} {'has been cut short or changed' if f.exists() else 'is missing'}; restore it, or delete {self.path} to train anew")
 
     @property
-    def snapshots(self): return self.store.snapshots()
+    def snapshots(self):
+        if not len(self.store) and self.diverged: raise BadInput(self.said_of_loss)
+        return self.store.snapshots()
+    @cached_property
+    def diverged(self) -> int|None:
+        "The epoch from which on the loss is no number; None where it is one at the end."
+        sound = np.isfinite(self.history[['train_loss', 'valid_loss']]).all(axis=1).tolist()
+        if not sound or sound[-1]: return None
+        last = max((i for i, ok in enumerate(sound) if ok), default=-1)
+        return int(self.history.epoch[last+1])
+    @property
+    def said_of_loss(self) -> str:
+        "A sentence about a training that diverged, with what to do."
+        return f'the training of {self.path} diverged in epoch {self.diverged}: its loss is no number; {LOWER_LR}'
     @cached_property
     def history(self):
-        return pd.read_csv(self._file('history.csv'))
+        return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
     @cached_property
     def dls(self): return _dls(self.cfg)
     @cached_property
@@ -239,8 +291,11 @@ class Run:
         return load_weights(self._file(f'averages/{name}.safetensors'))
     def best(self, name='accuracy'):
         "The snapshot with the best validation score; the earlier one of equals."
-        sign = -1 if 'loss' in name else 1
-        return max(self.snapshots, key=lambda s: (sign*s.scores[name], -s.epoch))
+        key = lambda s: (*score_key(s.scores, name), s.epoch)
+        best = min(sound_snapshots(self.snapshots), key=key)
+        if key(best)[0]: raise BadInput(f'no snapshot of {self.path} has a score {name!r} that is a number; '
+                                        'choose another metric')
+        return best
 
     @cached_property
     def fingerprint(self) -> str:
@@ -271,6 +326,7 @@ def logits(self:Run, split='val') -> np.ndarray:
     f = self.path/'logits'/f'{split}.npy'
     if not f.exists():
         out = np.stack([self.logits_of(s.weights(), split) for s in self.snapshots])
+        if not may_write(f): return out      # a run that may only be read
         with atomic(f) as tmp: np.save(tmp, out)
     return np.load(f)
 
@@ -298,15 +354,29 @@ def _cpu_turn():
     if device().type == 'cuda' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
         import contextlib
         return contextlib.nullcontext()
-    return FileLock(str(runs_dir()/'.training.lock'))
+    return locked(runs_dir()/'.training.lock')
 
-def _read_state(path):
-    "What an interrupted run left, or None."
-    if not (path/'state.pt').exists(): return None
-    try: return torch.load(path/'state.pt', map_location='cpu', weights_only=True)
-    except Exception as e: raise BadInput(f'{path}/state.pt is damaged ({type(e).__name__}); delete {path} to train that run anew') from None
+@contextmanager
+def _state_of(path):
+    "`BadInput` if what was read from state.pt does not fit the training that takes it over."
+    try: yield
+    except BadInput: raise
+    except Exception as e:
+        raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
+def _check_config(cfg, path):
+    "`BadInput` if the directory holds another run."
+    if not (path/'config.json').exists(): return
+    if (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
+
+def _finished(cfg, path):
+    "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
+    _check_config(cfg, path)
+    was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
+    if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
+    return Run(path)
+
 def get_run(
     cfg:Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
@@ -314,13 +384,13 @@ def get_run(
 ) -> Run:
     "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged, or the disk is full."
     path = Path(path or runs_dir()/cfg.key)
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path/'.lock')):
-        if (path/'config.json').exists() and (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
-        if not (path/'DONE').exists():
+    if (path/'DONE').exists() and not may_write(path): return _finished(cfg, path)
+    make_folder(path)
+    with locked(path/'.lock'):
+        if (path/'DONE').exists(): _finished(cfg, path)
+        else:
+            _check_config(cfg, path)
             with _cpu_turn(): _train(cfg, path, cbs)
-        elif (was := read_json(path/'DONE').get('data')) != (now := load_pictures(cfg.data, cfg.split_seed).fingerprint):
-            raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
         (path/'state.pt').unlink(missing_ok=True)
     return Run(path)
 
@@ -334,7 +404,7 @@ def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
     for d in (path, path/'snapshots', path/'averages', path/'logits'): sweep_temporary(d)
-    t0, dls, state = time.time(), _dls(cfg), _read_state(path)
+    t0, dls, state = time.monotonic(), _dls(cfg), read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
     if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
     write_json(path/'config.json', asdict(cfg))
@@ -344,11 +414,12 @@ def _train(cfg, path, cbs=()):
     learn.snapshot.store.restore(learn.snapshot.store.entries)
     if state:
         _write_history(path, state['rows'])
-        learn.model.load_state_dict(state['model'])
-        learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
-        learn.averages.load(state['averages'])
-        learn.journal.scaler = state.get('scaler')
-    if start < cfg.epochs:
+        with _state_of(path):
+            learn.model.load_state_dict(state['model'])
+            learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
+            learn.averages.load(state['averages'])
+        learn.journal.scaler, learn.journal.moved = state.get('scaler'), moves(state)
+    if start < cfg.epochs and not (start and _is_lost(learn.model)):
         try:
             with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
         finally: _leave_autocast(learn)
@@ -356,5 +427,10 @@ def _train(cfg, path, cbs=()):
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
     for k, w in weights.items():
         save_weights(w, path/'averages'/f'{k}.safetensors')
-    sizes = {str(f.relative_to(path).as_posix()): f.stat().st_size for f in (path/'history.csv', *(path/'averages').glob('*.safetensors'))}
-    write_json(path/'DONE', provenance(data=data, sizes=sizes, seconds=round(time.time()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
+    files = {f.relative_to(path).as_posix(): f for f in (path/'history.csv', *(path/'averages').glob('*.safetensors'))}
+    sizes = {n: f.stat().st_size for n, f in files.items()}
+    hashes = {n: file_sha256(f) for n, f in files.items()}
+    moved = dict(moved=learn.journal.moved) if learn.journal.moved else {}
+    write_json(path/'DONE', surroundings() | moved | provenance(data=data, sizes=sizes, hashes=hashes, seconds=round(time.monotonic()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
+    done = Run(path)
+    if done.diverged: warnings.warn(done.said_of_loss)

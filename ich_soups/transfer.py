@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['STARTS', 'COLLECTIONS', 'EPOCHS', 'PEAKS', 'KEYS', 'weights_of', 'transfer_config', 'transfer_row', 'main']
 
-# %% ../nbs/18_transfer.ipynb #dc4c680a
+# %% ../nbs/18_transfer.ipynb #6e829528
 import argparse
 import sys
 from itertools import product
-import pandas as pd
 from .core import BadInput, Config
 from .pretraining import pretrain, source_config
 from .tables import add_rows, long_table

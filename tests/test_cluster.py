@@ -221,7 +221,7 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
     cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=6))
     whole, path = launch(cfg, 2, home/'whole'), home/'killed'
     t = Elsewhere(lambda: launch(cfg, 2, path))
-    wait_for(lambda: cluster._epochs_done(path) >= 2, t)
+    wait_for(lambda: cluster.epochs_done(path) >= 2, t)
     os.kill(holder(path), signal.SIGKILL)
     with pytest.raises(BadInput, match='launch again and they go on'): t.result()
     assert not (path/'DONE').exists()
@@ -316,3 +316,32 @@ def test_a_group_of_one_on_a_gpu_gets_its_model_back(home, tmp_path):
     try: run = get_run(Config.tiny(**TINY), home/'run', [cluster.Ranks(Alone(), 0)])
     finally: torch.distributed.destroy_process_group()
     assert len(run.history) == 2 and np.isfinite(run.history.train_loss).all()
+
+
+def listeners(group):
+    "Addresses, as the system writes them, at which processes of that session listen."
+    inodes = set()
+    for p in Path('/proc').glob('[0-9]*'):
+        try:
+            if os.getsid(int(p.name)) != group: continue
+            for fd in (p/'fd').iterdir():
+                if (to := os.readlink(fd)).startswith('socket:'): inodes.add(to[8:-1])
+        except OSError: pass
+    rows = [l.split() for f in ('tcp', 'tcp6') if Path(f'/proc/net/{f}').exists() for l in Path(f'/proc/net/{f}').read_text().splitlines()[1:]]
+    return {r[1].split(':')[0] for r in rows if r[3] == '0A' and r[9] in inodes}
+
+
+@pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='to run this, use Linux')
+def test_processes_of_one_machine_listen_to_nobody_else(home, monkeypatch):
+    "Asked again and again while two of them train: 127.0.0.1 or ::1, and nothing else."
+    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
+    seen, watch = set(), cluster._watch
+    def watched(p, cfg, path, progress):
+        while p.poll() is None:
+            seen.update(listeners(p.pid))
+            time.sleep(.1)
+        return watch(p, cfg, path, progress)
+    monkeypatch.setattr(cluster, '_watch', watched)
+    run = launch(Config.tiny(**TINY | dict(data='scenes17:200', epochs=1)), 2)
+    assert run.provenance['processes'] == 2
+    assert seen and seen <= {'0100007F', '00000000000000000000000001000000', '0000000000000000FFFF00000100007F'}, seen
