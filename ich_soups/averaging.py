@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from .checkpoints import SAFE_TYPES, Checkpoint, Place, check_names, load_weights, shown
 from .core import BadInput, atomic
+from .records import soup_header
 
 # %% ../nbs/04_averaging.ipynb #0182ec2c
 class _Held:
@@ -59,9 +60,9 @@ def told(
     source   # an opened checkpoint
 ) -> dict:
     "What the header of a soup says of its model: those of classes, arch, size, mean and std that are there."
-    try: info = json.loads(source.meta['soup'])['info']
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError): return {}
-    return {k: info[k] for k in _TOLD if k in info} if isinstance(info, dict) else {}
+    header = soup_header(source) if hasattr(source, 'meta') else None
+    info = header.info if header else {}
+    return {k: info[k] for k in _TOLD if k in info}
 
 def _agree_in_words(sources, names):
     "`BadInput` unless all headers that say something say the same."

@@ -293,7 +293,7 @@ def listed(
     "The kind of lists of one kind."
     def listing(v):
         if type(v) not in (list, tuple): raise Odd('a list')
-        if not least <= len(v) <= most: raise Odd(f'a list of {least} to {most} items')
+        if not least <= len(v) <= most: raise Odd(f'a list of {least if least == most else f"{least} to {most}"} items')
         try: out = [kind(x) for x in v]
         except Odd as e: raise Odd(f'a list, each item of which is {e}') from None
         if distinct and len(set(out)) < len(out): raise Odd('a list of different items')

@@ -39,7 +39,8 @@ def holder(
 ) -> str:
     "Who holds the lock, for people."
     try:
-        told = json.loads(Path(f'{path}.by').read_text(encoding='utf-8')[:1000])
+        words = Path(f'{path}.by').read_text(encoding='utf-8')[:1000]
+        told = json.loads(words)
         return one_line(f"process {told['pid']} on {told['host']}, since {told['since']}")[:200]
     except (OSError, ValueError, KeyError, TypeError, RecursionError): return 'another process'
 

@@ -13,7 +13,7 @@ import pandas as pd, timm, torch
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import build_model_with_cfg, register_model
 from timm.models.densenet import DenseNet
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import ich_soups
@@ -31,21 +31,22 @@ def _register_relative(f):
         warnings.simplefilter('ignore')  # running this cell twice registers the name twice
         return register_model(f)
 
-def _relative(cls, arch, pretrained, kw, **own):
+def _relative(cls, arch, pretrained, kw, classifier, **own):
     "Built as timm builds its own, so that `timm.create_model('local-dir:...')` loads a folder of such a model."
-    kw['pretrained_cfg'] = kw.get('pretrained_cfg') or dict(architecture=arch, input_size=(3, 64, 64), mean=(.5,)*3, std=(.5,)*3, crop_pct=1.)
+    kw['pretrained_cfg'] = kw.get('pretrained_cfg') or dict(architecture=arch, input_size=(3, 64, 64), mean=(.5,)*3, std=(.5,)*3, crop_pct=1., classifier=classifier)
     return build_model_with_cfg(cls, arch, pretrained, **(own | kw))
 
 @_register_relative
 def tiny_densenet(pretrained=False, **kw):
     "A DenseNet of four dense blocks, for small pictures."
     kw.pop('img_size', None)
-    return _relative(DenseNet, 'tiny_densenet', pretrained, kw, growth_rate=12, block_config=(3, 6, 6, 4))
+    return _relative(DenseNet, 'tiny_densenet', pretrained, kw, 'classifier', growth_rate=12, block_config=(3, 6, 6, 4))
 
 @_register_relative
 def tiny_vit8(pretrained=False, **kw):
     "A Vision Transformer on patches of 8 px, for small pictures."
-    return _relative(VisionTransformer, 'tiny_vit8', pretrained, kw, img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2)
+    own = dict(img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2)
+    return _relative(VisionTransformer, 'tiny_vit8', pretrained, kw, 'head', pretrained_filter_fn=checkpoint_filter_fn, **own)
 
 # %% ../nbs/03_models.ipynb #e1cb2e49
 def _head(model, n_classes):
@@ -217,7 +218,7 @@ def bundled_weights(
     size:int=64,   # of the images in pixels
     folder=None    # default: that of the package
 ) -> dict:
-    "The state dict of the package's own weights, in half precision. `BadInput` for a network that has none, and for a damaged file."
+    "The state dict of the package's own weights, in float32. `BadInput` for a network that has none, and for a damaged file."
     folder = Path(folder or WEIGHTS)
     known = read_json(folder/'weights.json')
     if arch not in known: raise BadInput(f"no weights of {arch} come with the package; there are some of {', '.join(sorted(known))}")
@@ -225,7 +226,7 @@ def bundled_weights(
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else 'that of no file'
     if found != told['sha256']: raise BadInput(f"{file} is damaged: its SHA-256 is {found}, not {told['sha256']}; install ich_soups again")
     if size != told['size']: warnings.warn(f"the bundled weights of {arch} were trained on images of {told['size']} px; at {size} px they are a weaker start")
-    return load_weights(file)
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_weights(file).items()}
 
 # %% ../nbs/03_models.ipynb #660335c0
 def data_stats(

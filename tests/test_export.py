@@ -79,7 +79,8 @@ pid, counts = sys.argv[1], []
 print('ready', flush=True)
 end = time.time() + 20
 while time.time() < end and not os.path.exists(sys.argv[2]):
-    states = [open(f'/proc/{pid}/task/{t}/stat').read().rsplit(')', 1)[1].split()[0] for t in os.listdir(f'/proc/{pid}/task')]
+    try: states = [open(f'/proc/{pid}/task/{t}/stat').read().rsplit(')', 1)[1].split()[0] for t in os.listdir(f'/proc/{pid}/task')]
+    except OSError: continue      # a thread has just ended
     counts.append(states.count('R')); time.sleep(.004)
 print(sum(c >= 2 for c in counts)/len(counts))
 """
