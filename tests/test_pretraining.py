@@ -63,6 +63,7 @@ def test_fine_tuning_starts_from_its_body_and_a_new_head(arch):
     assert 1 <= len(other) <= 2 and all('head' in k or 'fc' in k or 'classifier' in k for k in other)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('arch', RELATIVES)
 def test_another_size_works_with_a_note(arch):
     with pytest.warns(UserWarning, match=f'weights of {arch} were trained on images of 64 px; at 96 px'):
@@ -70,11 +71,13 @@ def test_another_size_works_with_a_note(arch):
     with torch.no_grad(): assert model.eval()(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
 
 
+@pytest.mark.quick
 def test_a_network_without_weights_names_those_that_have():
     with pytest.raises(BadInput, match='no weights of resnet18 come with the package; there are some of test_coatnet'):
         create_model('resnet18', 5, 64, 'bundled')
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('how', ['changed', 'cut short', 'gone'])
 def test_damage_is_found_and_named(how, tmp_path):
     shutil.copytree(WEIGHTS, tmp_path/'w')
