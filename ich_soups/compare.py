@@ -115,20 +115,22 @@ def candidates(
     soups:dict,      # of `paper_soups`
     annealed=None,   # a `Run` of equal budget, annealed to zero
     prepare=None,    # of `fresh_bn`
-    split:str='test'
+    split:str='test',
+    images=None      # uint8 [N, S, S, 3]: other images, in place of a part of the run's collection
 ) -> dict:
     "Name to `Candidate`, in the order of the table."
-    logits, best = run.logits(split), run.best()
-    of = lambda w, p=None: run.logits_of(w, split, p)
+    def of(w, p=None, by=run): return by.logits_of(w, split, p) if images is None else logits_on(by, w, images, p)
+    def every(p): return np.stack([of(s.weights(), p) for s in run.snapshots])
+    logits, best = run.logits(split) if images is None else every(None), run.best()
     out = {'single best': Candidate('control', logits[[s.epoch for s in run.snapshots].index(best.epoch)])}
     if prepare: out['single best, fresh BN'] = Candidate('control', of(best.weights(), prepare))
     out |= {'last epoch': Candidate('control', of(run.weights('last'))), 'mean ingredient': Candidate('control', logits)}
-    if prepare: out['mean ingredient, fresh BN'] = Candidate('control', fresh_logits(run, split, prepare))
+    if prepare: out['mean ingredient, fresh BN'] = Candidate('control', fresh_logits(run, split, prepare) if images is None else every(prepare))
     out |= {'EMA': Candidate('control', of(run.weights('ema'), prepare)), 'SWA': Candidate('control', of(run.weights('swa'), prepare))}
     if annealed: 
         w = annealed.weights('last')
-        out['annealed, last epoch'] = Candidate('control', annealed.logits_of(w, split))
-        if prepare: out['annealed, fresh BN'] = Candidate('control', annealed.logits_of(w, split, fresh_bn(annealed)))
+        out['annealed, last epoch'] = Candidate('control', of(w, by=annealed))
+        if prepare: out['annealed, fresh BN'] = Candidate('control', of(w, fresh_bn(annealed), annealed))
     vote = {f'soft voting, {o}': Candidate('ensemble', np.log(soft_voting(logits, o)+1e-12), len(logits), len(logits)) for o in ('logits', 'probs')}
     raw = {'uniform soup, averaged BN': Candidate('soup', of(average(run.snapshots)), 1, len(logits))} if prepare else {}
     return out | vote | raw | {k: Candidate('soup', of(s.weights), 1, len(s.ingredients)) for k, s in soups.items()}
