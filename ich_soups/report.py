@@ -219,8 +219,6 @@ def same_data(
     "The runs, checked: finished, different, of the same pictures and settings but for seed and replicate, pictures unchanged since. Raises `BadInput`."
     runs = [r if isinstance(r, Run) else Run(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
     if not runs: raise BadInput('a report needs a run; give the directory of one')
-    for r in runs:
-        if r.diverged: raise BadInput(r.said_of_loss)
     first, *rest = runs
     for r in rest:
         if r.provenance.get('data') != first.provenance.get('data'): raise BadInput(f'{r.path} was trained on other pictures than {first.path}; a report is of one collection, so write one for each')
@@ -228,6 +226,8 @@ def same_data(
         if odd := [k for k in a if a[k] != b[k] and k not in ('seed', 'bootstrap', 'data')]: raise BadInput(f'{r.path} differs from {first.path} in {odd[0]} ({b[odd[0]]!r}, not {a[odd[0]]!r}); runs of one report may differ in seed and bootstrap only')
     if len({(r.cfg.seed, r.cfg.bootstrap) for r in runs}) < len(runs): raise BadInput(f'the same training is given twice ({first.path} or another); give runs of different seeds')
     if first.provenance.get('data', now := first.pictures.fingerprint) != now: raise BadInput(f'the pictures of {first.cfg.data} have changed since {first.path} was trained; restore them, or train anew')
+    for r in runs:
+        if r.diverged: raise BadInput(r.said_of_loss)
     return runs
 
 def run_label(run, runs):
