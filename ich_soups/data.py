@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -658,9 +659,9 @@ def load_pictures(
     `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that
     collection, and `groceries14@30` all of it, with 30 % of the training images."""
     if isinstance(source, Pictures): return source
-    if m := re.fullmatch(r'([\w:]+)@(\d+)', str(source)): return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
+    if (m := re.fullmatch(r'([\w:]+)@(\d+)', str(source))) and not Path(source).exists(): return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
     name, *args = str(source).split(':')
-    if name in _MADE: return _MADE[name](*_numbers(source, args, 2 + (name == 'small17')), split_seed=split_seed)
+    if made := _MADE.get(name): return made(*_numbers(source, args, list(signature(made).parameters).index('split_seed')), split_seed=split_seed)
     if m := re.fullmatch(r'motifs(\d+)', name): return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)
     if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)

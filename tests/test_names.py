@@ -7,7 +7,7 @@ from ich_soups import audit, cli, export, report
 from ich_soups.audit import inspect
 from ich_soups.compare import cook
 from ich_soups.core import Config
-from ich_soups.data import visible
+from ich_soups.data import load_pictures, visible
 from ich_soups.export import Classifier, model_card
 from ich_soups.models import create_model
 from ich_soups.training import get_run
@@ -125,3 +125,12 @@ def test_onnx_runtime_tells_nobody(monkeypatch, tmp_path):
     import subprocess, sys
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=os.environ | dict(TMPDIR=str(tmp_path)), check=True)
     assert not list(tmp_path.glob('*.ses')) and not (tmp_path/'.ses').exists()
+
+
+def test_a_folder_whose_name_looks_like_a_share_is_a_folder(tmp_path, monkeypatch):
+    "`name@30` means 30 % of a collection's training images, unless such a folder lies here."
+    monkeypatch.chdir(tmp_path)
+    for i, c in enumerate('ab'):
+        (tmp_path/'scenes17@30'/c).mkdir(parents=True)
+        for k in range(8): Image.new('RGB', (40, 40), (90*i+50, 20*k, 9)).save(tmp_path/'scenes17@30'/c/f'{k}.png')
+    assert load_pictures('scenes17@30').classes == ['a', 'b']
