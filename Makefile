@@ -69,7 +69,6 @@ full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.study anew
 	$(BIN)/python -m ich_soups.subsets anew
 	$(BIN)/python -m ich_soups.regime
-	$(BIN)/python -m ich_soups.regime --judge --seeds 5
 	$(BIN)/python -m ich_soups.transfer
 
 pretrain: setup           ## make the weights in the package anew: about 45 minutes on two cores; NETWORKS="a b" for some, RATES=1 for the grid of rates

@@ -105,7 +105,7 @@ def _plain_elsewhere(photos, cfg):
 # %% ../nbs/16_bench.ipynb #7206a055
 def training_speed(
     photos,                   # a folder of class folders
-    cfg:Config=Config.tiny(), # architecture, size, batch size, precision
+    cfg:Config=Config.scratch(), # architecture, size, batch size, precision
     rounds:int=3              # each way is timed so often, in turns
 ) -> pd.DataFrame:
     "Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians over rounds."
@@ -143,7 +143,7 @@ for _e in ('before_train', 'before_batch', 'after_pred', 'after_loss', 'before_b
 
 def time_shares(
     photos,                    # a folder of class folders
-    cfg:Config=Config.tiny(),  # architecture, size, batch size, precision
+    cfg:Config=Config.scratch(),  # architecture, size, batch size, precision
 ) -> pd.DataFrame:
     "Milliseconds a batch and the share of each part of a training step, the second of two epochs."
     dls, log, read = image_dls(load_pictures(photos), cfg.size, cfg.bs//cfg.accum, cfg.crop_min), [], []
@@ -196,7 +196,7 @@ class _Meter(Callback):
         self._open()
 
 def keeping_speed(
-    cfg:Config=Config.tiny(),
+    cfg:Config=Config.scratch(),
     epochs:int=4       # timed, after one to warm up
 ) -> pd.DataFrame:
     "Seconds of an epoch, of its parts and of resuming, and their share of the epoch; medians over epochs, each of which is kept."
@@ -234,7 +234,7 @@ def model_speed(
     return dict(train=train, score=bs*batches/(_now()-t0), first=first, params=sum(p.numel() for p in model.parameters()))
 
 def compile_speed(
-    cfg:Config=Config.tiny(),
+    cfg:Config=Config.scratch(),
     batches:int=20,   # measured each time
     rounds:int=3      # of each, in turns
 ) -> pd.DataFrame:
@@ -269,7 +269,7 @@ def _own_environment(**variables):
 SPINS = {'as torch comes': {}, 'ich_soups': {}, 'no turning': dict(GOMP_SPINCOUNT='0'), 'long turning': dict(GOMP_SPINCOUNT='100000')}
 
 def busy_speed(
-    cfg:Config=Config.tiny(),
+    cfg:Config=Config.scratch(),
     batches:int=15,   # timed at once
     rounds:int=3,     # alone and beside the other, in turns
     ways=tuple(SPINS)
@@ -401,22 +401,22 @@ def main(args=None):
     "python -m ich_soups.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search; with `keep`, all but the last also go into the long table"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
     keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
-    every = lambda s, k: Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31)))
+    every = lambda s, k: Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31)))
     print(device_name(), flush=True)
     if what == 'training':
-        for cfg, n, side in ((Config.tiny(), 3000, 64), (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448)))):
+        for cfg, n, side in ((Config.scratch(), 3000, 64), (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448)))):
             with contextlib.nullcontext(rest[0]) if rest else jpeg_folder(n, side) as photos:
                 of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
                 _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds', table='training', **of)
                 _show(time_shares(photos, cfg), f'where the time goes, milliseconds a batch of {cfg.bs//cfg.accum}', 3, table='time', **of)
     elif what == 'compile':
-        for cfg, n in ((Config.tiny(), 20), (_large(), 2)):
+        for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
             _show(compile_speed(cfg, n), f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step', keep=keep, table='compile', arch=cfg.arch, size=cfg.size)
-    elif what == 'keeping': _show(keeping_speed(), 'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost', 4, keep, table='keeping', arch=Config.tiny().arch, size=Config.tiny().size)
-    elif what == 'busy': _show(busy_speed(), 'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds', keep=keep, table='busy', arch=Config.tiny().arch, size=Config.tiny().size)
+    elif what == 'keeping': _show(keeping_speed(), 'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost', 4, keep, table='keeping', arch=Config.scratch().arch, size=Config.scratch().size)
+    elif what == 'busy': _show(busy_speed(), 'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds', keep=keep, table='busy', arch=Config.scratch().arch, size=Config.scratch().size)
     elif what == 'runs':
         from ich_soups.cluster import speed
-        _show(speed(), 'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs', keep=keep, table='runs', arch=Config.tiny().arch, size=Config.tiny().size)
+        _show(speed(), 'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs', keep=keep, table='runs', arch=Config.scratch().arch, size=Config.scratch().size)
     elif what == 'averaging':
         df = averaging_speed().assign(what=lambda d: d.what + ', ' + d.checkpoints.astype(str) + ' files')
         _show(df, 'seconds, medians of 3 rounds; floor: reading the files and writing one', keep=keep, table='averaging', arch='coatnet_2_rw_224', size=224)

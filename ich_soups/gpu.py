@@ -107,7 +107,7 @@ class Trial:
         self.until, self.opened, self.watch, self.pace = math.inf, ExitStack(), Watch(), None
         self.folders = {}
         self.form = 'small' if small else 'full'
-        self.cfg = Config.tiny(**FORMS[self.form])
+        self.cfg = Config.scratch(**FORMS[self.form])
     @property
     def gpu(self): return device().type == 'cuda'
     def left(self): return self.until - time.monotonic()   # seconds
@@ -522,7 +522,7 @@ def speed_plan(
     small:bool
 ) -> tuple:
     "`(Config, pictures, their width, rounds)`; the small form times the tiny network on few pictures."
-    if small: return Config.tiny(size=32, bs=32), 200, 32, 1
+    if small: return Config.scratch(size=32, bs=32), 200, 32, 1
     fields, n, side, rounds = SPEEDS[name]
     preset = Config.tiny if side == 64 else partial(Config.paper, data='scenes17', pretrained='')
     return preset(**fields), n, side, rounds

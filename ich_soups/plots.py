@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_samples', 'plot_counts', 'plot_stages',
            'plot_trajectory', 'plot_forest', 'plot_published', 'plot_confusions', 'plot_per_class', 'plot_greedy_path',
-           'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_decomposition', 'plot_maps',
-           'plot_distances', 'plot_permutation', 'plot_plane', 'plot_reliability', 'plot_corruptions', 'plot_anytime',
-           'plot_masks']
+           'plot_interpolation', 'plot_cost', 'plot_recipes', 'plot_tails', 'plot_decomposition', 'plot_over',
+           'plot_maps', 'plot_distances', 'plot_permutation', 'plot_plane', 'plot_reliability', 'plot_corruptions',
+           'plot_anytime', 'plot_masks']
 
 # %% ../nbs/11_plots.ipynb #ba2f2356
 import base64, io, json, re
@@ -301,26 +301,27 @@ def plot_cost(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
-_DATA = dict(scenes17=('blue', 'o'), ahe10=('orange', 'D'), groceries14=('green', 's'))
-
 def plot_recipes(
-    df,        # columns schedule, data, name, kind ('control' or 'soup'), diff (points), lo, hi
-    order,     # names, from top to bottom
-    reference  # what the differences are to
+    df,        # columns schedule (a panel each), data (a colour each), name, kind ('control' or 'soup'), diff (points), lo, hi
+    order,     # names, from top to bottom: soups, then controls
+    xlabel:str
 ):
-    "Difference of every recipe to a reference, a panel a schedule, a colour a collection."
-    schedules = list(df.schedule.unique())
-    fig, axs = plt.subplots(1, len(schedules), figsize=(3*len(schedules)+1.8, .27*len(order)+1.2), sharey=True, squeeze=False)
-    for ax, s in zip(axs[0], schedules):
-        for k, data in enumerate(df.data.unique()):
-            d = df[(df.schedule == s) & (df.data == data)]
-            c, mark = _DATA[data]
-            y = [len(order)-order.index(n)+.22*((df.data.nunique()-1)/2-k) for n in d.name]
-            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[c], label=data)
-        ax.axvline(0, color='black', lw=.7, zorder=0); ax.axhline((df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()+.5, color='grey', lw=.8, ls=':')
-        ax.set(title=s); ax.grid(alpha=.3); ax.tick_params(axis='y', length=0); ax.set_ylim(.3, len(order)+.7)
+    "Difference of every recipe to a reference, with its interval."
+    panels, colours = list(df.schedule.unique()), list(df.data.unique())
+    fig, axs = plt.subplots(1, len(panels), figsize=(3*len(panels)+1.8, .27*len(order)+1.2), sharey=True, squeeze=False)
+    soups = (df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()
+    for ax, panel in zip(axs[0], panels):
+        for k, (data, colour, mark) in enumerate(zip(colours, ('blue', 'orange', 'green'), 'oDs')):
+            d = df[(df.schedule == panel) & (df.data == data)]
+            y = [len(order)-order.index(n) + .22*((len(colours)-1)/2-k) for n in d.name]
+            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[colour], label=data)
+        ax.axvline(0, color='black', lw=.7, zorder=0)
+        ax.axhline(soups+.5, color='grey', lw=.8, ls=':')
+        ax.set(title=panel, ylim=(.3, len(order)+.7))
+        ax.grid(alpha=.3)
+        ax.tick_params(axis='y', length=0)
     axs[0, 0].set_yticks([len(order)-i for i in range(len(order))], order)
-    fig.supxlabel(f'test accuracy minus {reference}, points', fontsize=9)
+    fig.supxlabel(xlabel, fontsize=9)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
@@ -342,31 +343,57 @@ def plot_tails(
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
-_PARTS = {'bias²': ('blue', '', 'o'), 'bias² and noise': ('sky', 'xx', 's'), 'variance': ('orange', '//', 'D'), 'noise': ('grey', '..', 'v')}
+_PARTS = {'bias²': ('blue', ''), 'variance': ('orange', '//')}
 
 def plot_decomposition(
-    parts,    # columns panel, model, part, value: the parts of the expected loss, stacked
-    changes   # columns panel, model, part, value, lo, hi: change against a reference, per cent of its total
+    parts,       # columns panel, model, part ('bias²' or 'variance'), value: the parts of the expected loss; models in order
+    changes,     # columns panel, model, part, value, lo, hi: the change of a part against a reference
+    claimed:dict # a part of `changes`: what has been claimed of it
 ):
-    "Bias, variance and noise of each model, and how they change; a row of panels for each way of drawing the training sets."
-    panels, rows = parts.panel.unique(), parts.groupby('panel', sort=False).model.nunique()
-    fig, axs = plt.subplots(len(panels), 2, figsize=(8.6, .3*rows.sum()+.75*len(panels)+.5), squeeze=False, sharey='row', sharex='col', gridspec_kw=dict(height_ratios=list(rows)))
-    shown = {}
-    for (a, b), p in zip(axs, panels):
-        d = parts[parts.panel == p]
-        models = list(d.model.unique())
-        y, left = {m: len(models)-i for i, m in enumerate(models)}, np.zeros(len(models))
-        for part in d.part.unique():
-            (c, h, mark), v = _PARTS[part], d[d.part == part].set_index('model').value.reindex(models)
-            shown[part] = a.barh([y[m] for m in models], v, left=left, height=.62, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=part)
-            left += v.fillna(0).values
-            e = changes[(changes.panel == p) & (changes.part == part)]
-            if len(e): b.errorbar(e.value, [y[m]+(-.12 if part == 'variance' else .12) for m in e.model], xerr=[e.value-e.lo, e.hi-e.value], fmt=mark, ms=4.5, lw=1.2, color=COLOURS[c])
-        b.axvline(0, color='black', lw=.7, zorder=0); b.grid(axis='x', alpha=.3)
-        a.set_yticks(list(y.values()), list(y)); a.set_title(p)
-        for ax in (a, b): ax.tick_params(axis='y', length=0)
-    axs[-1, 0].set_xlabel('expected squared loss on test'); axs[-1, 1].set_xlabel('change, % of the total of the single best')
-    fig.legend(shown.values(), shown, loc='outside upper center', ncols=4)
+    "Left: of what the error is made, in the first panel. Right: the change of each part, a column a claim, which is the dotted line."
+    models, panels = list(parts.model.unique())[::-1], parts.panel.unique()
+    size = (3.4 + 2.6*len(claimed), .32*len(models)+1.4)
+    fig, (bars, *axs) = plt.subplots(1, 1+len(claimed), figsize=size, sharey=True)
+    left = np.zeros(len(models))
+    for part, (colour, hatch) in _PARTS.items():
+        value = parts[(parts.panel == panels[0]) & (parts.part == part)].set_index('model').value.reindex(models).fillna(0)
+        bars.barh(models, value, left=left, height=.62, color=COLOURS[colour], hatch=hatch, edgecolor='white', lw=0, label=part)
+        left += value.values
+    bars.set_xlabel(f'expected squared loss\n({panels[0]})')
+    bars.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2)
+    for ax, (part, claim) in zip(axs, claimed.items()):
+        for k, (panel, mark) in enumerate(zip(panels, 'oD')):
+            d = changes[(changes.panel == panel) & (changes.part == part)]
+            y = [models.index(m) + .24*((len(panels)-1)/2-k) for m in d.model]
+            look = dict(color=COLOURS['green' if k else 'purple'], mfc='white' if k else None)
+            ax.errorbar(d.value, y, xerr=[d.value-d.lo, d.hi-d.value], fmt=mark, ms=5, lw=1.2, label=panel, **look)
+        ax.axvline(0, color='black', lw=.7, zorder=0)
+        ax.axvline(claim, color=COLOURS['red'], lw=1.2, ls=':', label='claimed')
+        ax.set_xlabel(part.replace(', ', ':\nchange in ', 1))
+        ax.grid(axis='x', alpha=.3)
+    for ax in (bars, *axs): ax.tick_params(axis='y', length=0)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
+    return fig
+
+def plot_over(
+    df,           # columns x, name, value, lo, hi; both in order
+    xlabel:str,
+    ylabel:str,
+    zero=None     # what the values are differences to, if they are: a line at zero
+):
+    "The same few things over an axis of settings: points with intervals, side by side, joined by lines."
+    xs, names = list(df.x.unique()), df.name.unique()
+    fig, ax = plt.subplots(figsize=(7.4, 3.8))
+    looks = zip(names, ('grey', 'blue', 'orange', 'green', 'purple', 'red', 'brown'), 'oDsv^PX')
+    for k, (name, colour, mark) in enumerate(looks):
+        d = df[df.name == name]
+        x = [xs.index(v) + .08*(k-(len(names)-1)/2) for v in d.x]
+        ax.errorbar(x, d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=f'{mark}-', ms=5, lw=1.1, color=COLOURS[colour], label=name)
+    if zero: ax.axhline(0, color='black', lw=.7, zorder=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_xticks(range(len(xs)), xs)
+    ax.grid(axis='y', alpha=.3)
+    fig.legend(*ax.get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
 _KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v'), 'default soup': ('red', 'P'), 'other soup': ('brown', 'X')}

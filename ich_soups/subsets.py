@@ -68,7 +68,7 @@ def table() -> Path: return long_table()/'subsets.csv'
 
 def plan() -> list:
     "The trainings behind the table: those of the recipe study with warm restarts and with the rate held at its peak, three seeds."
-    return [Config.tiny(schedule=s, seed=k, fixed=tuple(range(1, 31))) for k in range(3) for s in ('restarts', 'flat:1.0')]
+    return [Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31))) for k in range(3) for s in ('restarts', 'flat:1.0')]
 
 def add_run(
     run,         # a `Run` that kept every epoch

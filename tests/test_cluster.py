@@ -75,7 +75,7 @@ def machines(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
-    cfgs = [Config.tiny(**TINY, seed=s) for s in (2, 0, 1)]
+    cfgs = [Config.scratch(**TINY, seed=s) for s in (2, 0, 1)]
     where = lambda run: __import__('ray').get_runtime_context().get_node_id()
     nodes = train_all(cfgs, machines.address, then=where)
     there = train_all(cfgs, machines.address)
@@ -88,7 +88,7 @@ def test_two_machines_give_the_bits_of_one_process(machines, home, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home, tmp_path):
-    cfgs, log = [Config.tiny(**LONG, seed=s) for s in range(2)], tmp_path/'log'
+    cfgs, log = [Config.scratch(**LONG, seed=s) for s in range(2)], tmp_path/'log'
     t = Elsewhere(lambda: train_all(cfgs*2, machines.address, cbs=[trace(log)]))
     wait_for(lambda: len(trained(log).query('epoch == 3')), t)
     victim = trained(log).query('epoch == 3').iloc[0]
@@ -109,7 +109,7 @@ def test_a_killed_worker_is_retried_and_nothing_is_computed_twice(machines, home
 @pytest.mark.slow
 def test_a_machine_that_goes_away(machines, home, tmp_path):
     third, log = patiently(lambda: machines.add_node(**machines.small)), tmp_path/'log'
-    cfgs = [Config.tiny(**LONG, seed=s) for s in range(3)]
+    cfgs = [Config.scratch(**LONG, seed=s) for s in range(3)]
     t = Elsewhere(lambda: train_all(cfgs, machines.address, cbs=[trace(log)]))
     wait_for(lambda: (trained(log).query('epoch == 2').node == third.node_id).any(), t)
     machines.remove_node(third, allow_graceful=False)
@@ -125,7 +125,7 @@ def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster, 'PIECE', 50_000)
     monkeypatch.setenv('ICH_SOUPS_HOME', '/proc/self/cwd/mine')
-    cfg = Config.tiny(**TINY | dict(data=str(photos), bs=8))
+    cfg = Config.scratch(**TINY | dict(data=str(photos), bs=8))
     half = tmp_path/'mine'/'runs'/cfg.key/'snapshots'/'epoch_099.safetensors'     # somebody began here
     half.parent.mkdir(parents=True)
     half.touch()
@@ -163,7 +163,7 @@ def test_bad_input_is_not_retried(machines, home, tmp_path):
 
 def test_runs_on_ray_on_this_machine(home, tmp_path):
     "The quick sibling of the tests on two machines: the bits of one thread, and workers whose threads turn briefly."
-    cfgs = [Config.tiny(**TINY, seed=s) for s in range(2)]
+    cfgs = [Config.scratch(**TINY, seed=s) for s in range(2)]
     told = train_all(cfgs, 'ray', then=lambda r: (r.path, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')))
     assert all(spin or policy for _, spin, policy in told)
     with cluster._threads(1): alone = [get_run(c, tmp_path/str(c.seed)) for c in cfgs]
@@ -172,7 +172,7 @@ def test_runs_on_ray_on_this_machine(home, tmp_path):
 
 def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    cfg = Config.tiny(**TINY)
+    cfg = Config.scratch(**TINY)
     with pytest.raises(BadInput, match=r"pip install 'ich_soups\[cluster\]'"): train_all([cfg], 'ray')
     assert train_all([cfg])[0].cfg == cfg
 
@@ -190,7 +190,7 @@ EXACT = dict(data='scenes17:300', size=32, bs=32, accum=2, arch='tiny_vit8', mix
 
 def test_two_processes_take_the_steps_of_one(home, tmp_path, monkeypatch):
     from ich_soups import data
-    cfg = Config.tiny(**EXACT)
+    cfg = Config.scratch(**EXACT)
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
     monkeypatch.setattr(data, 'CropFlip', lambda size, crop_min: data.DisplayedTransform())
     one = get_run(cfg, tmp_path/'one')
@@ -218,7 +218,7 @@ def holder(path):
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, monkeypatch):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
-    cfg = Config.tiny(**TINY | dict(data='scenes17:600', epochs=6))
+    cfg = Config.scratch(**TINY | dict(data='scenes17:600', epochs=6))
     whole, path = launch(cfg, 2, home/'whole'), home/'killed'
     t = Elsewhere(lambda: launch(cfg, 2, path))
     wait_for(lambda: cluster.epochs_done(path) >= 2, t)
@@ -237,7 +237,7 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
 
 
 def test_what_cannot_be_used_is_said_once(home, tmp_path, monkeypatch):
-    cfg = Config.tiny(**TINY | dict(arch='no_such_net'))
+    cfg = Config.scratch(**TINY | dict(arch='no_such_net'))
     cluster.write_json(tmp_path/'cfg.json', cluster.asdict(cfg))
     monkeypatch.setattr(os, '_exit', sys.exit)
     with pytest.raises(SystemExit) as e: cluster.main([str(tmp_path/'cfg.json'), str(tmp_path/'run'), str(tmp_path/'error')])
@@ -313,7 +313,7 @@ class Alone:
 def test_a_group_of_one_on_a_gpu_gets_its_model_back(home, tmp_path):
     store = torch.distributed.FileStore(str(tmp_path/'store'), 1)
     torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    try: run = get_run(Config.tiny(**TINY), home/'run', [cluster.Ranks(Alone(), 0)])
+    try: run = get_run(Config.scratch(**TINY), home/'run', [cluster.Ranks(Alone(), 0)])
     finally: torch.distributed.destroy_process_group()
     assert len(run.history) == 2 and np.isfinite(run.history.train_loss).all()
 
@@ -342,6 +342,6 @@ def test_processes_of_one_machine_listen_to_nobody_else(home, monkeypatch):
             time.sleep(.1)
         return watch(p, cfg, path, progress)
     monkeypatch.setattr(cluster, '_watch', watched)
-    run = launch(Config.tiny(**TINY | dict(data='scenes17:200', epochs=1)), 2)
+    run = launch(Config.scratch(**TINY | dict(data='scenes17:200', epochs=1)), 2)
     assert run.provenance['processes'] == 2
     assert seen and seen <= {'0100007F', '00000000000000000000000001000000', '0000000000000000FFFF00000100007F'}, seen

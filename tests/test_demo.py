@@ -24,7 +24,7 @@ def served(tmp_path_factory):
     at = tmp_path_factory.mktemp('demo')
     old = {k: os.environ.get(k) for k in ('ICH_SOUPS_HOME', 'GRADIO_TEMP_DIR')}
     os.environ.update(ICH_SOUPS_HOME=str(at/'home'), GRADIO_TEMP_DIR=str(at/'uploads'))
-    run = get_run(Config.tiny(data='scenes17:400', size=32, epochs=3, bs=64, k=2))
+    run = get_run(Config.scratch(data='scenes17:400', size=32, epochs=3, bs=64, k=2))
     cook(run).save(at/'soup.safetensors')
     blocks = demo.build(at/'soup.safetensors', run=run)
     url = demo.start(blocks, block=False)

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
             else: im.resize((40, 50)).save(f.with_suffix('.jpg'))
     old = os.environ.get('ICH_SOUPS_HOME')
     os.environ['ICH_SOUPS_HOME'] = str(at/'home')
-    yield get_run(Config.tiny(data=str(at/'photos'), size=32, epochs=2, bs=16, k=2, precision='fp32'))
+    yield get_run(Config.scratch(data=str(at/'photos'), size=32, epochs=2, bs=16, k=2, precision='fp32'))
     os.environ.pop('ICH_SOUPS_HOME') if old is None else os.environ.update(ICH_SOUPS_HOME=old)
 
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_loaded_says_so(soup, onnx, tmp_path):
         assert '\n' not in str(e.value)
     assert as_classifier(tmp_path/'bare.safetensors', arch='test_coatnet', classes=3, size=32).classes == ['class 0', 'class 1', 'class 2']
     stray = Soup.load(soup); stray.info['run'] = 'another'
-    with pytest.raises(BadInput, match='cooked from the run another, not from'): save_pretrained(stray, tmp_path/'f', run=type('Run', (), dict(cfg=Config.tiny()))())
+    with pytest.raises(BadInput, match='cooked from the run another, not from'): save_pretrained(stray, tmp_path/'f', run=type('Run', (), dict(cfg=Config.scratch()))())
     assert not (tmp_path/'f').exists()
 
 

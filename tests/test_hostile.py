@@ -148,21 +148,21 @@ def test_a_missing_split(home, tmp_path, photos):
 
 
 def test_bad_models_leave_no_run(home, photos):
-    for cfg, names in ((Config.tiny(data=str(photos), arch='test_coatnot', epochs=1), ('test_coatnot', 'test_coatnet')), (Config.tiny(data=str(photos), size=80, epochs=1), ('80 px', '64'))):
+    for cfg, names in ((Config.scratch(data=str(photos), arch='test_coatnot', epochs=1), ('test_coatnot', 'test_coatnet')), (Config.scratch(data=str(photos), size=80, epochs=1), ('80 px', '64'))):
         message(lambda: get_run(cfg, home/'r'), *names)
         assert not (home/'r'/'DONE').exists()
         shutil.rmtree(home/'r')
 
 
 def test_changed_photographs_are_noticed(home, photos):
-    cfg = Config.tiny(data=str(photos), size=32, epochs=1, bs=8)
+    cfg = Config.scratch(data=str(photos), size=32, epochs=1, bs=8)
     get_run(cfg)
     next((photos/'Chợ nổi').glob('*.jpg')).unlink()
     message(lambda: get_run(cfg), 'have changed')
 
 
 def test_photographs_that_change_while_a_run_is_interrupted(home, photos, monkeypatch):
-    cfg, healthy = Config.tiny(data=str(photos), size=32, epochs=2, bs=8), training.make_learner
+    cfg, healthy = Config.scratch(data=str(photos), size=32, epochs=2, bs=8), training.make_learner
     class Crash(Callback):
         def before_train(self):
             if self.epoch == 1: raise KeyError('power cut')
@@ -175,11 +175,11 @@ def test_photographs_that_change_while_a_run_is_interrupted(home, photos, monkey
 
 
 def test_the_split_of_a_run_is_kept_and_can_be_read_again(home, photos):
-    cfg = Config.tiny(data=str(photos), size=32, epochs=1, bs=8)
+    cfg = Config.scratch(data=str(photos), size=32, epochs=1, bs=8)
     run = get_run(cfg)
     again = load_pictures(run.path/'split.csv', split_seed=7)
     assert again.part.tolist() == run.pictures.part.tolist()
-    assert get_run(Config.tiny(data=os.path.relpath(photos), size=32, epochs=1, bs=8)).path == run.path
+    assert get_run(Config.scratch(data=os.path.relpath(photos), size=32, epochs=1, bs=8)).path == run.path
 
 
 def test_a_broken_cache_entry_is_made_again(home, photos):

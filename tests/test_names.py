@@ -83,7 +83,7 @@ def strange_run(home, tmp_path, drawn):
     for c, name in enumerate(names):
         (tmp_path/'odd\u202e`data'/name).mkdir(parents=True)
         for i, im in enumerate(drawn.images[drawn.labels == c][:12]): Image.fromarray(im).save(tmp_path/'odd\u202e`data'/name/f'{i}\u202egpj.png')
-    return get_run(Config.tiny(data=str(tmp_path/'odd\u202e`data'), size=32, epochs=2, bs=16, k=2)), names
+    return get_run(Config.scratch(data=str(tmp_path/'odd\u202e`data'), size=32, epochs=2, bs=16, k=2)), names
 
 
 def test_cards_and_reports_hide_nothing_and_link_nowhere(strange_run, tmp_path):

@@ -22,7 +22,7 @@ def test_the_collection_is_split_and_cached(home, ahe10):
 
 @pytest.mark.parametrize('data', ['ahe10:800', pytest.param('ahe10', marks=pytest.mark.slow)])
 def test_three_epochs_see_something(home, ahe10, data):
-    run = get_run(Config.tiny(data=data, epochs=3, k=2, bs=32))
+    run = get_run(Config.scratch(data=data, epochs=3, k=2, bs=32))
     soup = uniform_soup(run.snapshots)
     chance = np.bincount(run.targs('test')).max()/len(run.targs('test'))
     assert evaluate(run, run.best().weights()).value['accuracy'] > (1.3 if ':' in data else 2)*chance

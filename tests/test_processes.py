@@ -5,7 +5,7 @@ import pytest
 from ich_soups.core import BadInput, Config
 from ich_soups.training import Run, get_run
 
-CFG = Config.tiny(data='scenes17:300', size=32, bs=32, epochs=5, k=1, cycle=2)
+CFG = Config.scratch(data='scenes17:300', size=32, bs=32, epochs=5, k=1, cycle=2)
 SERVER = """
 import json, os, resource, signal, sys
 import torch

@@ -25,7 +25,7 @@ def test_every_module_has_its_notebook_and_the_other_way_round():
     made = {exports(p) for p in NOTEBOOKS} - {None}
     have = {p.stem for p in (ROOT/'ich_soups').glob('*.py')} - {'__init__', '_modidx'}
     assert made == have
-    assert [p.name for p in NOTEBOOKS if p.name >= '2' and exports(p)] == ['27_recipes.ipynb']     # its study is what `make full` runs
+    assert not [p.name for p in NOTEBOOKS if p.name >= '2' and exports(p)]     # a chapter is no module
 
 
 def imported(py):

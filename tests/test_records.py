@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     at = tmp_path_factory.mktemp('made')
     with pytest.MonkeyPatch.context() as m:
         m.setenv('ICH_SOUPS_HOME', str(at/'home'))
-        run = get_run(Config.tiny(data='scenes17:200', size=32, epochs=2, bs=32, ema=.9, fixed=(1, 2)), at/'run')
+        run = get_run(Config.scratch(data='scenes17:200', size=32, epochs=2, bs=32, ema=.9, fixed=(1, 2)), at/'run')
         cook(run).save(at/'soup.safetensors')
         yield at
 
@@ -126,7 +126,7 @@ def test_a_state_of_something_else(tmp_path):
 def test_a_state_of_another_network(home, tmp_path, monkeypatch):
     "Everything is of its kind, and does not fit all the same."
     from ich_soups import training
-    cfg = Config.tiny(data='scenes17:200', size=32, epochs=2, bs=32)
+    cfg = Config.scratch(data='scenes17:200', size=32, epochs=2, bs=32)
     write = training.write_json
     def cut(path, obj):
         if Path(path).name == 'DONE': raise KeyboardInterrupt
@@ -143,7 +143,7 @@ def test_a_duration_is_never_negative(home, tmp_path, monkeypatch):
     import time
     hours = iter(range(10**9))
     monkeypatch.setattr(time, 'time', lambda: 4e9 - 3600*next(hours))
-    run = get_run(Config.tiny(data='scenes17:200', size=32, epochs=1, bs=32), tmp_path/'r')
+    run = get_run(Config.scratch(data='scenes17:200', size=32, epochs=1, bs=32), tmp_path/'r')
     assert 0 < run.provenance['seconds'] < 3600
     write_json(tmp_path/'r'/'DONE', run.provenance | dict(seconds=-39593.4))
     assert read_done(tmp_path/'r')['seconds'] == 0

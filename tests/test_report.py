@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 def runs(place, drawn):
     "Two seeds of a small training on classes with hostile names."
     data = fill(place/'ảnh <b>', drawn.images, dict(zip(HOSTILE, (40, 24, 24, 12))))
-    cfg = Config.tiny(data=str(data), size=32, epochs=3, bs=16, cycle=1, k=3, monitor=('accuracy', 'valid_loss'))
+    cfg = Config.scratch(data=str(data), size=32, epochs=3, bs=16, cycle=1, k=3, monitor=('accuracy', 'valid_loss'))
     return [get_run(cfg.replace(seed=s)) for s in range(2)]
 
 
@@ -148,7 +148,7 @@ def test_pictures_that_have_changed(runs, place):
 def test_little_to_show(place, drawn, browser):
     "Two classes, one of a single picture; no BatchNorm; one snapshot."
     data = fill(place/'few', drawn.images, dict(many=30, one=1))
-    run = get_run(Config.tiny(data=str(data), arch='tiny_vit8', size=32, epochs=1, bs=8, k=1, monitor=('accuracy',)))
+    run = get_run(Config.scratch(data=str(data), arch='tiny_vit8', size=32, epochs=1, bs=8, k=1, monitor=('accuracy',)))
     f = write_report(run, place/'few.html')
     text = f.read_text(encoding='utf-8')
     for s in ('A map needs three snapshots', '1 class has no test picture', 'needs several runs'): assert s in text
@@ -164,7 +164,7 @@ def test_a_thousand_classes(place, drawn, n):
     "Tables are cut, drawings too, and nothing of a thousand by a thousand is made a thousand times."
     small = np.tile(drawn.images, (15, 1, 1, 1))[:3000] + np.arange(3000, dtype=np.uint8)[:, None, None, None]
     data = fill(place/f'wide {n}', small[:, ::2, ::2], {f'class {i:04d} of a long name': 3 for i in range(n)}, '{i}.bmp')
-    run, t0 = get_run(Config.tiny(data=str(data), arch='tiny_vit8', size=32, epochs=1, k=1)), time.process_time()
+    run, t0 = get_run(Config.scratch(data=str(data), arch='tiny_vit8', size=32, epochs=1, k=1)), time.process_time()
     f = write_report(run, place/f'wide {n}.html')
     text = f.read_text(encoding='utf-8')
     assert f.stat().st_size < 4_000_000 and time.process_time()-t0 < 60
@@ -179,7 +179,7 @@ def test_a_hundred_thousand_pictures(n):
     pics = Pictures('many', [f'c{i}' for i in range(c)], labels, part, [f'p{i}' for i in range(n)], [str(i) for i in range(n)], np.zeros((n, 8, 8, 3), np.uint8))
     targs = lambda split: labels[pics.idxs(split)]
     made = lambda split, s: (r.normal(size=(len(targs(split)), c)) + s*np.eye(c)[targs(split)]).astype(np.float32)
-    run, t0 = SimpleNamespace(pictures=pics, classes=pics.classes, targs=targs, cfg=Config.tiny(data='many', size=8)), time.process_time()
+    run, t0 = SimpleNamespace(pictures=pics, classes=pics.classes, targs=targs, cfg=Config.scratch(data='many', size=8)), time.process_time()
     cands = {'single best': Candidate('control', made('test', 2)), 'a soup': Candidate('soup', made('test', 2.1))}
     e = Evidence(run, {'a soup': SimpleNamespace(coefs=[1.])}, cands, table(cands, targs('test')), {'single best': made('val', 2), 'a soup': made('val', 2.2)}, 1, 2)
     assert (e.best, e.soup, e.single) == ('a soup', 'a soup', 'single best')

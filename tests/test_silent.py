@@ -13,7 +13,7 @@ from ich_soups.soups import RECIPES, Soup, average, greedy_soup
 from ich_soups.training import Run, get_run
 
 NAN = float('nan')
-CFG = Config.tiny(data='scenes17:300', size=32, epochs=4, bs=32, schedule='flat:1.0', fixed=(2, 3, 4))
+CFG = Config.scratch(data='scenes17:300', size=32, epochs=4, bs=32, schedule='flat:1.0', fixed=(2, 3, 4))
 
 
 class Spoil(Callback):

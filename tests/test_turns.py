@@ -54,7 +54,7 @@ def test_a_file_system_without_locks(code, home, tmp_path, monkeypatch):
     (run/'.lock').write_text('')
     def flock(fd, how): raise OSError(code, os.strerror(code))
     monkeypatch.setattr(fcntl, 'flock', flock)
-    get_run(Config.tiny(data='scenes17:200', size=32, epochs=1, bs=32), run)
+    get_run(Config.scratch(data='scenes17:200', size=32, epochs=1, bs=32), run)
     assert (run/'DONE').exists() and not list(run.glob('.lock.*'))
 
 
