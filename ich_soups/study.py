@@ -15,7 +15,6 @@ import argparse
 import time
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import product
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
@@ -256,7 +255,7 @@ def tuned_run(
 def tuned_plan() -> list:
     "The runs of the regime: `(config, level of recipes)`, the most telling first."
     pair = dict(restarts='main', annealed='few')
-    jobs = [(tuned_run(d), 'costly' if d < 2 else 'every') for d in range(DRAWS)]
+    jobs = [(tuned_run(d), 'costly' if d < 2 else 'every' if d < FEWER else 'main') for d in range(DRAWS)]
     jobs += [(tuned_run(d, 'annealed'), 'few') for d in range(DRAWS)]
     jobs += [(tuned_run(d, s, lr=lr), level) for d in range(3) for lr in OTHER_RATES for s, level in pair.items()]
     jobs += [(tuned_run(d, s, noise), level) for d in range(FEWER) for noise in NOISE if noise != 6 for s, level in pair.items()]

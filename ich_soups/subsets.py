@@ -12,10 +12,10 @@ import numpy as np, pandas as pd
 from scipy.special import softmax
 from scipy.stats import combine_pvalues
 from .compare import pool
-from .core import Config
 from .diversity import model_distance, subset_test
 from .metrics import METRICS
 from .soups import greedy_soup
+from .study import DRAWS, scenes_cfg, tuned_run
 from .tables import add_rows, long_table, origin, read_rows
 from .training import get_run
 
@@ -59,7 +59,7 @@ def seeds_together(
     d = df[(df.pool == pool) & df.subsets.notna()]
     fisher = lambda p: float(combine_pvalues(p, 'fisher').pvalue)
     rows = [dict(data=k[0], schedule=k[1], metric=k[2], seeds=len(g), distance=g.distance.mean(), distance_median=g.distance_median.mean(), apart=g.apart.mean(), apart_median=g.apart_median.mean(),
-                 further=fisher(g.distance_p), closer=fisher(g.distance_closer), matched=fisher(g.distance_matched)) for k, g in d.groupby(['data', 'schedule', 'metric'], sort=False)]
+                 further=fisher(g.distance_p), closer=fisher(g.distance_closer), matched=fisher(g.distance_matched)) for k, g in d.groupby([d.data.str.split(':').str[0], 'schedule', 'metric'], sort=False)]
     out = pd.DataFrame(rows, columns=['data', 'schedule', 'metric', 'seeds', 'distance', 'distance_median', 'apart', 'apart_median', 'further', 'closer', 'matched'])
     return out.assign(**{f'{c}_holm': holm(out[c]) for c in ('further', 'closer', 'matched')})
 
@@ -67,8 +67,9 @@ def seeds_together(
 def table() -> Path: return long_table()/'subsets.csv'
 
 def plan() -> list:
-    "The trainings behind the table: those of the recipe study with warm restarts and with the rate held at its peak, three seeds."
-    return [Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31))) for k in range(3) for s in ('restarts', 'flat:1.0')]
+    "The trainings behind the table: those of the recipe study with warm restarts, on independent draws; and from scratch, three seeds, also with the rate held at its peak."
+    scratch = [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')]
+    return [tuned_run(d) for d in range(DRAWS)] + scratch
 
 def add_run(
     run,         # a `Run` that kept every epoch

@@ -102,5 +102,5 @@ def test_the_committed_drawings_are_the_drawings(fresh):
 def test_what_is_drawn_from_long_tables_is_the_same_in_every_profile():
     "Number for number, in a smoke run too: no training is behind it."
     if not (FRESH/'recipes.csv').exists(): pytest.skip('to run this, use make test: its notebooks draw build/figures')
-    for name in ('recipes', 'tails', 'anytime', 'results_seeds', 'permutation'):
+    for name in ('regime', 'results_seeds', 'efficiency', 'bias_variance', 'recipes', 'label_noise', 'permutation', 'scratch', 'tails', 'anytime'):
         pd.testing.assert_frame_equal(pd.read_csv(COMMITTED/f'{name}.csv'), pd.read_csv(FRESH/f'{name}.csv'))
