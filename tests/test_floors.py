@@ -60,3 +60,10 @@ def test_everything_installed_fits_what_settings_ask_for():
 @pytest.mark.parametrize('promise', ['never run', 'uploaded anywhere', 'for this machine', 'not promised', 'How to report'])
 def test_security_md_says_what_is_promised(promise):
     assert promise in (ROOT/'SECURITY.md').read_text(encoding='utf-8')
+
+
+def test_every_requirement_has_a_floor():
+    "The nightly job installs all of them at once; a name without one would be tried at its newest alone."
+    parser = ConfigParser(delimiters=['='], interpolation=None)
+    parser.read(ROOT/'settings.ini', encoding='utf-8')
+    assert not [w for w in parser['DEFAULT']['requirements'].split() if '>=' not in w]
