@@ -28,15 +28,16 @@ from .training import compiled as through_compiler, get_run, make_learner, predi
 # %% ../nbs/16_bench.ipynb #c67383c0
 @contextlib.contextmanager
 def jpeg_folder(
-    n:int=2048,    # pictures
-    size:int=64    # width and height in pixels
+    n: int = 2048,  # pictures
+    size: int = 64,  # width and height in pixels
 ):
     "A temporary folder of class folders with drawn pictures."
     from ich_soups.scenes import scenes17
+
     s = scenes17(n, size)
     with tempfile.TemporaryDirectory() as d:
         for i, (im, l) in enumerate(zip(s.images, s.labels)):
-            f = Path(d)/s.classes[l]/f'{i}.jpg'
+            f = Path(d) / s.classes[l] / f'{i}.jpg'
             f.parent.mkdir(exist_ok=True)
             Image.fromarray(im).save(f, quality=90)
         yield Path(d)
@@ -44,208 +45,359 @@ def jpeg_folder(
 # %% ../nbs/16_bench.ipynb #c171ff29
 def _wait():
     "Until the GPU has done what it was told."
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
 
 def _now():
     _wait()
     return time.perf_counter()
 
+# %% ../nbs/16_bench.ipynb #710fbf25
 def _bare(cfg, model, opt, batches):
     "Forward, backward and step on batches in memory, same precision and layout."
     dtype, t0 = amp_dtype(cfg.precision), _now()
     for x, y in batches:
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32): out = model(x)
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            out = model(x)
         nn.functional.cross_entropy(out.float(), y).backward()
-        opt.step(); opt.zero_grad()
-    return sum(len(y) for _, y in batches)/(_now()-t0)
+        opt.step()
+        opt.zero_grad()
+    return sum(len(y) for _, y in batches) / (_now() - t0)
 
+# %% ../nbs/16_bench.ipynb #0aeaef2e
 class _Clock(Callback):
     "Pictures a second of each training pass of a `Learner`."
-    order = -60
-    def before_fit(self): self.rates = []
-    def before_train(self): self.t0, self.n = _now(), 0
-    def after_batch(self): self.n += len(self.xb[0]) if self.training else 0
-    def after_train(self): self.rates.append(self.n/(_now()-self.t0))
 
+    order = -60
+
+    def before_fit(self):
+        self.rates = []
+
+    def before_train(self):
+        self.t0, self.n = _now(), 0
+
+    def after_batch(self):
+        self.n += len(self.xb[0]) if self.training else 0
+
+    def after_train(self):
+        self.rates.append(self.n / (_now() - self.t0))
+
+# %% ../nbs/16_bench.ipynb #b9d599a6
 def _plain(photos, cfg):
     "One pass of the usual loop after a few batches to warm up, on a CPU with the start of the workers. Call it in a process of its own."
     dev = device()
     half = dev.type == 'cuda'
-    tfms = v2.Compose([v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.)), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
+    tfms = v2.Compose(
+        [
+            v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
     files = ImageFolder(str(photos), tfms)
-    dl = torch.utils.data.DataLoader(files, cfg.bs//cfg.accum, shuffle=True, num_workers=min(8, os.cpu_count() or 2), drop_last=True, pin_memory=half, persistent_workers=half)
+    dl = torch.utils.data.DataLoader(
+        files,
+        cfg.bs // cfg.accum,
+        shuffle=True,
+        num_workers=min(8, os.cpu_count() or 2),
+        drop_last=True,
+        pin_memory=half,
+        persistent_workers=half,
+    )
     kw = dict(num_classes=len(files.classes))
-    try: model = timm.create_model(cfg.arch, img_size=cfg.size, **kw).to(dev)
-    except TypeError: model = timm.create_model(cfg.arch, **kw).to(dev)
-    mix, scaler = v2.RandomChoice([v2.MixUp(**kw), v2.CutMix(**kw)]), torch.amp.GradScaler('cuda', enabled=half)
+    try:
+        model = timm.create_model(cfg.arch, img_size=cfg.size, **kw).to(dev)
+    except TypeError:
+        model = timm.create_model(cfg.arch, **kw).to(dev)
+    mix, scaler = (
+        v2.RandomChoice([v2.MixUp(**kw), v2.CutMix(**kw)]),
+        torch.amp.GradScaler('cuda', enabled=half),
+    )
     opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd)
+
     def loop(batches):
         n = 0
         for i, (x, y) in enumerate(batches, 1):
             x, y = x.to(dev, non_blocking=True), y.to(dev, non_blocking=True)
-            if random.random() < cfg.mix: x, y = mix(x, y)
-            with torch.autocast('cuda', torch.float16, enabled=half): loss = nn.functional.cross_entropy(model(x), y)
-            scaler.scale(loss/cfg.accum).backward()
+            if random.random() < cfg.mix:
+                x, y = mix(x, y)
+            with torch.autocast('cuda', torch.float16, enabled=half):
+                loss = nn.functional.cross_entropy(model(x), y)
+            scaler.scale(loss / cfg.accum).backward()
             n += len(x)
-            if i % cfg.accum: continue
+            if i % cfg.accum:
+                continue
             scaler.unscale_(opt)
             nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-            scaler.step(opt); scaler.update(); opt.zero_grad()
+            scaler.step(opt)
+            scaler.update()
+            opt.zero_grad()
         return n
-    loop([next(iter(dl))]*(1 if dev.type == 'cpu' and cfg.size > 128 else 3))
-    if half: loop(dl)      # a GPU is done before its workers have started
-    t0 = _now()
-    return loop(dl)/(_now()-t0)
 
+    loop([next(iter(dl))] * (1 if dev.type == 'cpu' and cfg.size > 128 else 3))
+    if half:
+        loop(dl)  # a GPU is done before its workers have started
+    t0 = _now()
+    return loop(dl) / (_now() - t0)
+
+# %% ../nbs/16_bench.ipynb #d065315c
 def _plain_elsewhere(photos, cfg):
     "The same in a fresh process, so that none of our settings speeds it up."
     code = f'from ich_soups.bench import _plain, Config; print(_plain({str(photos)!r}, {cfg!r}))'
-    return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(
+        subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
+        ).stdout.split()[-1]
+    )
 
 # %% ../nbs/16_bench.ipynb #7206a055
 def training_speed(
-    photos,                   # a folder of class folders
-    cfg:Config=Config.scratch(), # architecture, size, batch size, precision
-    rounds:int=3              # each way is timed so often, in turns
+    photos,  # a folder of class folders
+    cfg: Config = Config.scratch(),  # architecture, size, batch size, precision
+    rounds: int = 3,  # each way is timed so often, in turns
 ) -> pd.DataFrame:
     "Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians over rounds."
     keep_memory()
-    dls = image_dls(load_pictures(photos), cfg.size, cfg.bs//cfg.accum, cfg.crop_min)
+    dls = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min)
     new = lambda: create_model(cfg.arch, dls.c, cfg.size, seed=0)
     adamw = lambda m: torch.optim.AdamW(m.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
     bare = new().to(dls.device, memory_format=torch.channels_last)
     batches = [tuple(t.as_subclass(torch.Tensor) for t in b) for b in dls.train]
     opt, rows = adamw(bare), []
-    for i in range(rounds+1):
+    for i in range(rounds + 1):
         with tempfile.TemporaryDirectory() as d:
             clock = _Clock()
             learn = make_learner(cfg.replace(epochs=1), dls, d).add_cb(clock)
-            with learn.no_bar(), learn.no_logging(): learn.fit(1)
-        rows.append(dict(bare=_bare(cfg, bare, opt, batches), ours=clock.rates[0], plain=_plain_elsewhere(photos, cfg) if i else 1.))
-    df = pd.DataFrame(rows[1:])           # the first round warms up
-    ratio = lambda a, b: (df[a]/df[b]).median()
-    return pd.DataFrame([dict(way='bare model', rate=df.bare.median()), dict(way='ours', rate=df.ours.median(), to_bare=ratio('ours', 'bare'), to_plain=ratio('ours', 'plain')),
-                         dict(way='plain torchvision', rate=df.plain.median(), to_bare=ratio('plain', 'bare'))])
+            with learn.no_bar(), learn.no_logging():
+                learn.fit(1)
+        rows.append(
+            dict(
+                bare=_bare(cfg, bare, opt, batches),
+                ours=clock.rates[0],
+                plain=_plain_elsewhere(photos, cfg) if i else 1.0,
+            )
+        )
+    df = pd.DataFrame(rows[1:])  # the first round warms up
+    ratio = lambda a, b: (df[a] / df[b]).median()
+    return pd.DataFrame(
+        [
+            dict(way='bare model', rate=df.bare.median()),
+            dict(
+                way='ours',
+                rate=df.ours.median(),
+                to_bare=ratio('ours', 'bare'),
+                to_plain=ratio('ours', 'plain'),
+            ),
+            dict(way='plain torchvision', rate=df.plain.median(), to_bare=ratio('plain', 'bare')),
+        ]
+    )
 
 # %% ../nbs/16_bench.ipynb #938c3932
-_PARTS = {('before_batch out', 'after_pred in'): 'forward', ('after_pred out', 'after_loss in'): 'loss', ('before_backward out', 'after_backward in'): 'backward', ('before_step out', 'after_step in'): 'optimiser',
-          ('after_step out', 'after_batch in'): 'optimiser', ('before_batch in', 'before_batch out'): 'MixUp, CutMix', ('before_step in', 'before_step out'): 'clipping', ('after_step in', 'after_step out'): 'moving averages',
-          ('after_batch out', 'before_batch in'): 'crop, flip, normalise', ('before_train out', 'before_batch in'): 'crop, flip, normalise'}
+_PARTS = {
+    ('before_batch out', 'after_pred in'): 'forward',
+    ('after_pred out', 'after_loss in'): 'loss',
+    ('before_backward out', 'after_backward in'): 'backward',
+    ('before_step out', 'after_step in'): 'optimiser',
+    ('after_step out', 'after_batch in'): 'optimiser',
+    ('before_batch in', 'before_batch out'): 'MixUp, CutMix',
+    ('before_step in', 'before_step out'): 'clipping',
+    ('after_step in', 'after_step out'): 'moving averages',
+    ('after_batch out', 'before_batch in'): 'crop, flip, normalise',
+    ('before_train out', 'before_batch in'): 'crop, flip, normalise',
+}
 
+# %% ../nbs/16_bench.ipynb #cd163fc8
 class _Stamp(Callback):
     "Notes when each event of a training batch begins ('in', before all other callbacks) or ends ('out')."
-    run_valid = False
-    def __init__(self, side, log): self.side, self.log, self.order = side, log, -1000 if side == 'in' else 1000
-    def _note(self, event): self.log.append((f'{event} {self.side}', _now()))
 
-for _e in ('before_train', 'before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_step', 'after_batch'):
+    run_valid = False
+
+    def __init__(self, side, log):
+        self.side, self.log, self.order = side, log, -1000 if side == 'in' else 1000
+
+    def _note(self, event):
+        self.log.append((f'{event} {self.side}', _now()))
+
+# %% ../nbs/16_bench.ipynb #87bad32e
+for _e in (
+    'before_train',
+    'before_batch',
+    'after_pred',
+    'after_loss',
+    'before_backward',
+    'after_backward',
+    'before_step',
+    'after_step',
+    'after_batch',
+):
     setattr(_Stamp, _e, lambda self, _e=_e: self._note(_e))
 
+# %% ../nbs/16_bench.ipynb #b22bdc9f
 def time_shares(
-    photos,                    # a folder of class folders
-    cfg:Config=Config.scratch(),  # architecture, size, batch size, precision
+    photos,  # a folder of class folders
+    cfg: Config = Config.scratch(),  # architecture, size, batch size, precision
 ) -> pd.DataFrame:
     "Milliseconds a batch and the share of each part of a training step, the second of two epochs."
-    dls, log, read = image_dls(load_pictures(photos), cfg.size, cfg.bs//cfg.accum, cfg.crop_min), [], []
+    dls, log, read = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min), [], []
     ds = dls.train.dataset
+
     def timed(idxs, batch=ds.batch):
         t0 = time.perf_counter()
-        try: return batch(idxs)
-        finally: read.append(time.perf_counter()-t0)
+        try:
+            return batch(idxs)
+        finally:
+            read.append(time.perf_counter() - t0)
+
     ds.batch = timed
     with tempfile.TemporaryDirectory() as d:
         learn = make_learner(cfg.replace(epochs=2), dls, d).add_cbs([_Stamp('in', log), _Stamp('out', log)])
-        with learn.no_bar(), learn.no_logging(): learn.fit(2)
-    log = log[max(i for i, (e, _) in enumerate(log) if e == 'before_train out'):]
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+    log = log[max(i for i, (e, _) in enumerate(log) if e == 'before_train out') :]
     n, sums = sum(e == 'after_batch in' for e, _ in log), {}
     for (a, t0), (b, t1) in zip(log, log[1:]):
         part = _PARTS.get((a, b), 'other callbacks')
-        sums[part] = sums.get(part, 0) + t1-t0
+        sums[part] = sums.get(part, 0) + t1 - t0
     sums['reading the batch'] = sum(read[-n:])
     sums['crop, flip, normalise'] -= sums['reading the batch']
-    df = pd.DataFrame([dict(part=k, ms=1000*v/n, share=v/sum(sums.values())) for k, v in sums.items()])
+    df = pd.DataFrame([dict(part=k, ms=1000 * v / n, share=v / sum(sums.values())) for k, v in sums.items()])
     return df.sort_values('ms', ascending=False, ignore_index=True)
 
 # %% ../nbs/16_bench.ipynb #b799c428
-class _Halt(Exception): "Ends a training in its tracks."
+class _Halt(Exception):
+    "Ends a training in its tracks."
 
+# %% ../nbs/16_bench.ipynb #5b232d80
 class _Meter(Callback):
     "Seconds of each epoch and of its parts; halts the training after `stop` epochs."
+
     order = 1000
-    def __init__(self, stop): self.stop, self.rows = stop, []
+
+    def __init__(self, stop):
+        self.stop, self.rows = stop, []
+
     def before_fit(self):
-        for part, cb, event in (('snapshot', self.snapshot, 'before_epoch'), ('snapshot', self.snapshot, 'after_pred'), ('snapshot', self.snapshot, 'after_epoch'), ('state', self.journal, 'after_epoch')):
+        for part, cb, event in (
+            ('snapshot', self.snapshot, 'before_epoch'),
+            ('snapshot', self.snapshot, 'after_pred'),
+            ('snapshot', self.snapshot, 'after_epoch'),
+            ('state', self.journal, 'after_epoch'),
+        ):
             setattr(cb, event, self._timed(part, getattr(cb, event)))
         self._open()
-    def _open(self): self.t0, self.row = _now(), dict(training=0., validation=0., snapshot=0., state=0.)
+
+    def _open(self):
+        self.t0, self.row = _now(), dict(training=0.0, validation=0.0, snapshot=0.0, state=0.0)
+
     def _timed(self, part, f):
         def event():
             t0 = _now()
             f()
-            self.row[part] += _now()-t0
+            self.row[part] += _now() - t0
+
         return event
+
     def before_train(self):
         self.t1 = _now()
-        if not self.stop: raise _Halt('measured')
-    def after_train(self): self.row['training'] = _now()-self.t1
-    def before_validate(self): self.t1 = _now()
-    def after_validate(self): self.row['validation'] = _now()-self.t1
+        if not self.stop:
+            raise _Halt('measured')
+
+    def after_train(self):
+        self.row['training'] = _now() - self.t1
+
+    def before_validate(self):
+        self.t1 = _now()
+
+    def after_validate(self):
+        self.row['validation'] = _now() - self.t1
+
     def after_epoch(self):
-        self.rows.append(self.row | dict(epoch=_now()-self.t0))
-        if len(self.rows) == self.stop: raise _Halt('measured')
+        self.rows.append(self.row | dict(epoch=_now() - self.t0))
+        if len(self.rows) == self.stop:
+            raise _Halt('measured')
         self._open()
 
+# %% ../nbs/16_bench.ipynb #87b318c0
 def keeping_speed(
-    cfg:Config=Config.scratch(),
-    epochs:int=4       # timed, after one to warm up
+    cfg: Config = Config.scratch(),
+    epochs: int = 4,  # timed, after one to warm up
 ) -> pd.DataFrame:
     "Seconds of an epoch, of its parts and of resuming, and their share of the epoch; medians over epochs, each of which is kept."
-    cfg = cfg.replace(epochs=epochs+2, k=epochs+2)
+    cfg = cfg.replace(epochs=epochs + 2, k=epochs + 2)
+
     def halted(stop):
         meter, t0 = _Meter(stop), _now()
-        with contextlib.suppress(_Halt): get_run(cfg, d, [meter])
+        with contextlib.suppress(_Halt):
+            get_run(cfg, d, [meter])
         return meter, t0
+
     with tempfile.TemporaryDirectory() as d:
-        seconds = pd.DataFrame(halted(epochs+1)[0].rows[1:]).median()
+        seconds = pd.DataFrame(halted(epochs + 1)[0].rows[1:]).median()
         again, t0 = halted(0)
-        seconds['resuming'] = again.t1-t0
-    return pd.DataFrame([dict(part=k, seconds=v, share=v/seconds.epoch) for k, v in seconds.items()])
+        seconds['resuming'] = again.t1 - t0
+    return pd.DataFrame([dict(part=k, seconds=v, share=v / seconds.epoch) for k, v in seconds.items()])
 
 # %% ../nbs/16_bench.ipynb #6406ae65
 def model_speed(
-    cfg:Config,
-    n_classes:int=17,
-    batches:int=2,       # measured, after one to warm up
-    compiled:bool=False  # by `torch.compile`
+    cfg: Config,
+    n_classes: int = 17,
+    batches: int = 2,  # measured, after one to warm up
+    compiled: bool = False,  # by `torch.compile`
 ) -> dict:
     "`train` and `score`, pictures a second of the bare model; `first`, seconds of the first step; `params`."
     keep_memory()
-    dev, bs = device(), cfg.bs//cfg.accum
+    dev, bs = device(), cfg.bs // cfg.accum
     model = create_model(cfg.arch, n_classes, cfg.size, seed=0).to(dev, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
-    batch = torch.randn(bs, 3, cfg.size, cfg.size, device=dev).contiguous(memory_format=torch.channels_last), torch.randint(n_classes, (bs,), device=dev)
+    batch = (
+        torch.randn(bs, 3, cfg.size, cfg.size, device=dev).contiguous(memory_format=torch.channels_last),
+        torch.randint(n_classes, (bs,), device=dev),
+    )
     run = through_compiler(model) if compiled else model
     t0 = _now()
     _bare(cfg, run, opt, [batch])
-    first, train = _now()-t0, _bare(cfg, run, opt, [batch]*batches)
+    first, train = _now() - t0, _bare(cfg, run, opt, [batch] * batches)
     predict_logits(model, [batch], cfg.precision)
     t0 = _now()
-    predict_logits(model, [batch]*batches, cfg.precision)
-    return dict(train=train, score=bs*batches/(_now()-t0), first=first, params=sum(p.numel() for p in model.parameters()))
+    predict_logits(model, [batch] * batches, cfg.precision)
+    return dict(
+        train=train,
+        score=bs * batches / (_now() - t0),
+        first=first,
+        params=sum(p.numel() for p in model.parameters()),
+    )
 
+# %% ../nbs/16_bench.ipynb #5838f432
 def compile_speed(
-    cfg:Config=Config.scratch(),
-    batches:int=20,   # measured each time
-    rounds:int=3      # of each, in turns
+    cfg: Config = Config.scratch(),
+    batches: int = 20,  # measured each time
+    rounds: int = 3,  # of each, in turns
 ) -> pd.DataFrame:
     "Pictures a second of the bare model as it is and compiled, the ratio, and the seconds that the compilation takes."
     from torch._inductor.utils import fresh_cache
-    with fresh_cache(): rows = [dict(eager=model_speed(cfg, batches=batches), compiled=model_speed(cfg, batches=batches, compiled=True)) for _ in range(rounds)]
+
+    with fresh_cache():
+        rows = [
+            dict(
+                eager=model_speed(cfg, batches=batches),
+                compiled=model_speed(cfg, batches=batches, compiled=True),
+            )
+            for _ in range(rounds)
+        ]
     rate = {k: np.median([r[k]['train'] for r in rows]) for k in rows[0]}
-    return pd.DataFrame([dict(way=k, rate=v, ratio=v/rate['eager'], first_step_s=rows[0][k]['first']) for k, v in rate.items()])
+    return pd.DataFrame(
+        [
+            dict(way=k, rate=v, ratio=v / rate['eager'], first_step_s=rows[0][k]['first'])
+            for k, v in rate.items()
+        ]
+    )
 
 # %% ../nbs/16_bench.ipynb #5e0017d8
 _BUSY = 'while True: sum(range(100_000))'
+
 
 def _quiet_and_busy(cfg, batches, rounds):
     "Images a second of the bare model, alone and beside one busy process, in turns. Call it in a process of its own."
@@ -255,33 +407,56 @@ def _quiet_and_busy(cfg, batches, rounds):
     for _ in range(rounds):
         quiet.append(rate())
         other = subprocess.Popen([sys.executable, '-c', _BUSY])
-        time.sleep(.3)
-        try: busy.append(rate())
-        finally: other.kill()
+        time.sleep(0.3)
+        try:
+            busy.append(rate())
+        finally:
+            other.kill()
         other.wait()
     return float(np.median(quiet)), float(np.median(busy))
 
+# %% ../nbs/16_bench.ipynb #a1d1fec8
 def _own_environment(**variables):
     "The environment without the user's settings of OpenMP, and with these."
     return {k: v for k, v in os.environ.items() if k not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')} | variables
 
 # %% ../nbs/16_bench.ipynb #608e7166
-SPINS = {'as torch comes': {}, 'ich_soups': {}, 'no turning': dict(GOMP_SPINCOUNT='0'), 'long turning': dict(GOMP_SPINCOUNT='100000')}
+SPINS = {
+    'as torch comes': {},
+    'ich_soups': {},
+    'no turning': dict(GOMP_SPINCOUNT='0'),
+    'long turning': dict(GOMP_SPINCOUNT='100000'),
+}
+
 
 def busy_speed(
-    cfg:Config=Config.scratch(),
-    batches:int=15,   # timed at once
-    rounds:int=3,     # alone and beside the other, in turns
-    ways=tuple(SPINS)
+    cfg: Config = Config.scratch(),
+    batches: int = 15,  # timed at once
+    rounds: int = 3,  # alone and beside the other, in turns
+    ways=tuple(SPINS),
 ) -> pd.DataFrame:
     "Images a second of the bare model on a quiet machine and beside one busy process; `of_quiet` is the share of the quiet speed that is left, `of_torch` the quiet speed against torch's own setting."
     rows = []
     for way in ways:
         first = 'import torch' if way == 'as torch comes' else 'import ich_soups'
         code = f'{first}; from ich_soups.bench import _quiet_and_busy, Config; print(*_quiet_and_busy({cfg!r}, {batches}, {rounds}))'
-        out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], env=_own_environment(**SPINS[way]), capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code],
+            env=_own_environment(**SPINS[way]),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         quiet, busy = map(float, out.split()[-2:])
-        rows.append(dict(way=way, quiet=quiet, busy=busy, of_quiet=busy/quiet, of_torch=quiet/(rows[0]['quiet'] if rows else quiet)))
+        rows.append(
+            dict(
+                way=way,
+                quiet=quiet,
+                busy=busy,
+                of_quiet=busy / quiet,
+                of_torch=quiet / (rows[0]['quiet'] if rows else quiet),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/16_bench.ipynb #46e8bf48
@@ -290,17 +465,20 @@ def _floor(files, out):
     t0, view = time.perf_counter(), memoryview(bytearray(1 << 20))
     for f in files:
         with open(f, 'rb', buffering=0) as h:
-            while h.readinto(view): pass
+            while h.readinto(view):
+                pass
     with open(out, 'wb', buffering=0) as h:
         left = os.path.getsize(files[0])
-        while left: left -= h.write(view[:min(left, len(view))])
+        while left:
+            left -= h.write(view[: min(left, len(view))])
         os.fsync(h.fileno())
-    return time.perf_counter()-t0
+    return time.perf_counter() - t0
 
+# %% ../nbs/16_bench.ipynb #8b424b0d
 def peak_memory(
-    imports:str,   # Python code that does not count
-    work:str,      # and the code that does; both see `args`
-    *args          # anything that JSON can carry
+    imports: str,  # Python code that does not count
+    work: str,  # and the code that does; both see `args`
+    *args,  # anything that JSON can carry
 ) -> float:
     "Peak of the resident memory of `work` in a fresh process above what it had after `imports`, MiB; Linux only."
     code = f"""
@@ -313,38 +491,78 @@ before = now('VmRSS')
 {work}
 print(now('VmHWM')-before)
 """
-    return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code, json.dumps(args)], capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(
+        subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code, json.dumps(args)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()[-1]
+    )
 
+# %% ../nbs/16_bench.ipynb #8accb033
 def averaging_speed(
-    arch:str='coatnet_2_rw_224',   # whose tensors
-    k:int=8,                       # checkpoints on disk
-    more:tuple=(4, 16, 64),        # other numbers of checkpoints
-    rounds:int=3                   # the floor and we in turns
+    arch: str = 'coatnet_2_rw_224',  # whose tensors
+    k: int = 8,  # checkpoints on disk
+    more: tuple = (4, 16, 64),  # other numbers of checkpoints
+    rounds: int = 3,  # the floor and we in turns
 ) -> pd.DataFrame:
     "Seconds of the floor and of `average` to a file, their ratio (medians), and the peak of memory in MiB."
-    rows, sd = [], create_model(arch, 1000, int(arch.split('_')[-1]) if arch[-3:].isdigit() else 64, seed=0).state_dict()
+    rows, sd = (
+        [],
+        create_model(
+            arch, 1000, int(arch.split('_')[-1]) if arch[-3:].isdigit() else 64, seed=0
+        ).state_dict(),
+    )
     with tempfile.TemporaryDirectory() as d:
+
         def measure(what, files):
             pairs = []
-            for _ in range(rounds+1):
+            for _ in range(rounds + 1):
                 a, t0 = _floor(files, f'{d}/floor'), time.perf_counter()
                 average(files, out=f'{d}/soup.safetensors')
-                pairs.append((a, time.perf_counter()-t0))
+                pairs.append((a, time.perf_counter() - t0))
             a, b = np.array(pairs[1:]).T
-            rows.append(dict(what=what, checkpoints=len(files), MiB_read=sum(map(os.path.getsize, files))/2**20, floor=np.median(a), ours=np.median(b), ratio=np.median(b/a), peak_MiB=peak_memory('import torch, safetensors.torch; from ich_soups.averaging import average', 'average(args[0], out=args[1])', files, f'{d}/soup.safetensors')))
+            rows.append(
+                dict(
+                    what=what,
+                    checkpoints=len(files),
+                    MiB_read=sum(map(os.path.getsize, files)) / 2**20,
+                    floor=np.median(a),
+                    ours=np.median(b),
+                    ratio=np.median(b / a),
+                    peak_MiB=peak_memory(
+                        'import torch, safetensors.torch; from ich_soups.averaging import average',
+                        'average(args[0], out=args[1])',
+                        files,
+                        f'{d}/soup.safetensors',
+                    ),
+                )
+            )
+
         def write(kind, dtype=None):
             for i in range(k):
                 torch.manual_seed(i)
-                w = {n: (v + torch.randn_like(v)*.01).to(dtype or v.dtype) if v.is_floating_point() else v for n, v in sd.items()}
-                save_file(w, f'{d}/{i}.{kind}', metadata=dict(epoch=str(i))) if kind == 'safetensors' else torch.save(dict(model_state_dict=w), f'{d}/{i}.{kind}')
+                w = {
+                    n: (v + torch.randn_like(v) * 0.01).to(dtype or v.dtype) if v.is_floating_point() else v
+                    for n, v in sd.items()
+                }
+                save_file(
+                    w, f'{d}/{i}.{kind}', metadata=dict(epoch=str(i))
+                ) if kind == 'safetensors' else torch.save(dict(model_state_dict=w), f'{d}/{i}.{kind}')
             return [f'{d}/{i}.{kind}' for i in range(k)]
+
         files = write('safetensors')
         measure('equal headers', files)
-        for n in more: measure('equal headers', (files*n)[:n])
+        for n in more:
+            measure('equal headers', (files * n)[:n])
         pth = write('pth')
-        measure('.pth', pth); measure('half of each', files[:k//2]+pth[k//2:])
-        for f in pth: os.unlink(f)
-        for t in (torch.float16, torch.bfloat16): measure(str(t).removeprefix('torch.'), write('safetensors', t))
+        measure('.pth', pth)
+        measure('half of each', files[: k // 2] + pth[k // 2 :])
+        for f in pth:
+            os.unlink(f)
+        for t in (torch.float16, torch.bfloat16):
+            measure(str(t).removeprefix('torch.'), write('safetensors', t))
     return pd.DataFrame(rows)
 
 # %% ../nbs/16_bench.ipynb #e2a2bc2b
@@ -355,34 +573,55 @@ def _naive(snaps, score):
     rank = sorted(range(len(ws)), key=lambda i: (-alone[i], i))
     pick, best = rank[:1], alone[rank[0]]
     for i in rank[1:]:
-        if (v := score(average([ws[j] for j in pick+[i]]))) > best: pick, best = pick+[i], v
+        if (v := score(average([ws[j] for j in pick + [i]]))) > best:
+            pick, best = pick + [i], v
     return [snaps[i].name for i in pick]
 
+# %% ../nbs/16_bench.ipynb #9dc745e3
 def search_speed(
-    configs,             # runs that kept every epoch
-    ks:tuple=(8, 24),    # the best, and the last, so many snapshots
-    metrics:tuple=('accuracy', 'f1')
+    configs,  # runs that kept every epoch
+    ks: tuple = (8, 24),  # the best, and the last, so many snapshots
+    metrics: tuple = ('accuracy', 'f1'),
 ) -> pd.DataFrame:
     "Passes of the greedy search against the naive one, whether the ingredients are the same, and seconds for each pass spent in those of a bare forward pass."
     rows = []
     for cfg in configs:
         run = get_run(cfg)
         for k in ks:
-            snaps = sorted(run.snapshots, key=lambda s: -s.scores['accuracy'])[:k] if k <= 8 else run.snapshots[-k:]
+            snaps = (
+                sorted(run.snapshots, key=lambda s: -s.scores['accuracy'])[:k]
+                if k <= 8
+                else run.snapshots[-k:]
+            )
             for m in metrics:
                 score, full = run.scorer(m), run.scorer(m)
                 full.early = False
                 full.load(snaps[0].weights())
+
                 def bare():
                     t0 = time.perf_counter()
                     with torch.inference_mode(), score._autocast():
-                        for x, _ in run.dls[1]: run.model(x.as_subclass(torch.Tensor))
-                    return time.perf_counter()-t0
+                        for x, _ in run.dls[1]:
+                            run.model(x.as_subclass(torch.Tensor))
+                    return time.perf_counter() - t0
+
                 one = np.median([bare() for _ in range(5)])
                 t0 = time.perf_counter()
                 soup = greedy_soup(snaps, score)
-                spent = time.perf_counter()-t0
-                rows.append(dict(schedule=cfg.schedule, seed=cfg.seed, K=k, metric=m, passes=score.passes, naive=2*k-1, ratio=score.passes/(2*k-1), same=soup.ingredients == _naive(snaps, full), time_to_bare=spent/(score.passes*one)))
+                spent = time.perf_counter() - t0
+                rows.append(
+                    dict(
+                        schedule=cfg.schedule,
+                        seed=cfg.seed,
+                        K=k,
+                        metric=m,
+                        passes=score.passes,
+                        naive=2 * k - 1,
+                        ratio=score.passes / (2 * k - 1),
+                        same=soup.ingredients == _naive(snaps, full),
+                        time_to_bare=spent / (score.passes * one),
+                    )
+                )
     return pd.DataFrame(rows)
 
 # %% ../nbs/16_bench.ipynb #3cc718b8
@@ -390,13 +629,20 @@ def _large():
     "CoAtNet-0 at 224 px; on a CPU in batches that it can do in seconds."
     return Config.paper(data='scenes17', pretrained='', **({} if device().type == 'cuda' else dict(bs=32)))
 
+# %% ../nbs/16_bench.ipynb #fa011b0f
 def _show(df, note, digits=2, keep=False, **what):
     "Print a table, and put its rows into the long table of speeds."
     print(note, df.round(digits).to_string(index=False, na_rep=''), sep='\n', flush=True)
     made = provenance()
     how = dict(device=made['device'], date=made['date'], torch=made['torch'], dtype=made['precision'])
-    if keep: add_rows(long_table()/'speed.csv', [how | what | dict(name=r.pop(df.columns[0])) | r for r in df.to_dict('records')], ('device', 'table', 'arch', 'size', 'name'))
+    if keep:
+        add_rows(
+            long_table() / 'speed.csv',
+            [how | what | dict(name=r.pop(df.columns[0])) | r for r in df.to_dict('records')],
+            ('device', 'table', 'arch', 'size', 'name'),
+        )
 
+# %% ../nbs/16_bench.ipynb #dd80ace2
 def main(args=None):
     "python -m ich_soups.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search; with `keep`, all but the last also go into the long table"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
@@ -404,25 +650,84 @@ def main(args=None):
     every = lambda s, k: Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31)))
     print(device_name(), flush=True)
     if what == 'training':
-        for cfg, n, side in ((Config.scratch(), 3000, 64), (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448)))):
+        for cfg, n, side in (
+            (Config.scratch(), 3000, 64),
+            (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448))),
+        ):
             with contextlib.nullcontext(rest[0]) if rest else jpeg_folder(n, side) as photos:
                 of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
-                _show(training_speed(photos, cfg), f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds', table='training', **of)
-                _show(time_shares(photos, cfg), f'where the time goes, milliseconds a batch of {cfg.bs//cfg.accum}', 3, table='time', **of)
+                _show(
+                    training_speed(photos, cfg),
+                    f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds',
+                    table='training',
+                    **of,
+                )
+                _show(
+                    time_shares(photos, cfg),
+                    f'where the time goes, milliseconds a batch of {cfg.bs // cfg.accum}',
+                    3,
+                    table='time',
+                    **of,
+                )
     elif what == 'compile':
         for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
-            _show(compile_speed(cfg, n), f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step', keep=keep, table='compile', arch=cfg.arch, size=cfg.size)
-    elif what == 'keeping': _show(keeping_speed(), 'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost', 4, keep, table='keeping', arch=Config.scratch().arch, size=Config.scratch().size)
-    elif what == 'busy': _show(busy_speed(), 'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds', keep=keep, table='busy', arch=Config.scratch().arch, size=Config.scratch().size)
+            _show(
+                compile_speed(cfg, n),
+                f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step',
+                keep=keep,
+                table='compile',
+                arch=cfg.arch,
+                size=cfg.size,
+            )
+    elif what == 'keeping':
+        _show(
+            keeping_speed(),
+            'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost',
+            4,
+            keep,
+            table='keeping',
+            arch=Config.scratch().arch,
+            size=Config.scratch().size,
+        )
+    elif what == 'busy':
+        _show(
+            busy_speed(),
+            'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds',
+            keep=keep,
+            table='busy',
+            arch=Config.scratch().arch,
+            size=Config.scratch().size,
+        )
     elif what == 'runs':
         from ich_soups.cluster import speed
-        _show(speed(), 'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs', keep=keep, table='runs', arch=Config.scratch().arch, size=Config.scratch().size)
+
+        _show(
+            speed(),
+            'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs',
+            keep=keep,
+            table='runs',
+            arch=Config.scratch().arch,
+            size=Config.scratch().size,
+        )
     elif what == 'averaging':
         df = averaging_speed().assign(what=lambda d: d.what + ', ' + d.checkpoints.astype(str) + ' files')
-        _show(df, 'seconds, medians of 3 rounds; floor: reading the files and writing one', keep=keep, table='averaging', arch='coatnet_2_rw_224', size=224)
+        _show(
+            df,
+            'seconds, medians of 3 rounds; floor: reading the files and writing one',
+            keep=keep,
+            table='averaging',
+            arch='coatnet_2_rw_224',
+            size=224,
+        )
     elif what == 'search':
         df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])
-        _show(df, f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time {df.time_to_bare.mean():.2f}')
-    else: sys.exit(f'what to measure? {main.__doc__}')
+        _show(
+            df,
+            f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time {df.time_to_bare.mean():.2f}',
+        )
+    else:
+        sys.exit(f'what to measure? {main.__doc__}')
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/16_bench.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -12,42 +12,65 @@ from .core import BadInput
 # %% ../nbs/09_bias_variance.ipynb #0b8d01f6
 LOSSES = ('squared', 'kl', '01')
 
+
 def check_models(
-    probs,      # float [R, N, C]: R models, N pictures, C classes
-    targs=None  # int [N]
+    probs,  # float [R, N, C]: R models, N pictures, C classes
+    targs=None,  # int [N]
 ) -> tuple:
     "Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there are two models or more, scored on the same pictures, and the rows are probabilities and the labels classes."
     shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
-    if len(set(shapes)) > 1: raise BadInput(f"the models were scored on different pictures or classes: their probabilities have the shapes {', '.join(map(str, shapes[:8]))}")
-    try: probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
-    except (TypeError, ValueError): raise BadInput('probabilities are numbers of the shape [models, pictures, classes]') from None
-    if probs.ndim != 3: raise BadInput(f'probabilities have the shape [models, pictures, classes]; got {probs.shape}')
-    if len(probs) < 2: raise BadInput(f'it takes two models to differ; got {len(probs)}')
-    if not probs.shape[1]: raise BadInput('there are no pictures')
-    for m, p in enumerate(probs):                # one by one: a copy of all may not fit
-        if not np.isfinite(p).all(): raise BadInput(f'the probabilities of model {m} hold NaN or infinity')
-        off = np.maximum(abs(p.sum(-1, dtype=np.float64)-1), 1e3*(-p.min(-1)).clip(0))
-        if off.max() > 1e-3: raise BadInput(f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, not logits')
-    if targs is None: return probs, None
+    if len(set(shapes)) > 1:
+        raise BadInput(
+            f"the models were scored on different pictures or classes: their probabilities have the shapes {', '.join(map(str, shapes[:8]))}"
+        )
+    try:
+        probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
+    except (TypeError, ValueError):
+        raise BadInput('probabilities are numbers of the shape [models, pictures, classes]') from None
+    if probs.ndim != 3:
+        raise BadInput(f'probabilities have the shape [models, pictures, classes]; got {probs.shape}')
+    if len(probs) < 2:
+        raise BadInput(f'it takes two models to differ; got {len(probs)}')
+    if not probs.shape[1]:
+        raise BadInput('there are no pictures')
+    for m, p in enumerate(probs):  # one by one: a copy of all may not fit
+        if not np.isfinite(p).all():
+            raise BadInput(f'the probabilities of model {m} hold NaN or infinity')
+        off = np.maximum(abs(p.sum(-1, dtype=np.float64) - 1), 1e3 * (-p.min(-1)).clip(0))
+        if off.max() > 1e-3:
+            raise BadInput(
+                f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, not logits'
+            )
+    if targs is None:
+        return probs, None
     targs = np.asarray(targs)
-    if targs.shape != probs.shape[1:2]: raise BadInput(f'the models were scored on {probs.shape[1]} pictures, but there are {len(targs) if targs.ndim else "no"} labels')
-    if targs.dtype.kind not in 'iu': raise BadInput(f'labels are whole numbers; got {targs.dtype}')
-    if targs.min() < 0 or targs.max() >= probs.shape[2]: raise BadInput(f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the {probs.shape[2]} classes')
+    if targs.shape != probs.shape[1:2]:
+        raise BadInput(
+            f'the models were scored on {probs.shape[1]} pictures, but there are {len(targs) if targs.ndim else "no"} labels'
+        )
+    if targs.dtype.kind not in 'iu':
+        raise BadInput(f'labels are whole numbers; got {targs.dtype}')
+    if targs.min() < 0 or targs.max() >= probs.shape[2]:
+        raise BadInput(
+            f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the {probs.shape[2]} classes'
+        )
     return probs, targs
 
 # %% ../nbs/09_bias_variance.ipynb #4b58a0d8
 def _squared(p, q):
     mean = p.mean(0)
-    return ((mean-q)**2).sum(-1), ((p-mean)**2).sum(-1).mean(0), 1-(q**2).sum(-1), {}
+    return ((mean - q) ** 2).sum(-1), ((p - mean) ** 2).sum(-1).mean(0), 1 - (q**2).sum(-1), {}
+
 
 def _kl(p, q):
     logs = np.log(np.clip(p, 1e-12, None))
-    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))                # clipping must not break the identity
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))  # clipping must not break the identity
     centre = logs.mean(0)
     centre -= np.log(np.exp(centre).sum(-1, keepdims=True))
-    plogq = np.where(q > 0, q*np.log(np.where(q > 0, q, 1)), 0).sum(-1)
-    return plogq - (q*centre).sum(-1), (np.exp(centre)*(centre-logs)).sum(-1).mean(0), -plogq, {}
+    plogq = np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0).sum(-1)
+    return plogq - (q * centre).sum(-1), (np.exp(centre) * (centre - logs)).sum(-1).mean(0), -plogq, {}
 
+# %% ../nbs/09_bias_variance.ipynb #5d4f168e
 def _zero_one(p, q):
     n, c = q.shape
     preds, rows = p.argmax(-1), np.arange(n)
@@ -56,40 +79,59 @@ def _zero_one(p, q):
     wrong = (preds != star).mean(0)
     bias, spread = (main != star).astype(float), (preds != main).mean(0)
     total = 1 - q[rows, preds].mean(0)
-    return bias, wrong-bias, total-wrong, dict(spread=spread, variance_unbiased=np.where(bias == 0, spread, 0), variance_biased=np.where(bias == 1, bias-wrong, 0))
+    return (
+        bias,
+        wrong - bias,
+        total - wrong,
+        dict(
+            spread=spread,
+            variance_unbiased=np.where(bias == 0, spread, 0),
+            variance_biased=np.where(bias == 1, bias - wrong, 0),
+        ),
+    )
 
+# %% ../nbs/09_bias_variance.ipynb #9e69c3fa
 def bias_variance(
-    probs,             # float [R, N, C]: models trained on independent draws
-    targs,             # int [N]: the labels
-    loss='squared',    # 'squared', 'kl' (in nats) or '01'
-    noise=None,        # float [N, C], the distribution of each picture's label; default: all on `targs`, and then bias means bias and noise
-    each:bool=False,   # one value a picture instead of the mean
-    unbiased:bool=False # squared loss only: allow for the draws being few
+    probs,  # float [R, N, C]: models trained on independent draws
+    targs,  # int [N]: the labels
+    loss='squared',  # 'squared', 'kl' (in nats) or '01'
+    noise=None,  # float [N, C], the distribution of each picture's label; default: all on `targs`, and then bias means bias and noise
+    each: bool = False,  # one value a picture instead of the mean
+    unbiased: bool = False,  # squared loss only: allow for the draws being few
 ) -> dict:
     """`bias2`, `variance`, `noise` and their sum `total`, the expected loss over draws and labels. For 0-1 loss `variance` is the net one, `c₂ P(y ≠ y_m)`, which is negative where the main prediction is wrong and some model is right;
     `spread` is `P(y ≠ y_m)`, and `variance_unbiased` - `variance_biased` make up the net one. With `unbiased`, `variance` is multiplied by `R/(R-1)` and `variance/R` is taken from `bias2`, which the mean of few models carries; the total stays. `BadInput` for what are no probabilities, or an unknown loss."""
-    if loss not in LOSSES: raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
-    if unbiased and loss != 'squared': raise BadInput(f"only the parts of the squared loss have an unbiased estimate; leave `unbiased` out for {loss!r}")
+    if loss not in LOSSES:
+        raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    if unbiased and loss != 'squared':
+        raise BadInput(
+            f"only the parts of the squared loss have an unbiased estimate; leave `unbiased` out for {loss!r}"
+        )
     p, t = check_models(probs, targs)
     p, q = p.astype(np.float64), np.eye(p.shape[2])[t] if noise is None else np.asarray(noise, np.float64)
-    if q.shape != p.shape[1:] or not (abs(q.sum(-1)-1) < 1e-6).all() or q.min() < 0: raise BadInput(f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows that sum to 1; got {q.shape}')
+    if q.shape != p.shape[1:] or not (abs(q.sum(-1) - 1) < 1e-6).all() or q.min() < 0:
+        raise BadInput(
+            f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows that sum to 1; got {q.shape}'
+        )
     b, v, n, more = dict(squared=_squared, kl=_kl)[loss](p, q) if loss != '01' else _zero_one(p, q)
-    if unbiased: b, v = b - v/(len(p)-1), v*len(p)/(len(p)-1)
-    out = dict(bias2=b, variance=v, noise=n, total=b+v+n, **more)
+    if unbiased:
+        b, v = b - v / (len(p) - 1), v * len(p) / (len(p) - 1)
+    out = dict(bias2=b, variance=v, noise=n, total=b + v + n, **more)
     return out if each else {k: float(x.mean()) for k, x in out.items()}
 
 # %% ../nbs/09_bias_variance.ipynb #06a05dfd
 def bootstrap_draws(
-    f,             # a function of indices int [R] of the draws to one number or an array, e.g. a change in per cent
-    n_draws:int,   # R
-    n_boot:int=300,
-    seed:int=0,
-    plug_in=None   # what resamples scatter around, where `f` allows for few draws: `f` of all draws without that; default: `f` of all draws
+    f,  # a function of indices int [R] of the draws to one number or an array, e.g. a change in per cent
+    n_draws: int,  # R
+    n_boot: int = 300,
+    seed: int = 0,
+    plug_in=None,  # what resamples scatter around, where `f` allows for few draws: `f` of all draws without that; default: `f` of all draws
 ) -> tuple:
     "`(value, lo, hi)`: of all draws, and the 95 % interval of the basic bootstrap over draws (Davison and Hinkley 1997, eq. 2.10). Resamples that hold a single draw are drawn again."
     r, value, boot = np.random.default_rng(seed), f(np.arange(n_draws)), []
     while len(boot) < n_boot:
-        if len(set(i := r.integers(0, n_draws, n_draws))) > 1: boot.append(f(i))
-    lo, hi = np.quantile(boot, (.025, .975), axis=0)
+        if len(set(i := r.integers(0, n_draws, n_draws))) > 1:
+            boot.append(f(i))
+    lo, hi = np.quantile(boot, (0.025, 0.975), axis=0)
     centre = value if plug_in is None else plug_in
-    return value, value-(hi-centre), value-(lo-centre)
+    return value, value - (hi - centre), value - (lo - centre)

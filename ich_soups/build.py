@@ -16,56 +16,83 @@ from .tables import add_rows, long_table
 # %% ../nbs/19_build.ipynb #ebb7821e
 def root() -> Path:
     "The checkout; `BadInput` outside of one."
-    if checkout() is None: raise BadInput('figures and README are built in a checkout of the project; clone it first')
+    if checkout() is None:
+        raise BadInput('figures and README are built in a checkout of the project; clone it first')
     return checkout()
 
+# %% ../nbs/19_build.ipynb #f8b69b48
 def run_notebook(
-    path,             # an .ipynb
-    save:bool=True    # whether it is overwritten with its outputs
+    path,  # an .ipynb
+    save: bool = True,  # whether it is overwritten with its outputs
 ):
     "Run one notebook in this process and save it; raises what the notebook raised, and then leaves the file as it was."
     from execnb.nbio import read_nb, write_nb
     from execnb.shell import CaptureShell
     from nbdev.clean import clean_nb
-    def skip(cell): return cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M)
+
+    def skip(cell):
+        return cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M)
+
     path, here = Path(path).resolve(), os.getcwd()
     nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
     try:
         os.chdir(path.parent)
         shell.run_all(nb, exc_stop=True, preproc=skip)
-    finally: os.chdir(here)
-    if not save: return
+    finally:
+        os.chdir(here)
+    if not save:
+        return
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [_small(o) for o in c.outputs if o.get('name') != 'stderr']
+        if c.cell_type == 'code':
+            c.outputs = [_small(o) for o in c.outputs if o.get('name') != 'stderr']
     clean_nb(nb)
     write_nb(nb, path)
 
+# %% ../nbs/19_build.ipynb #7d0ea596
 def _small(output):
     "The output, a picture in it in 256 colours."
-    if png := output.get('data', {}).get('image/png'): output['data']['image/png'] = base64.b64encode(shrink_png(base64.b64decode(''.join(png)))).decode() + '\n'
+    if png := output.get('data', {}).get('image/png'):
+        output['data']['image/png'] = (
+            base64.b64encode(shrink_png(base64.b64decode(''.join(png)))).decode() + '\n'
+        )
     return output
 
 # %% ../nbs/19_build.ipynb #0d57c050
-def _numbered(pattern): return sorted((root()/'nbs').glob(f'{pattern}_*.ipynb'))
+def _numbered(pattern):
+    return sorted((root() / 'nbs').glob(f'{pattern}_*.ipynb'))
+
+
 def chapters() -> list:
     "The notebooks that draw the figures, and the front page."
-    return _numbered('2[0-9]') + _numbered('30') + [root()/'nbs'/'index.ipynb']
+    return _numbered('2[0-9]') + _numbered('30') + [root() / 'nbs' / 'index.ipynb']
+
 
 def other_notebooks() -> list:
     "Modules and how-tos, which draw nothing that is kept elsewhere."
     return _numbered('[01][0-9]') + _numbered('3[1-9]')
 
+# %% ../nbs/19_build.ipynb #1e6e0d26
 def _forks():
     "A way to start processes that have the slow imports behind them; fresh processes where the system cannot fork."
-    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    if 'forkserver' not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context('spawn')
     forks = multiprocessing.get_context('forkserver')
-    forks.set_forkserver_preload(['ich_soups.training', 'ich_soups.soups', 'ich_soups.plots', 'execnb.shell', 'nbdev.clean', 'scipy.stats'])
+    forks.set_forkserver_preload(
+        [
+            'ich_soups.training',
+            'ich_soups.soups',
+            'ich_soups.plots',
+            'execnb.shell',
+            'nbdev.clean',
+            'scipy.stats',
+        ]
+    )
     return forks
 
 # %% ../nbs/19_build.ipynb #1e3eaaf3
 def run_all(
-    paths,            # notebooks, in order
-    save:bool=True    # whether they are overwritten with their outputs
+    paths,  # notebooks, in order
+    save: bool = True,  # whether they are overwritten with their outputs
 ):
     "Run each in a process of its own, with its time; stops at the first that fails."
     t0, forks = time.monotonic(), _forks()
@@ -75,61 +102,98 @@ def run_all(
         one = forks.Process(target=run_notebook, args=(p, save))
         one.start()
         one.join()
-        if one.exitcode: sys.exit(f'{p.name} failed after {time.monotonic()-t:.0f} s; open it and run it top to bottom to see where')
-        print(f'{name}: {time.monotonic()-t:.0f} s', flush=True)
-    print(f'{len(paths)} notebooks in {time.monotonic()-t0:.0f} s', flush=True)
+        if one.exitcode:
+            sys.exit(
+                f'{p.name} failed after {time.monotonic() - t:.0f} s; open it and run it top to bottom to see where'
+            )
+        print(f'{name}: {time.monotonic() - t:.0f} s', flush=True)
+    print(f'{len(paths)} notebooks in {time.monotonic() - t0:.0f} s', flush=True)
 
 # %% ../nbs/19_build.ipynb #ef3a7025
 def readme_text() -> str:
     "README.md as it follows from nbs/index.ipynb, outputs included."
     import nbformat, re
     from nbconvert import MarkdownExporter
-    nb = nbformat.read(root()/'nbs'/'index.ipynb', 4)
+
+    nb = nbformat.read(root() / 'nbs' / 'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide', c.source)]
     silent = [c for c in nb.cells if re.match(r'#\|\s*echo:\s*false', c.source)]
-    for c in silent: c.metadata['tags'] = ['silent']
-    exporter = MarkdownExporter(config={'TagRemovePreprocessor': {'remove_input_tags': ['silent'], 'enabled': True}})
+    for c in silent:
+        c.metadata['tags'] = ['silent']
+    exporter = MarkdownExporter(
+        config={'TagRemovePreprocessor': {'remove_input_tags': ['silent'], 'enabled': True}}
+    )
     body, _ = exporter.from_notebook_node(nb)
-    body = re.sub(r'\n{3,}', '\n\n', body.replace('../figures/', 'figures/').replace('](../', '](').replace('.ipynb)', '.ipynb)'))
+    body = re.sub(
+        r'\n{3,}',
+        '\n\n',
+        body.replace('../figures/', 'figures/').replace('](../', '](').replace('.ipynb)', '.ipynb)'),
+    )
     return '<!-- made from nbs/index.ipynb by make figures; do not edit -->\n' + body.strip() + '\n'
 
-def write_readme(): (root()/'README.md').write_text(readme_text(), encoding='utf-8')
+# %% ../nbs/19_build.ipynb #c90bae87
+def write_readme():
+    (root() / 'README.md').write_text(readme_text(), encoding='utf-8')
 
 # %% ../nbs/19_build.ipynb #2a5dcdd2
 def out_of_sync() -> list:
     "Files that differ from what their notebooks say: modules, notebooks that are not clean, README.md."
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        for f in ('nbs', 'ich_soups'): shutil.copytree(root()/f, d/f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-        for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'): shutil.copy(root()/f, d/f)
-        for p in (d/'ich_soups').glob('*.py'):
-            if p.name != '__init__.py': p.unlink()
-        for cmd in ('nbdev_export', 'nbdev_clean'): subprocess.run([str(Path(sys.executable).parent/cmd)], cwd=d, check=True, stdout=subprocess.DEVNULL)
-        (d/'README.md').write_text(readme_text(), encoding='utf-8')
-        names = {p.relative_to(r) for r in (d, root()) for f in ('nbs', 'ich_soups') for p in (r/f).glob('*.*') if not p.name.startswith('.')} | {Path('README.md')}
+        for f in ('nbs', 'ich_soups'):
+            shutil.copytree(
+                root() / f, d / f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+            )
+        for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'):
+            shutil.copy(root() / f, d / f)
+        for p in (d / 'ich_soups').glob('*.py'):
+            if p.name != '__init__.py':
+                p.unlink()
+        for cmd in ('nbdev_export', 'nbdev_clean'):
+            subprocess.run(
+                [str(Path(sys.executable).parent / cmd)], cwd=d, check=True, stdout=subprocess.DEVNULL
+            )
+        (d / 'README.md').write_text(readme_text(), encoding='utf-8')
+        names = {
+            p.relative_to(r)
+            for r in (d, root())
+            for f in ('nbs', 'ich_soups')
+            for p in (r / f).glob('*.*')
+            if not p.name.startswith('.')
+        } | {Path('README.md')}
         read = lambda p: p.read_bytes() if p.exists() else None
-        return sorted(str(n) for n in names if read(d/n) != read(root()/n))
+        return sorted(str(n) for n in names if read(d / n) != read(root() / n))
 
 # %% ../nbs/19_build.ipynb #2daf9407
 _TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|whole command): (\d+)(?: secs| s)$', re.M)
 
+
 def read_times(
-    log:str   # what `make` printed
+    log: str,  # what `make` printed
 ) -> dict:
     "Seconds of each notebook, file of tests and step; of one that stands there twice the sum."
     seconds = {}
-    for name, s in _TIMES.findall(log): seconds[name] = seconds.get(name, 0) + int(s)
+    for name, s in _TIMES.findall(log):
+        seconds[name] = seconds.get(name, 0) + int(s)
     return seconds
 
+# %% ../nbs/19_build.ipynb #a0d1f517
 def add_times(
-    path,          # of the log
-    command:str    # what was run, and how: `make test, from nothing`
+    path,  # of the log
+    command: str,  # what was run, and how: `make test, from nothing`
 ):
     "Put the seconds of a log into the long table of times."
     seconds = read_times(Path(path).read_text(encoding='utf-8', errors='replace'))
-    if not seconds: raise BadInput(f'{path} names no notebook and no file of tests with its seconds; give what make test printed')
+    if not seconds:
+        raise BadInput(
+            f'{path} names no notebook and no file of tests with its seconds; give what make test printed'
+        )
     made = dict(command=command, device=device_name(), date=time.strftime('%Y-%m-%d'))
-    add_rows(long_table()/'times.csv', [made | dict(part=k, seconds=s) for k, s in seconds.items()], ('command', 'device', 'part'))
+    add_rows(
+        long_table() / 'times.csv',
+        [made | dict(part=k, seconds=s) for k, s in seconds.items()],
+        ('command', 'device', 'part'),
+    )
 
 # %% ../nbs/19_build.ipynb #591b6069
 _COMMANDS = {
@@ -141,16 +205,24 @@ _COMMANDS = {
     'times': lambda log, command: add_times(log, command),
 }
 
+
 def figures():
     "Every chapter, with its figures; and the README, but for a smoke run. `BadInput` before anything is trained if the figures may not go where they would."
     figures_dir()
     run_all(chapters(), save=not in_smoke())
-    if not in_smoke(): write_readme()
+    if not in_smoke():
+        write_readme()
 
+# %% ../nbs/19_build.ipynb #1f7bba5c
 def check():
     "Exit with a sentence if something differs from what its notebook says."
     bad = out_of_sync()
-    if bad: sys.exit('out of sync: ' + ', '.join(bad) + "; run nbdev_export, nbdev_clean and 'python -m ich_soups.build readme'")
+    if bad:
+        sys.exit(
+            'out of sync: '
+            + ', '.join(bad)
+            + "; run nbdev_export, nbdev_clean and 'python -m ich_soups.build readme'"
+        )
     print('notebooks are clean; modules and README follow from them')
 
 # %% ../nbs/19_build.ipynb #d74ad4ce
@@ -160,13 +232,18 @@ def main(args=None):
     name = None
     if '--profile' in words:
         at = words.index('--profile')
-        name = ''.join(words[at+1:at+2])
-        del words[at:at+2]
-    if not words or words[0] not in _COMMANDS: sys.exit(f'what to do? {main.__doc__}')
+        name = ''.join(words[at + 1 : at + 2])
+        del words[at : at + 2]
+    if not words or words[0] not in _COMMANDS:
+        sys.exit(f'what to do? {main.__doc__}')
     try:
         choose_profile(name)
-        if in_smoke() and words[0] in ('outputs', 'notebook', 'readme'): raise BadInput(f'{words[0]} is not for a smoke run; unset ICH_SOUPS_PROFILE')
+        if in_smoke() and words[0] in ('outputs', 'notebook', 'readme'):
+            raise BadInput(f'{words[0]} is not for a smoke run; unset ICH_SOUPS_PROFILE')
         _COMMANDS[words[0]](*words[1:])
-    except BadInput as e: sys.exit(str(e))
+    except BadInput as e:
+        sys.exit(str(e))
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/19_build.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

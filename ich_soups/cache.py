@@ -17,9 +17,12 @@ from .locks import locked
 # %% ../nbs/14_cache.ipynb #1643b5ee
 class Key:
     "A hash that grows by whatever is added; each function, class and module goes in once."
-    def __init__(self, library:bool=True): self.hash, self.seen, self.library = hashlib.sha256(), set(), library
 
-    def words(self, *words): self.hash.update(repr(words).encode())
+    def __init__(self, library: bool = True):
+        self.hash, self.seen, self.library = hashlib.sha256(), set(), library
+
+    def words(self, *words):
+        self.hash.update(repr(words).encode())
 
     def once(self, what) -> bool:
         "Whether `what` is met for the first time."
@@ -27,23 +30,45 @@ class Key:
         self.seen.add(what)
         return new
 
-    def hexdigest(self) -> str: return self.hash.hexdigest()[:24]
+    def hexdigest(self) -> str:
+        return self.hash.hexdigest()[:24]
 
 # %% ../nbs/14_cache.ipynb #0a1a08c5
-_PLAIN = (str, int, float, bool, bytes, complex, type(None), np.generic, torch.dtype, torch.device, range, slice)
+_PLAIN = (
+    str,
+    int,
+    float,
+    bool,
+    bytes,
+    complex,
+    type(None),
+    np.generic,
+    torch.dtype,
+    torch.device,
+    range,
+    slice,
+)
 
+# %% ../nbs/14_cache.ipynb #87b3b468
 @functools.singledispatch
 def add(
-    x,        # any value; `BadInput` for one that cannot be told by its contents
-    key:Key   # grows
+    x,  # any value; `BadInput` for one that cannot be told by its contents
+    key: Key,  # grows
 ):
     "Add a value to a key: an object by its fingerprint, a dataclass by its fields, both with the code of their class."
-    if isinstance(x, _PLAIN): return key.words(type(x).__name__, x)
+    if isinstance(x, _PLAIN):
+        return key.words(type(x).__name__, x)
     contents = getattr(x, 'fingerprint', None)
-    if contents: key.words(contents)
-    elif is_dataclass(x): add({f.name: getattr(x, f.name) for f in fields(x)}, key)
-    elif hasattr(x, '__qualname__'): return key.words(x.__module__, x.__qualname__)
-    else: raise BadInput(f'a {type(x).__name__} cannot be told by its contents; give a cached function what it is made of')
+    if contents:
+        key.words(contents)
+    elif is_dataclass(x):
+        add({f.name: getattr(x, f.name) for f in fields(x)}, key)
+    elif hasattr(x, '__qualname__'):
+        return key.words(x.__module__, x.__qualname__)
+    else:
+        raise BadInput(
+            f'a {type(x).__name__} cannot be told by its contents; give a cached function what it is made of'
+        )
     add(type(x), key)
 
 # %% ../nbs/14_cache.ipynb #c4eda5fa
@@ -51,46 +76,64 @@ def add(
 @add.register(tuple)
 def _(x, key):
     key.words(type(x).__name__, len(x))
-    for v in x: add(v, key)
+    for v in x:
+        add(v, key)
+
 
 @add.register(dict)
 def _(x, key):
     key.words('dict', len(x))
-    for pair in x.items(): add(pair, key)
+    for pair in x.items():
+        add(pair, key)
 
+# %% ../nbs/14_cache.ipynb #e32d8387
 @add.register(set)
 @add.register(frozenset)
-def _(x, key): key.words('set', sorted(map(repr, x)))
+def _(x, key):
+    key.words('set', sorted(map(repr, x)))
+
 
 @add.register(functools.partial)
-def _(x, key): add((x.func, x.args, x.keywords), key)
+def _(x, key):
+    add((x.func, x.args, x.keywords), key)
+
 
 @add.register(MethodType)
-def _(x, key): add((x.__self__, x.__func__), key)
+def _(x, key):
+    add((x.__self__, x.__func__), key)
 
 # %% ../nbs/14_cache.ipynb #f0370931
 @add.register(np.ndarray)
 def _(x, key):
-    if x.dtype == object: return add(x.tolist(), key)
+    if x.dtype == object:
+        return add(x.tolist(), key)
     key.words(str(x.dtype), x.shape)
     key.hash.update(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
+
 
 @add.register(torch.Tensor)
 def _(x, key):
     key.words(str(x.dtype), tuple(x.shape))
     add(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), key)
 
+# %% ../nbs/14_cache.ipynb #e3afdd30
 @add.register(pd.DataFrame)
 def _(x, key):
     key.words(list(map(str, x.columns)), list(map(str, x.dtypes)))
     add(pd.util.hash_pandas_object(x).to_numpy(), key)
 
-@add.register(pd.Series)
-def _(x, key): add(x.to_frame(), key)
 
+@add.register(pd.Series)
+def _(x, key):
+    add(x.to_frame(), key)
+
+# %% ../nbs/14_cache.ipynb #374f9434
 @add.register(Path)
 def _(x, key):
-    if x.is_dir(): raise BadInput(f'{x} is a folder, which cannot be told by its contents; give a cached function the files that it reads')
+    if x.is_dir():
+        raise BadInput(
+            f'{x} is a folder, which cannot be told by its contents; give a cached function the files that it reads'
+        )
     key.words(hashlib.sha256(x.read_bytes()).hexdigest())
 
 # %% ../nbs/14_cache.ipynb #3bdfaf56
@@ -98,17 +141,28 @@ def _syntax(path) -> ast.Module:
     "The syntax tree of a file, docstrings emptied."
     tree = ast.parse(Path(path).read_text(encoding='utf-8'))
     for node in ast.walk(tree):
-        first = next(iter(getattr(node, 'body', None) or []), None) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant): first.value.value = ''
+        first = (
+            next(iter(getattr(node, 'body', None) or []), None)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            else None
+        )
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ''
     return tree
 
+# %% ../nbs/14_cache.ipynb #ba6f9f11
 def _siblings(tree) -> set:
     "The modules of the package that a module imports, at its top or inside of functions."
     froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     inside = {n.module for n in froms if n.level == 1 and n.module}
     inside |= {a.name for n in froms if n.level == 1 and not n.module for a in n.names}
-    return inside | {n.module.removeprefix('ich_soups.') for n in froms if n.level == 0 and n.module.startswith('ich_soups.')}
+    return inside | {
+        n.module.removeprefix('ich_soups.')
+        for n in froms
+        if n.level == 0 and n.module.startswith('ich_soups.')
+    }
 
+# %% ../nbs/14_cache.ipynb #0b33a9d9
 @functools.cache
 def _library(path, modified):
     "The hash of a module's code and the names of its siblings, read once in a process for each state of the file."
@@ -116,75 +170,99 @@ def _library(path, modified):
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), sorted(_siblings(tree))
 
 # %% ../nbs/14_cache.ipynb #54fc1767
-def _package() -> Path: return Path(importlib.util.find_spec('ich_soups').origin).parent
+def _package() -> Path:
+    return Path(importlib.util.find_spec('ich_soups').origin).parent
+
 
 def _add_module(name, key):
     "A module of the library, `training` say, and all that it imports."
-    path = _package()/f'{name}.py'
-    if not key.library or not key.once(name) or not path.exists(): return
+    path = _package() / f'{name}.py'
+    if not key.library or not key.once(name) or not path.exists():
+        return
     code, siblings = _library(path, path.stat().st_mtime_ns)
     key.words(name, code)
-    for s in siblings: _add_module(s, key)
+    for s in siblings:
+        _add_module(s, key)
 
+# %% ../nbs/14_cache.ipynb #2a0b4093
 @functools.cache
-def _installed(module:str) -> bool:
+def _installed(module: str) -> bool:
     "Whether a module came with Python or by `pip`, so that its version stands for its code."
     spec = importlib.util.find_spec(module.split('.')[0]) if module != '__main__' else None
     places = tuple(sysconfig.get_paths()[p] for p in ('stdlib', 'platstdlib', 'purelib', 'platlib'))
     return spec is not None and (spec.origin or 'built-in').startswith(('built-in', 'frozen', *places))
 
+
 @add.register(ModuleType)
 def _(x, key):
-    if x.__name__.startswith('ich_soups.'): _add_module(x.__name__.split('.')[1], key)
-    else: key.words(x.__name__)
+    if x.__name__.startswith('ich_soups.'):
+        _add_module(x.__name__.split('.')[1], key)
+    else:
+        key.words(x.__name__)
 
 # %% ../nbs/14_cache.ipynb #9eb5a1f5
 def _where(x, key) -> bool:
     "Add the module or the name of a function or class; whether it was written in the notebook, so that its code has to be added too."
     module = x.__module__ or 'builtins'
-    if module.startswith('ich_soups.'): _add_module(module.split('.')[1], key)
+    if module.startswith('ich_soups.'):
+        _add_module(module.split('.')[1], key)
     key.words(module if _installed(module) else 'here', x.__qualname__)
     return not module.startswith('ich_soups.') and not _installed(module) and key.once(x)
 
+# %% ../nbs/14_cache.ipynb #6c9019a6
 @add.register(type)
 def _(x, key):
-    if not _where(x, key): return
-    for base in x.__bases__: add(base, key)
+    if not _where(x, key):
+        return
+    for base in x.__bases__:
+        add(base, key)
     made = [f.name for f in fields(x)] if is_dataclass(x) else []
     key.words(made)
     for name, v in vars(x).items():
-        if isinstance(v, FunctionType) and not (made and name.startswith('__')): add((name, v), key)
-        if isinstance(v, _PLAIN) and name not in ('__doc__', '__module__'): add((name, v), key)
+        if isinstance(v, FunctionType) and not (made and name.startswith('__')):
+            add((name, v), key)
+        if isinstance(v, _PLAIN) and name not in ('__doc__', '__module__'):
+            add((name, v), key)
 
+# %% ../nbs/14_cache.ipynb #67559c32
 @add.register(FunctionType)
 def _(x, key):
     x = inspect.unwrap(x)
-    if not _where(x, key): return
+    if not _where(x, key):
+        return
     add(x.__code__, key)
     add((x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]), key)
-    for name in sorted(_reads(x.__code__) & x.__globals__.keys()): add((name, x.__globals__[name]), key)
+    for name in sorted(_reads(x.__code__) & x.__globals__.keys()):
+        add((name, x.__globals__[name]), key)
 
 # %% ../nbs/14_cache.ipynb #95efa259
-def _inner(code): return [c for c in code.co_consts if isinstance(c, CodeType)]
+def _inner(code):
+    return [c for c in code.co_consts if isinstance(c, CodeType)]
+
 
 def _reads(code) -> set:
     "The global names that a function reads, and those that the functions inside of it read."
     own = {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
     return own.union(*map(_reads, _inner(code)))
 
+# %% ../nbs/14_cache.ipynb #7248ab27
 @add.register(CodeType)
 def _(x, key):
     "Byte code, names and constants; neither its docstring nor the lines it stands on."
     docstring = x.co_consts[:1] if x.co_flags & inspect.CO_OPTIMIZED else ()
-    rest = [c for c in x.co_consts[len(docstring):] if not isinstance(c, CodeType)]
+    rest = [c for c in x.co_consts[len(docstring) :] if not isinstance(c, CodeType)]
     key.words(x.co_code, x.co_names, x.co_varnames, x.co_freevars, rest)
-    for c in _inner(x): add(c, key)
+    for c in _inner(x):
+        add(c, key)
 
 # %% ../nbs/14_cache.ipynb #2860cd27
 _PACKAGES = ('numpy', 'pandas', 'scipy', 'scikit-learn', 'torch', 'torchvision', 'timm', 'fastai')
-computed = []   # names of the cached functions that this process has really called, for tests and the curious
+computed = []  # names of the cached functions that this process has really called, for tests and the curious
 
-def _versions(): return platform.python_version_tuple()[:2], [importlib.metadata.version(p) for p in _PACKAGES]
+
+def _versions():
+    return platform.python_version_tuple()[:2], [importlib.metadata.version(p) for p in _PACKAGES]
+
 
 def _key(f, args, kwargs, measured) -> str:
     "The key of one call."
@@ -198,35 +276,52 @@ def _key(f, args, kwargs, measured) -> str:
 # %% ../nbs/14_cache.ipynb #8c72492f
 def _read(path):
     "`(result,)` of a kept file; an empty tuple if it is absent or damaged."
-    if not path.exists(): return ()
+    if not path.exists():
+        return ()
     data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]: return ()
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        return ()
     return (pickle.loads(data[32:]),)
 
+# %% ../nbs/14_cache.ipynb #2a249970
 def _write(path, result, most=200):
     "Keep a result; of one function the newest `most`."
     data = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
-    with atomic(path) as tmp: tmp.write_bytes(hashlib.sha256(data).digest() + data)
-    for old in sorted(path.parent.glob('*.pkl'), key=lambda p: p.stat().st_mtime)[:-most]: old.unlink(missing_ok=True)
+    with atomic(path) as tmp:
+        tmp.write_bytes(hashlib.sha256(data).digest() + data)
+    for old in sorted(path.parent.glob('*.pkl'), key=lambda p: p.stat().st_mtime)[:-most]:
+        old.unlink(missing_ok=True)
 
+# %% ../nbs/14_cache.ipynb #a44a649a
 def cached(
-    f=None,               # a function of values that can be told by their contents
+    f=None,  # a function of values that can be told by their contents
     *,
-    measured:bool=False   # whether its result is a measurement of this machine
+    measured: bool = False,  # whether its result is a measurement of this machine
 ):
     "A function whose results are kept on disk; `BadInput` for an argument that cannot be told by its contents."
-    if f is None: return functools.partial(cached, measured=measured)
+    if f is None:
+        return functools.partial(cached, measured=measured)
+
     @functools.wraps(f)
     def call(*args, **kwargs):
-        path = cache_dir()/'steps'/f.__qualname__.replace('<', '').replace('>', '')/f'{_key(f, args, kwargs, measured)}.pkl'
+        path = (
+            cache_dir()
+            / 'steps'
+            / f.__qualname__.replace('<', '').replace('>', '')
+            / f'{_key(f, args, kwargs, measured)}.pkl'
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix('.lock')): return _kept(path, f, args, kwargs, measured and bool(os.environ.get('ICH_SOUPS_REMEASURE')))
+        with locked(path.with_suffix('.lock')):
+            return _kept(path, f, args, kwargs, measured and bool(os.environ.get('ICH_SOUPS_REMEASURE')))
+
     return call
 
+# %% ../nbs/14_cache.ipynb #ececf9a6
 def _kept(path, f, args, kwargs, anew):
     "Read the result, or compute and write it."
     found = () if anew else _read(path)
-    if found: return found[0]
+    if found:
+        return found[0]
     computed.append(f.__qualname__)
     result = f(*args, **kwargs)
     _write(path, result)

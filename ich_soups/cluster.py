@@ -17,7 +17,18 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from tqdm.auto import tqdm
 from .averaging import average
-from .core import BadInput, Config, atomic, home, load_config, runs_dir, scratch, seed_all, sweep_temporary, write_json
+from ich_soups.core import (
+    BadInput,
+    Config,
+    atomic,
+    home,
+    load_config,
+    runs_dir,
+    scratch,
+    seed_all,
+    sweep_temporary,
+    write_json,
+)
 from .locks import locked
 from .data import load_pictures, write_split
 from .models import create_model, stage_summary
@@ -31,29 +42,40 @@ def _environ(**new):
     "Environment variables for a while."
     old = {k: os.environ.get(k) for k in new}
     os.environ.update(new)
-    try: yield
+    try:
+        yield
     finally:
         for k, v in old.items():
-            if v is None: os.environ.pop(k, None)
-            else: os.environ[k] = v
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
 
+# %% ../nbs/13_cluster.ipynb #3c355d28
 def _needs(name):
     "The module, or what to install."
-    try: return importlib.import_module(name)
-    except ImportError: raise BadInput(f"this needs the package {name}: pip install 'ich_soups[cluster]'") from None
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"this needs the package {name}: pip install 'ich_soups[cluster]'") from None
 
 # %% ../nbs/13_cluster.ipynb #ab51e0c7
 _OWN_TOKEN = secrets.token_hex(32)
 
+
 def _own_auth():
     "Settings for a Ray that is started here; what somebody has set stays."
-    if 'RAY_AUTH_MODE' in os.environ: return {}
-    if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & set(os.environ): return dict(RAY_AUTH_MODE='token')
+    if 'RAY_AUTH_MODE' in os.environ:
+        return {}
+    if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & set(os.environ):
+        return dict(RAY_AUTH_MODE='token')
     return dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=_OWN_TOKEN)
 
+# %% ../nbs/13_cluster.ipynb #b6181e05
 def _read_auth():
     "Have Ray look at those settings again: it remembers them from the moment when it was imported."
     from ray._raylet import AuthenticationTokenLoader, Config
+
     Config.initialize('')
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -63,21 +85,26 @@ def _locked(here):
     "Around the start of a Ray of this machine."
     auth = _own_auth() if here else {}
     with _environ(**auth):
-        if auth: _read_auth()
+        if auth:
+            _read_auth()
         yield
 
 # %% ../nbs/13_cluster.ipynb #8f779cb4
 _QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1')
 
+
 def _connected(ray, where):
     "`BadInput` if Ray is connected to something else."
     at = 'ray://' if ray.util.client.ray.is_connected() else ray.get_runtime_context().gcs_address
-    if where in ('ray', 'auto') or where.startswith(at): return
+    if where in ('ray', 'auto') or where.startswith(at):
+        return
     raise BadInput(f'Ray is connected to {at} already and not to {where}; call ray.shutdown() first')
 
+# %% ../nbs/13_cluster.ipynb #0770b994
 def _how(where):
     "What `ray.init` is told. Our code travels, so that every machine runs the same."
-    if where == 'ray': return dict(address='local', include_dashboard=False, object_store_memory=200 << 20)
+    if where == 'ray':
+        return dict(address='local', include_dashboard=False, object_store_memory=200 << 20)
     own = Path(importlib.util.find_spec('ich_soups').origin).parent
     return dict(address=where, runtime_env=dict(py_modules=[str(own)]))
 
@@ -91,17 +118,21 @@ def _connect(ray, where):
         except Exception as e:
             ray.shutdown()
             why = (str(e).strip() or type(e).__name__).splitlines()[0]
-            if left: continue
-            raise BadInput(f"Ray at {where!r} cannot be reached ({why}); start it with 'ray start --head', "
-                           "or use where='ray'") from None
+            if left:
+                continue
+            raise BadInput(
+                f"Ray at {where!r} cannot be reached ({why}); start it with 'ray start --head', "
+                "or use where='ray'"
+            ) from None
 
 # %% ../nbs/13_cluster.ipynb #0f6c9362
 @contextlib.contextmanager
 def ray_on(
-    where:str='ray'   # 'ray' for this machine, `ray://host:10001` for a client of a cluster, `host:6379` or 'auto' on a machine of the cluster
+    where: str = 'ray',  # 'ray' for this machine, `ray://host:10001` for a client of a cluster, `host:6379` or 'auto' on a machine of the cluster
 ):
     "The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it was started here. `BadInput` if nobody answers."
-    for k, v in _QUIET.items(): os.environ.setdefault(k, v)
+    for k, v in _QUIET.items():
+        os.environ.setdefault(k, v)
     ray = _needs('ray')
     if ray.is_initialized():
         _connected(ray, where)
@@ -109,325 +140,506 @@ def ray_on(
         return
     locked = where == 'ray' and bool(_own_auth())
     _connect(ray, where)
-    try: yield ray
+    try:
+        yield ray
     finally:
         ray.shutdown()
-        if locked: _read_auth()      # the next one may be somebody's cluster, which does not know our token
+        if locked:
+            _read_auth()  # the next one may be somebody's cluster, which does not know our token
 
 # %% ../nbs/13_cluster.ipynb #770b40c8
 @contextlib.contextmanager
 def _threads(n):
     was = torch.get_num_threads()
     torch.set_num_threads(max(1, int(n)))
-    try: yield
-    finally: torch.set_num_threads(was)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(was)
 
+# %% ../nbs/13_cluster.ipynb #d9e844d9
 def _settings(gpus):
     "What a worker must know of our environment; which GPU it has, Ray says."
-    return {k: v for k, v in os.environ.items() if k.startswith('ICH_SOUPS_') and not (gpus and k == 'ICH_SOUPS_DEVICE') or k in ('AHE10', 'ICH17')} | dict(ICH_SOUPS_HOME=os.path.abspath(home()))
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith('ICH_SOUPS_') and not (gpus and k == 'ICH_SOUPS_DEVICE') or k in ('AHE10', 'ICH17')
+    } | dict(ICH_SOUPS_HOME=os.path.abspath(home()))
 
 # %% ../nbs/13_cluster.ipynb #84f4b9c9
 @contextlib.contextmanager
 def _token(folder):
     "A file that only who sees this very folder can find."
-    path = Path(os.path.abspath(folder))/f'.seen-{random.SystemRandom().getrandbits(64):x}'
+    path = Path(os.path.abspath(folder)) / f'.seen-{random.SystemRandom().getrandbits(64):x}'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    try: yield str(path)
-    finally: path.unlink(missing_ok=True)
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
 
+# %% ../nbs/13_cluster.ipynb #fc595a2f
 @contextlib.contextmanager
 def _seat(cpus, gpus, settings, token):
     "A worker's threads and settings; tells whether it shares the caller's store."
     shared = os.path.exists(token) and os.access(os.path.dirname(token), os.W_OK)
-    if not shared: settings = {k: v for k, v in settings.items() if k not in os.environ and k != 'ICH_SOUPS_HOME'}
-    with _environ(**settings, ICH_SOUPS_SCHEDULED='1', **({} if gpus else dict(ICH_SOUPS_DEVICE='cpu'))), _threads(cpus): yield shared
+    if not shared:
+        settings = {k: v for k, v in settings.items() if k not in os.environ and k != 'ICH_SOUPS_HOME'}
+    with (
+        _environ(**settings, ICH_SOUPS_SCHEDULED='1', **({} if gpus else dict(ICH_SOUPS_DEVICE='cpu'))),
+        _threads(cpus),
+    ):
+        yield shared
 
 # %% ../nbs/13_cluster.ipynb #07cbfa1a
 def _remote(ray, f, cpus, gpus, settings, token):
     "`f(item, shared)` as a task; a closure, which Ray sends once to each worker, with whatever `f` remembers there."
-    def task(item):
-        with _seat(cpus, gpus, settings, token) as shared: return f(item, shared)
-    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(task)      # what is lost is begun again below, and counted there
 
+    def task(item):
+        with _seat(cpus, gpus, settings, token) as shared:
+            return f(item, shared)
+
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(
+        task
+    )  # what is lost is begun again below, and counted there
+
+# %% ../nbs/13_cluster.ipynb #1a5e91cb
 def _fits(ray, where, cpus, gpus):
     "`BadInput` if this machine could never take such a task; a warning on a cluster, where larger ones may be on their way."
     most = {k: max(n['Resources'].get(k, 0) for n in ray.nodes() if n['Alive']) for k in ('CPU', 'GPU')}
-    if any(n['Resources'].get('CPU', 0) >= cpus and n['Resources'].get('GPU', 0) >= gpus for n in ray.nodes() if n['Alive']): return
+    if any(
+        n['Resources'].get('CPU', 0) >= cpus and n['Resources'].get('GPU', 0) >= gpus
+        for n in ray.nodes()
+        if n['Alive']
+    ):
+        return
     words = f"no machine here has {cpus} CPUs and {gpus} GPUs; the most there are is {most['CPU']:g} and {most['GPU']:g}"
-    if where == 'ray': raise BadInput(words)
+    if where == 'ray':
+        raise BadInput(words)
     warnings.warn(words + ', so this waits for others to join')
 
+# %% ../nbs/13_cluster.ipynb #86133999
 def _gpu_each(ray):
     "1 if there are GPUs, unless `ICH_SOUPS_DEVICE` says cpu."
-    return float(not os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') and any(n['Resources'].get('GPU', 0) >= 1 for n in ray.nodes() if n['Alive']))
+    return float(
+        not os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu')
+        and any(n['Resources'].get('GPU', 0) >= 1 for n in ray.nodes() if n['Alive'])
+    )
 
+# %% ../nbs/13_cluster.ipynb #ddf059a1
 def _on_ray(f, items, where, cpus, gpus, retries, after):
     "Yield `(index, value or exception)` as they come, and None about every second."
     with _token(runs_dir()) as token, ray_on(where) as ray:
         gpus = _gpu_each(ray) if gpus is None else gpus
         _fits(ray, where, cpus, gpus)
-        task, lives = _remote(ray, f, cpus, gpus, _settings(gpus), token), [retries]*len(items)
+        task, lives = _remote(ray, f, cpus, gpus, _settings(gpus), token), [retries] * len(items)
         left = {task.remote(x): i for i, x in enumerate(items)}
         try:
             while left:
                 for ref in ray.wait(list(left), timeout=1)[0]:
                     i = left.pop(ref)
-                    try: v = after(items[i], ray.get(ref))
-                    except ray.exceptions.RayError as e:     # it failed, or is gone with its worker or machine
+                    try:
+                        v = after(items[i], ray.get(ref))
+                    except ray.exceptions.RayError as e:  # it failed, or is gone with its worker or machine
                         failed = isinstance(e, ray.exceptions.RayTaskError)
                         v = (e.cause or e) if failed else e
-                        if lives[i] and (not failed or isinstance(v, OSError)): lives[i], left = lives[i]-1, left | {task.remote(items[i]): i}; continue
-                        if not failed: v = BadInput(f'{_name(items[i])} was lost in {retries+1} of {retries+1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus')
+                        if lives[i] and (not failed or isinstance(v, OSError)):
+                            lives[i], left = lives[i] - 1, left | {task.remote(items[i]): i}
+                            continue
+                        if not failed:
+                            v = BadInput(
+                                f'{_name(items[i])} was lost in {retries + 1} of {retries + 1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus'
+                            )
                     yield i, v
                 yield None
         finally:
-            for ref in left: ray.cancel(ref, force=True)
+            for ref in left:
+                ray.cancel(ref, force=True)
 
-def _name(x): return x.key if isinstance(x, Config) else str(x)[:60]
+# %% ../nbs/13_cluster.ipynb #31588196
+def _name(x):
+    return x.key if isinstance(x, Config) else str(x)[:60]
+
 
 def _in_process(f, items, cpus, after):
     with _threads(cpus):
         for i, x in enumerate(items):
-            try: v = after(x, f(x, True))
-            except Exception as e: v = e
+            try:
+                v = after(x, f(x, True))
+            except Exception as e:
+                v = e
             yield i, v
 
+# %% ../nbs/13_cluster.ipynb #1727d9fb
 def _collect(f, items, where, cpus, gpus, retries, bar, size=lambda x: 1, so_far=None, after=lambda x, v: v):
     "All values in order; the bar counts `size` of what is finished and asks `so_far` about the rest."
-    values, bad, t0, pace = {}, None, time.monotonic(), max(1, len(items)/100)     # a thousand histories are read every ten seconds
-    for r in _in_process(f, items, cpus, after) if where == 'here' else _on_ray(f, items, where, cpus, gpus, retries, after) if items else ():
-        if r and isinstance(r[1], BadInput): raise r[1]
-        if r and isinstance(r[1], Exception): bad = bad or r[1]
-        if r: values[r[0]] = r[1]
-        if r or so_far and time.monotonic()-t0 > pace:
+    values, bad, t0, pace = (
+        {},
+        None,
+        time.monotonic(),
+        max(1, len(items) / 100),
+    )  # a thousand histories are read every ten seconds
+    for r in (
+        _in_process(f, items, cpus, after)
+        if where == 'here'
+        else _on_ray(f, items, where, cpus, gpus, retries, after)
+        if items
+        else ()
+    ):
+        if r and isinstance(r[1], BadInput):
+            raise r[1]
+        if r and isinstance(r[1], Exception):
+            bad = bad or r[1]
+        if r:
+            values[r[0]] = r[1]
+        if r or so_far and time.monotonic() - t0 > pace:
             t0 = time.monotonic()
-            bar.update(sum(size(x) if i in values else so_far(x) if so_far else 0 for i, x in enumerate(items)) - bar.n)
-    if bad: raise bad
+            bar.update(
+                sum(size(x) if i in values else so_far(x) if so_far else 0 for i, x in enumerate(items))
+                - bar.n
+            )
+    if bad:
+        raise bad
     return [values[i] for i in range(len(items))]
 
+# %% ../nbs/13_cluster.ipynb #701e3f7e
 def _bar(progress, **kw):
     tty = sys.__stderr__ and sys.__stderr__.isatty()
-    return tqdm(file=sys.__stderr__, disable=not progress, leave=False, mininterval=.1 if tty else 15, **kw)
+    return tqdm(file=sys.__stderr__, disable=not progress, leave=False, mininterval=0.1 if tty else 15, **kw)
 
+# %% ../nbs/13_cluster.ipynb #77784c12
 def map_runs(
-    f,                   # a function of one item; it and its result must be picklable unless `where` is 'here'
-    items,               # anything
-    where:str='here',    # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
-    cpus:int=1,          # for each: threads, and on Ray the CPUs it occupies
-    gpus:float=0,        # on Ray, for each; 0.5 puts two on a GPU, 0 computes on CPUs
-    retries:int=2,       # on Ray, how often a lost one is begun again
-    progress:bool=True   # show a bar with the time left
+    f,  # a function of one item; it and its result must be picklable unless `where` is 'here'
+    items,  # anything
+    where: str = 'here',  # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
+    cpus: int = 1,  # for each: threads, and on Ray the CPUs it occupies
+    gpus: float = 0,  # on Ray, for each; 0.5 puts two on a GPU, 0 computes on CPUs
+    retries: int = 2,  # on Ray, how often a lost one is begun again
+    progress: bool = True,  # show a bar with the time left
 ) -> list:
     "`[f(x) for x in items]`. Raises what `f` raised; `BadInput` if nobody can take such a task, or one was lost too often."
     items = list(items)
-    with _bar(progress, total=len(items)) as bar: return _collect(lambda x, shared: f(x), items, where, cpus, gpus, retries, bar)
+    with _bar(progress, total=len(items)) as bar:
+        return _collect(lambda x, shared: f(x), items, where, cpus, gpus, retries, bar)
 
 # %% ../nbs/13_cluster.ipynb #c4ecdf0d
-PIECE = 16 << 20   # bytes
+PIECE = 16 << 20  # bytes
+
 
 def _files(path):
     "Relative paths and sizes of a finished run, DONE last."
-    files = sorted((f for f in path.rglob('*') if f.is_file() and not f.name.startswith('.lock')), key=lambda f: (f.name == 'DONE', f))
+    files = sorted(
+        (f for f in path.rglob('*') if f.is_file() and not f.name.startswith('.lock')),
+        key=lambda f: (f.name == 'DONE', f),
+    )
     return [(f.relative_to(path).as_posix(), f.stat().st_size) for f in files]
 
+# %% ../nbs/13_cluster.ipynb #62ecb7d4
 def _train_one(cfg, shared, then=None, done=False, cbs=()):
     "In a worker: train in the caller's store, or as a guest and say what there is to fetch."
     if shared or not done:
-        run = get_run(cfg, (runs_dir() if shared else home()/'guests')/cfg.key, copy.deepcopy(cbs))
+        run = get_run(cfg, (runs_dir() if shared else home() / 'guests') / cfg.key, copy.deepcopy(cbs))
         out = dict(value=then(run) if then else None)
-        return out if shared else out | dict(node=_needs('ray').get_runtime_context().get_node_id(), path=str(run.path), files=_files(run.path))
+        return (
+            out
+            if shared
+            else out
+            | dict(
+                node=_needs('ray').get_runtime_context().get_node_id(),
+                path=str(run.path),
+                files=_files(run.path),
+            )
+        )
     return dict(ask_caller=True)
 
+# %% ../nbs/13_cluster.ipynb #09fa6422
 def _hands():
     "What runs on the machine of a guest: closures, which need none of our imports there."
+
     def read(path, at, n):
         with open(path, 'rb') as f:
             f.seek(at)
             return f.read(n)
-    def forget(path): shutil.rmtree(path, ignore_errors=True)
+
+    def forget(path):
+        shutil.rmtree(path, ignore_errors=True)
+
     return read, forget
 
+# %% ../nbs/13_cluster.ipynb #e3bdfdac
 def _bring_home(cfg, got):
     "Fetch a guest into the store. The machine may vanish meanwhile, which Ray says."
-    ray, path = _needs('ray'), runs_dir()/cfg.key
+    ray, path = _needs('ray'), runs_dir() / cfg.key
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    there = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False))
+
+    there = ray.remote(
+        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False)
+    )
     read, forget = map(there, _hands())
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path/'.lock'):
-        if not (path/'DONE').exists():
+    with locked(path / '.lock'):
+        if not (path / 'DONE').exists():
             sweep_temporary(path)
             with scratch(path, 'arriving') as new:
                 for name, size in got['files']:
-                    with atomic(Path(new)/name) as tmp, open(tmp, 'wb') as f:
-                        for at in range(0, size, PIECE): f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
-                for f in path.iterdir():          # all of it is here: what was begun may go
-                    if f != new and not f.name.startswith('.lock'): shutil.rmtree(f) if f.is_dir() else f.unlink()
+                    with atomic(Path(new) / name) as tmp, open(tmp, 'wb') as f:
+                        for at in range(0, size, PIECE):
+                            f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
+                for f in path.iterdir():  # all of it is here: what was begun may go
+                    if f != new and not f.name.startswith('.lock'):
+                        shutil.rmtree(f) if f.is_dir() else f.unlink()
                 for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
-                    if f.name == 'DONE' and (path/'split.csv').exists(): _rewrite_split(cfg, path)
-                    f.rename(path/f.name)
+                    if f.name == 'DONE' and (path / 'split.csv').exists():
+                        _rewrite_split(cfg, path)
+                    f.rename(path / f.name)
     ray.get(forget.remote(got['path']))
 
+# %% ../nbs/13_cluster.ipynb #97dbeed7
 def _rewrite_split(cfg, path):
     "The paths in it are relative to the run, which has moved; without the pictures there is nothing to point at."
-    try: write_split(load_pictures(cfg.data, cfg.split_seed), path/'split.csv')
-    except BadInput: (path/'split.csv').unlink()
+    try:
+        write_split(load_pictures(cfg.data, cfg.split_seed), path / 'split.csv')
+    except BadInput:
+        (path / 'split.csv').unlink()
 
+# %% ../nbs/13_cluster.ipynb #8fff874a
 def train_all(
-    cfgs,                # configurations; equal ones are one run
-    where:str='here',    # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
-    cpus:int=1,          # of each run: threads, and on Ray the CPUs it occupies
-    gpus:float=None,     # of each run, on Ray; 0 trains on CPUs; default: 1 where there are GPUs
-    retries:int=2,       # on Ray, how often a run whose worker or machine was lost is begun again
-    progress:bool=True,  # show a bar with the time left
-    then=None,           # a function of a `Run`, called where it was trained; its results are returned instead of the runs
-    cbs=()               # fastai callbacks that look on, a copy for each run
+    cfgs,  # configurations; equal ones are one run
+    where: str = 'here',  # 'here' in this process, 'ray' on this machine, or an address as in `ray_on`
+    cpus: int = 1,  # of each run: threads, and on Ray the CPUs it occupies
+    gpus: float = None,  # of each run, on Ray; 0 trains on CPUs; default: 1 where there are GPUs
+    retries: int = 2,  # on Ray, how often a run whose worker or machine was lost is begun again
+    progress: bool = True,  # show a bar with the time left
+    then=None,  # a function of a `Run`, called where it was trained; its results are returned instead of the runs
+    cbs=(),  # fastai callbacks that look on, a copy for each run
 ) -> list:
     "The finished runs of `cfgs`, in order, in `runs_dir()`. Raises as `get_run` and `map_runs` do; what was finished stays, and the same call goes on."
-    cfgs, path = list(cfgs), lambda c: runs_dir()/c.key
-    done = {c for c in cfgs if (path(c)/'DONE').exists()}
+    cfgs, path = list(cfgs), lambda c: runs_dir() / c.key
+    done = {c for c in cfgs if (path(c) / 'DONE').exists()}
     todo, then_ = [c for c in dict.fromkeys(cfgs) if then or c not in done], then or (lambda run: None)
+
     def after(cfg, got):
-        if got.get('files'): _bring_home(cfg, got)
+        if got.get('files'):
+            _bring_home(cfg, got)
         return then_(get_run(cfg)) if got.get('ask_caller') else got['value']
+
     f = lambda cfg, shared: _train_one(cfg, shared, then, cfg in done, cbs)
     runs = {c: get_run(c) for c in done if not then}
     with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
-        values = dict(zip(todo, _collect(f, todo, where, cpus, gpus, retries, bar, lambda c: c.epochs, lambda c: min(c.epochs, epochs_done(path(c))), after)))
+        values = dict(
+            zip(
+                todo,
+                _collect(
+                    f,
+                    todo,
+                    where,
+                    cpus,
+                    gpus,
+                    retries,
+                    bar,
+                    lambda c: c.epochs,
+                    lambda c: min(c.epochs, epochs_done(path(c))),
+                    after,
+                ),
+            )
+        )
     return [values[c] if then else runs[c] if c in runs else Run(path(c)) for c in cfgs]
 
 # %% ../nbs/13_cluster.ipynb #f62036f6
 class _Taster:
     "A function of epochs to a score, which opens the run when first asked."
-    def __init__(self, path, name, split, fresh): self.path, self.name, self.split, self.fresh, self.score = path, name, split, fresh, None
+
+    def __init__(self, path, name, split, fresh):
+        self.path, self.name, self.split, self.fresh, self.score = path, name, split, fresh, None
+
     def open(self):
         from ich_soups.compare import fresh_bn
+
         run = Run(self.path)
         self.files = {s.epoch: s for s in run.snapshots}
         self.score = run.scorer(self.name, self.split, fresh_bn(run) if self.fresh else None)
         self.score.early = False
+
     def __call__(self, epochs):
-        if not self.score: self.open()
-        if absent := set(epochs) - set(self.files): raise BadInput(f'{self.path} keeps no epoch {min(absent)}; it has {sorted(self.files)}')
+        if not self.score:
+            self.open()
+        if absent := set(epochs) - set(self.files):
+            raise BadInput(f'{self.path} keeps no epoch {min(absent)}; it has {sorted(self.files)}')
         return float(self.score(average([self.files[e] for e in epochs])))
 
+# %% ../nbs/13_cluster.ipynb #a6e35c51
 def score_soups(
-    run:Run,             # in a store that the workers share
-    candidates,          # each the epochs of its ingredients
-    name='accuracy',     # a metric
-    split:str='val',
-    fresh:bool=True,     # re-estimate BatchNorm statistics, as soups do
-    **kw                 # where, cpus, gpus, retries, progress: as in `map_runs`
+    run: Run,  # in a store that the workers share
+    candidates,  # each the epochs of its ingredients
+    name='accuracy',  # a metric
+    split: str = 'val',
+    fresh: bool = True,  # re-estimate BatchNorm statistics, as soups do
+    **kw,  # where, cpus, gpus, retries, progress: as in `map_runs`
 ) -> np.ndarray:
     "The score of the mean of each candidate's ingredients, higher is better, float64. `BadInput` for an epoch that was not kept."
-    return np.array(map_runs(_Taster(os.path.abspath(run.path), name, split, fresh), [tuple(c) for c in candidates], **kw))
+    return np.array(
+        map_runs(_Taster(os.path.abspath(run.path), name, split, fresh), [tuple(c) for c in candidates], **kw)
+    )
 
 # %% ../nbs/13_cluster.ipynb #05766343
 class Ranks(Callback):
     "Train with the other processes of an `Accelerator`."
-    order = 55   # after what changes a batch and after the recorder, before snapshots and journal
-    def __init__(self,
-        acc,         # an `accelerate.Accelerator`
-        seed:int     # of the run
+
+    order = 55  # after what changes a batch and after the recorder, before snapshots and journal
+
+    def __init__(
+        self,
+        acc,  # an `accelerate.Accelerator`
+        seed: int,  # of the run
     ):
         self.acc, self.seed, self.began = acc, seed, False
         self.share = slice(acc.process_index, None, acc.num_processes)
 
     def before_fit(self):
         from timm.layers import convert_sync_batchnorm
+
         self.began, lead = True, self.acc.is_main_process
         self._check_sizes()
-        if lead: _tell(self.journal.start)
+        if lead:
+            _tell(self.journal.start)
         opt = _tell(self.opt.opt.state_dict() if lead else None)
-        if not lead: self.opt.opt.load_state_dict(opt)
-        if scaler := _tell(self.journal.scaler if lead else None): self.learn.scaler.load_state_dict(scaler)      # of fp16, in a resumed run
-        for b in self.model.buffers(): torch.distributed.broadcast(b, 0)     # the wrapper sends weights alone, and a resumed run has statistics
+        if not lead:
+            self.opt.opt.load_state_dict(opt)
+        if scaler := _tell(self.journal.scaler if lead else None):
+            self.learn.scaler.load_state_dict(scaler)  # of fp16, in a resumed run
+        for b in self.model.buffers():
+            torch.distributed.broadcast(
+                b, 0
+            )  # the wrapper sends weights alone, and a resumed run has statistics
         self.dls.train.share = self.share
-        if hasattr(self.learn, 'gradient_accumulation'): self.gradient_accumulation.n_acc //= self.acc.num_processes
+        if hasattr(self.learn, 'gradient_accumulation'):
+            self.gradient_accumulation.n_acc //= self.acc.num_processes
         self.plain = convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model
-        self.ddp = self.acc.prepare(self.plain)     # of one process on a GPU it is the model itself
+        self.ddp = self.acc.prepare(self.plain)  # of one process on a GPU it is the model itself
 
     def _check_sizes(self):
         n, bs = self.acc.num_processes, self.dls.train.bs
         _splits(bs, n)
-        if len(self.dls[0].dataset) < bs: raise BadInput(f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process')
-        if len(self.dls[1].dataset) < n: raise BadInput(f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose fewer processes')
+        if len(self.dls[0].dataset) < bs:
+            raise BadInput(
+                f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process'
+            )
+        if len(self.dls[1].dataset) < n:
+            raise BadInput(
+                f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose fewer processes'
+            )
 
     def before_train(self):
-        seed_all(self.seed, self.epoch, 1 + self.acc.process_index)   # the order of the pictures is drawn already, and alike
+        seed_all(
+            self.seed, self.epoch, 1 + self.acc.process_index
+        )  # the order of the pictures is drawn already, and alike
         self.losses = []
+
     def before_batch(self):
-        if self.training: self.learn.model = self.ddp
+        if self.training:
+            self.learn.model = self.ddp
+
     def after_pred(self):
         self.learn.model = self.plain
-        if not self.training: self.logits.append(self.pred.detach().float().cpu()); self.targs.append(self.y.cpu())
+        if not self.training:
+            self.logits.append(self.pred.detach().float().cpu())
+            self.targs.append(self.y.cpu())
+
     def after_batch(self):
-        if self.training: self.losses.append(self.loss.detach())
+        if self.training:
+            self.losses.append(self.loss.detach())
 
     def after_train(self):
         loss = self.acc.reduce(torch.stack(self.losses).mean(), 'mean')
-        if self.acc.is_main_process: self.journal.losses = [loss]
+        if self.acc.is_main_process:
+            self.journal.losses = [loss]
 
     def before_validate(self):
         for b in self.model.buffers():
-            if b.is_floating_point(): b.copy_(self.acc.reduce(b, 'mean'))
+            if b.is_floating_point():
+                b.copy_(self.acc.reduce(b, 'mean'))
         self.logits, self.targs, mine = [], [], copy.copy(self.dl.dataset)
         mine.idxs = mine.idxs[self.share]
         self.learn.dl = self.dl.new(mine)
 
     def after_validate(self):
         from accelerate.utils import gather_object
+
         parts = gather_object([(torch.cat(self.logits), torch.cat(self.targs))])
-        if not self.acc.is_main_process: return
+        if not self.acc.is_main_process:
+            return
         logits, targs = map(_interleave, zip(*parts))
         self.snapshot.logits, self.snapshot.targs = [logits], [targs]
-        self.recorder.log[self.recorder.metric_names.index('valid_loss')] = self.learn.loss_func(logits, targs).item()
+        self.recorder.log[self.recorder.metric_names.index('valid_loss')] = self.learn.loss_func(
+            logits, targs
+        ).item()
 
+# %% ../nbs/13_cluster.ipynb #4174852c
 def _splits(bs, n):
-    if bs % n: raise BadInput(f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so that {n} divides bs/accum')
+    if bs % n:
+        raise BadInput(
+            f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so that {n} divides bs/accum'
+        )
+
 
 def _interleave(parts):
     "The whole of which part r holds every n-th row from r on."
     out = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
-    for r, p in enumerate(parts): out[r::len(parts)] = p
+    for r, p in enumerate(parts):
+        out[r :: len(parts)] = p
     return out
 
+# %% ../nbs/13_cluster.ipynb #a0fb337a
 def _tell(x):
     "What rank 0 says, to everybody."
     from accelerate.utils import broadcast_object_list
+
     return broadcast_object_list([x])[0]
 
 # %% ../nbs/13_cluster.ipynb #7f0ecc52
 def _accelerator():
     acc = _needs('accelerate')
     cpu = os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') or not torch.cuda.is_available()
-    long = timedelta(hours=6)                                            # decoding a large collection for the first time, or waiting for the lock
+    long = timedelta(hours=6)  # decoding a large collection for the first time, or waiting for the lock
     _meet(cpu, long)
     patient = acc.InitProcessGroupKwargs(timeout=long)
-    return acc.Accelerator(cpu=cpu, mixed_precision='no', kwargs_handlers=[patient, acc.DistributedDataParallelKwargs(broadcast_buffers=False)])
+    return acc.Accelerator(
+        cpu=cpu,
+        mixed_precision='no',
+        kwargs_handlers=[patient, acc.DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
 
+# %% ../nbs/13_cluster.ipynb #7ac88bb0
 def _follow(cfg, acc):
     start = _tell(None)
-    if start is None: return
-    with tempfile.TemporaryDirectory() as d: learn = make_learner(cfg, _dls(cfg), d, start, cbs=[Ranks(acc, cfg.seed)])
-    for cb in (Averages, SnapshotCallback, Journal): learn.remove_cb(cb)
-    with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
+    if start is None:
+        return
+    with tempfile.TemporaryDirectory() as d:
+        learn = make_learner(cfg, _dls(cfg), d, start, cbs=[Ranks(acc, cfg.seed)])
+    for cb in (Averages, SnapshotCallback, Journal):
+        learn.remove_cb(cb)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(cfg.epochs, start_epoch=start)
 
+# %% ../nbs/13_cluster.ipynb #89987bdc
 def train_together(
-    cfg:Config,
-    path=None    # as in `get_run`
-) -> Run|None:
+    cfg: Config,
+    path=None,  # as in `get_run`
+) -> Run | None:
     "What each process under `accelerate launch` calls: rank 0 returns the run of `cfg`, the others None. Raises as `get_run` does."
     acc = _accelerator()
-    if acc.num_processes == 1: return get_run(cfg, path)
+    if acc.num_processes == 1:
+        return get_run(cfg, path)
     ranks, run = Ranks(acc, cfg.seed), None
     with _environ(ICH_SOUPS_DEVICE=str(acc.device) if acc.device.type == 'cuda' else 'cpu'):
-        if not acc.is_main_process: _follow(cfg, acc)
+        if not acc.is_main_process:
+            _follow(cfg, acc)
         else:
-            try: run = get_run(cfg, path, cbs=[ranks])
+            try:
+                run = get_run(cfg, path, cbs=[ranks])
             finally:
-                if not ranks.began: _tell(None)
+                if not ranks.began:
+                    _tell(None)
         acc.wait_for_everyone()
     acc.end_training()
     return run
@@ -444,89 +656,156 @@ for p in ranks: p.kill()
 for r, code in ends.items():
     if code < 0: print(f'process {r} was ended by Signal {-code}', flush=True)
 sys.exit(1 if ends else 0)
-"""     # starts the processes, and ends all when one fails
+"""  # starts the processes, and ends all when one fails
 
+# %% ../nbs/13_cluster.ipynb #0bc5abea
 def _meeting(path):
     "The environment of processes that meet at a file, and on the loopback device."
-    lo = next((name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')), 'lo') if hasattr(socket, 'if_nameindex') else 'lo'
+    lo = (
+        next((name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')), 'lo')
+        if hasattr(socket, 'if_nameindex')
+        else 'lo'
+    )
     return dict(ICH_SOUPS_MEETING=path, GLOO_SOCKET_IFNAME=lo, NCCL_SOCKET_IFNAME=lo)
 
+# %% ../nbs/13_cluster.ipynb #5ab75941
 def _meet(cpu, timeout):
     "Join the other processes of `launch`, if it was `launch` that started this one."
     path = os.environ.get('ICH_SOUPS_MEETING')
-    if not path or torch.distributed.is_initialized(): return
+    if not path or torch.distributed.is_initialized():
+        return
     rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    if not cpu: torch.cuda.set_device(rank)
+    if not cpu:
+        torch.cuda.set_device(rank)
     backend = 'gloo' if cpu else 'nccl'
-    torch.distributed.init_process_group(backend, init_method=f'file://{path}', rank=rank, world_size=size, timeout=timeout)
+    torch.distributed.init_process_group(
+        backend, init_method=f'file://{path}', rank=rank, world_size=size, timeout=timeout
+    )
 
 # %% ../nbs/13_cluster.ipynb #5551c47d
 def launch(
-    cfg:Config,
-    processes:int=2,     # one for each GPU; without GPUs, CPU processes
-    path=None,           # as in `get_run`
-    threads:int=1,       # of each process
-    progress:bool=True   # show a bar with the time left
+    cfg: Config,
+    processes: int = 2,  # one for each GPU; without GPUs, CPU processes
+    path=None,  # as in `get_run`
+    threads: int = 1,  # of each process
+    progress: bool = True,  # show a bar with the time left
 ) -> Run:
     "The finished run of `cfg`, trained by several processes at once. `BadInput` as in `get_run`, or if they end without a word."
-    path = Path(os.path.abspath(path or runs_dir()/cfg.key))
-    if processes == 1 or (path/'DONE').exists(): return get_run(cfg, path)
+    path = Path(os.path.abspath(path or runs_dir() / cfg.key))
+    if processes == 1 or (path / 'DONE').exists():
+        return get_run(cfg, path)
     _needs('accelerate')
-    _splits(cfg.bs//cfg.accum, processes)
+    _splits(cfg.bs // cfg.accum, processes)
     gpus = 0 if os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') else torch.cuda.device_count()
-    if gpus and gpus < processes: raise BadInput(f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu')
-    with tempfile.TemporaryDirectory() as d, open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log:
+    if gpus and gpus < processes:
+        raise BadInput(
+            f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu'
+        )
+    with (
+        tempfile.TemporaryDirectory() as d,
+        open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log,
+    ):
         write_json(f'{d}/config.json', asdict(cfg))
-        cmd = [sys.executable, '-c', _SIDE_BY_SIDE, processes, sys.executable, '-m', 'ich_soups.cluster', f'{d}/config.json', path, f'{d}/error']
+        cmd = [
+            sys.executable,
+            '-c',
+            _SIDE_BY_SIDE,
+            processes,
+            sys.executable,
+            '-m',
+            'ich_soups.cluster',
+            f'{d}/config.json',
+            path,
+            f'{d}/error',
+        ]
         own = str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])
-        env = os.environ | _meeting(f'{d}/meeting') | dict(OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))))
-        code = _watch(subprocess.Popen(list(map(str, cmd)), stdout=log, stderr=log, env=env, start_new_session=True), cfg, path, progress)
-        if Path(f'{d}/error').exists(): raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
+        env = (
+            os.environ
+            | _meeting(f'{d}/meeting')
+            | dict(
+                OMP_NUM_THREADS=str(threads),
+                PYTHONPATH=os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH')))),
+            )
+        )
+        code = _watch(
+            subprocess.Popen(list(map(str, cmd)), stdout=log, stderr=log, env=env, start_new_session=True),
+            cfg,
+            path,
+            progress,
+        )
+        if Path(f'{d}/error').exists():
+            raise BadInput(Path(f'{d}/error').read_text(encoding='utf-8'))
         if code:
             log.seek(0)
-            words = [l.strip() for l in log if re.match(r'(\w+\.)*\w*(Error|Exception)\b.*: |.*\bSignal \d+', l.strip())]
-            raise BadInput(f"the processes that trained {cfg.key} ended with code {code} ({words[0][:300] if words else 'without a word'}); launch again and they go on from the last finished epoch")
+            words = [
+                l.strip()
+                for l in log
+                if re.match(r'(\w+\.)*\w*(Error|Exception)\b.*: |.*\bSignal \d+', l.strip())
+            ]
+            raise BadInput(
+                f"the processes that trained {cfg.key} ended with code {code} ({words[0][:300] if words else 'without a word'}); launch again and they go on from the last finished epoch"
+            )
     return Run(path)
 
+# %% ../nbs/13_cluster.ipynb #8b4fecb7
 def _watch(p, cfg, path, progress):
     "Wait for a process and show how far the run is; it does not outlive us."
     try:
         with _bar(progress, total=cfg.epochs, unit='epoch', desc=cfg.key) as bar:
             while (code := p.poll()) is None:
-                time.sleep(.2)
+                time.sleep(0.2)
                 bar.update(min(cfg.epochs, epochs_done(path)) - bar.n)
         return code
     finally:
-        with contextlib.suppress(OSError): os.killpg(p.pid, 15)
+        with contextlib.suppress(OSError):
+            os.killpg(p.pid, 15)
 
+# %% ../nbs/13_cluster.ipynb #1bdf03ab
 def main(args=None):
     "python -m ich_soups.cluster CONFIG.json [RUN]"
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
-    if not what: sys.exit(f'what to train? {main.__doc__}')
+    if not what:
+        sys.exit(f'what to train? {main.__doc__}')
     try:
         run = train_together(load_config(what), *rest[:1])
-        if run and not rest: print(run.path)
+        if run and not rest:
+            print(run.path)
     except BadInput as e:
-        if int(os.environ.get('RANK', 0)): time.sleep(20)     # rank 0 says it, if it is there to say it
+        if int(os.environ.get('RANK', 0)):
+            time.sleep(20)  # rank 0 says it, if it is there to say it
         Path(rest[1]).write_text(str(e), encoding='utf-8') if rest[1:] else print(e, file=sys.stderr)
-        os._exit(2)      # without waiting for the other processes, which their launcher ends
+        os._exit(2)  # without waiting for the other processes, which their launcher ends
 
 # %% ../nbs/13_cluster.ipynb #cd5d6acb
 def speed(
-    runs:int=8,
-    cfg:Config=Config.scratch(epochs=12), # the tiny profile, some of its epochs
-    cpus:int=2                         # of Ray
+    runs: int = 8,
+    cfg: Config = Config.scratch(epochs=12),  # the tiny profile, some of its epochs
+    cpus: int = 2,  # of Ray
 ) -> pd.DataFrame:
     "Seconds of `runs` seeds one after another on one thread, and on Ray, its start and the imports of its workers included; `to_ideal` is the share of `serial/cpus`, 1 at best."
     cfgs = [cfg.replace(seed=s) for s in range(runs)]
+
     def timed(folder, **kw):
         with _environ(ICH_SOUPS_HOME=folder):
-            load_pictures(cfg.data, cfg.split_seed)     # drawn or decoded once, which is no part of a run
+            load_pictures(cfg.data, cfg.split_seed)  # drawn or decoded once, which is no part of a run
             t0 = time.perf_counter()
             train_all(cfgs, progress=False, **kw)
-            return time.perf_counter()-t0
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b: here, there = timed(a), timed(b, where='ray')
-    return pd.DataFrame([dict(name=f'{runs} runs of {cfg.epochs} epochs', cpus=cpus, serial=here, ray=there, speedup=here/there, to_ideal=there/(here/cpus))])
+            return time.perf_counter() - t0
+
+    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
+        here, there = timed(a), timed(b, where='ray')
+    return pd.DataFrame(
+        [
+            dict(
+                name=f'{runs} runs of {cfg.epochs} epochs',
+                cpus=cpus,
+                serial=here,
+                ray=there,
+                speedup=here / there,
+                to_ideal=there / (here / cpus),
+            )
+        ]
+    )
 
 # %% ../nbs/13_cluster.ipynb #f5de47b7
 @cache
@@ -535,26 +814,43 @@ def _measure(arch, classes, size):
     model = create_model(arch, classes, size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return int(stage_summary(model, size).flops.iloc[-1]), [(v.numel(), v.ndim) for v in model.state_dict().values()]
+        return int(stage_summary(model, size).flops.iloc[-1]), [
+            (v.numel(), v.ndim) for v in model.state_dict().values()
+        ]
 
+# %% ../nbs/13_cluster.ipynb #317e762b
 def estimate(
-    cfg:Config,
-    runs:int=1000,
-    pictures:tuple=(6057, 600),  # in training and validation; ICH-17
-    classes:int=17,
-    peak:float=312e12,           # operations a second of the GPU in dense bf16; NVIDIA states 312e12 for the A100, 989e12 for the H100 SXM
-    use:float=.2,                # share of it that a training reaches
-    lease:float=6.,              # hours until a spot instance is taken away, on average
-    restart:float=120.           # seconds from there to the next training step
+    cfg: Config,
+    runs: int = 1000,
+    pictures: tuple = (6057, 600),  # in training and validation; ICH-17
+    classes: int = 17,
+    peak: float = 312e12,  # operations a second of the GPU in dense bf16; NVIDIA states 312e12 for the A100, 989e12 for the H100 SXM
+    use: float = 0.2,  # share of it that a training reaches
+    lease: float = 6.0,  # hours until a spot instance is taken away, on average
+    restart: float = 120.0,  # seconds from there to the next training step
 ) -> dict:
     "GPU hours (of one run, of all, and the share lost to interruptions), and bytes of one snapshot, of a run and of all runs."
     flops, tensors = _measure(cfg.arch, classes, cfg.size)
-    one = cfg.epochs*(3*pictures[0] + pictures[1])*flops/(peak*use)/3600
-    lost = (one/cfg.epochs/2 + restart/3600)/lease      # half an epoch and a start for each interruption
-    size = {d: sum(n*(2 if d == 'bf16' and ndim > 1 else 4) for n, ndim in tensors) for d in ('fp32', 'bf16')}
-    kept = min(cfg.epochs, cfg.k*len(cfg.monitor) + len(cfg.fixed))    # at most: an epoch best by two metrics is one file
-    return dict(flops=flops, hours_a_run=one, gpu_hours=runs*one*(1 + lost), lost=lost, snapshot=size[cfg.store], kept=kept,
-                run_bytes=size[cfg.store]*kept + 3*size['fp32'], bytes=runs*(size[cfg.store]*kept + 3*size['fp32']), state=size['fp32']*5)
+    one = cfg.epochs * (3 * pictures[0] + pictures[1]) * flops / (peak * use) / 3600
+    lost = (one / cfg.epochs / 2 + restart / 3600) / lease  # half an epoch and a start for each interruption
+    size = {
+        d: sum(n * (2 if d == 'bf16' and ndim > 1 else 4) for n, ndim in tensors) for d in ('fp32', 'bf16')
+    }
+    kept = min(
+        cfg.epochs, cfg.k * len(cfg.monitor) + len(cfg.fixed)
+    )  # at most: an epoch best by two metrics is one file
+    return dict(
+        flops=flops,
+        hours_a_run=one,
+        gpu_hours=runs * one * (1 + lost),
+        lost=lost,
+        snapshot=size[cfg.store],
+        kept=kept,
+        run_bytes=size[cfg.store] * kept + 3 * size['fp32'],
+        bytes=runs * (size[cfg.store] * kept + 3 * size['fp32']),
+        state=size['fp32'] * 5,
+    )
 
 # %% ../nbs/13_cluster.ipynb #ab24d4a4
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

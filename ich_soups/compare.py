@@ -16,7 +16,16 @@ from scipy.special import log_softmax
 from .core import BadInput, amp_dtype, atomic, may_write
 from .data import PixelDataset
 from .ensembles import soft_voting
-from .metrics import COUNTED, class_counts, from_counts, paired_difference, paired_test, resampled, scores, temperature
+from ich_soups.metrics import (
+    COUNTED,
+    class_counts,
+    from_counts,
+    paired_difference,
+    paired_test,
+    resampled,
+    scores,
+    temperature,
+)
 from .models import data_stats, has_bn
 from .snapshots import kept_epochs, sound_snapshots
 from .soups import Soup, average, bn_batches, recalibrate_bn, recipe
@@ -24,39 +33,46 @@ from .training import predict_logits
 
 # %% ../nbs/17_compare.ipynb #93a7f132
 def fresh_bn(
-    run,          # a `Run`
-    n:int=1024    # training pictures to measure on
+    run,  # a `Run`
+    n: int = 1024,  # training pictures to measure on
 ):
     "A function that re-estimates the BatchNorm statistics of a model in place, or None if the architecture has no such layers."
-    if not has_bn(run.model): return None
+    if not has_bn(run.model):
+        return None
     return partial(recalibrate_bn, dl=bn_batches(run.dls.plain, n), dtype=amp_dtype(run.cfg.precision))
 
 # %% ../nbs/17_compare.ipynb #d87668b1
 @dataclass
 class Candidate:
     "One row of the table to be."
-    group: str           # 'baseline', 'control', 'soup' or 'ensemble'
-    logits: np.ndarray   # float [N, C], or [M, N, C] for the mean over M models
-    passes: int = 1      # forward passes a prediction costs
-    ingredients: int = 1 # checkpoints that went into it
 
+    group: str  # 'baseline', 'control', 'soup' or 'ensemble'
+    logits: np.ndarray  # float [N, C], or [M, N, C] for the mean over M models
+    passes: int = 1  # forward passes a prediction costs
+    ingredients: int = 1  # checkpoints that went into it
+
+# %% ../nbs/17_compare.ipynb #e48e0fde
 PAPER_SOUPS = {'uniform soup': 'uniform', 'greedy soup': 'greedy', 'greedy soup, best first': 'greedy_best'}
 
+
 def paper_soups(
-    run,                     # a `Run`
-    metric:str='accuracy',   # what the greedy search improves on val
-    prepare=None,            # of `fresh_bn`
-    recipes:dict=PAPER_SOUPS # what the soup is called, to its recipe
+    run,  # a `Run`
+    metric: str = 'accuracy',  # what the greedy search improves on val
+    prepare=None,  # of `fresh_bn`
+    recipes: dict = PAPER_SOUPS,  # what the soup is called, to its recipe
 ) -> dict:
     "The soups of the paper from one run, ready to save, with the statistics they were scored with."
     score, snapshots = run.scorer(metric, 'val', prepare), sound_snapshots(run.snapshots)
     return {n: finish(run, recipe(r)(snapshots, score), prepare) for n, r in recipes.items()}
 
+# %% ../nbs/17_compare.ipynb #c73fd24e
 def with_bn(run, weights, prepare) -> dict:
     "A copy of the weights with re-estimated statistics; as they are where `prepare` is None."
     run.model.load_state_dict(weights)
-    if prepare: prepare(run.model)
+    if prepare:
+        prepare(run.model)
     return {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
+
 
 def finish(run, soup, prepare):
     "Put the re-estimated statistics into the soup's weights; a soup of one keeps its own."
@@ -67,110 +83,177 @@ def finish(run, soup, prepare):
 
 # %% ../nbs/17_compare.ipynb #42215a18
 def describe(
-    run   # a `Run`
+    run,  # a `Run`
 ) -> dict:
     """What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std
     of the channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
     mean, std = data_stats(run.cfg.arch, run.cfg.norm)
-    return dict(run=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, classes=list(run.classes), mean=list(mean), std=list(std), data=Path(run.cfg.data).name, split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint, **{k: run.provenance[k] for k in ('device', 'date')})
+    return dict(
+        run=run.cfg.key,
+        arch=run.cfg.arch,
+        size=run.cfg.size,
+        classes=list(run.classes),
+        mean=list(mean),
+        std=list(std),
+        data=Path(run.cfg.data).name,
+        split_seed=run.cfg.split_seed,
+        pictures=run.pictures.fingerprint,
+        **{k: run.provenance[k] for k in ('device', 'date')},
+    )
 
+# %% ../nbs/17_compare.ipynb #163a7ad0
 def pool(
-    run,       # a `Run` that kept every epoch
-    name:str   # 'half' or 'best'
+    run,  # a `Run` that kept every epoch
+    name: str,  # 'half' or 'best'
 ) -> list:
     "The snapshots that may go into a soup: all of the second half of the training, or the best eight by each of the three metrics."
-    keep = {e for e in range(1, run.cfg.epochs+1) if e > run.cfg.epochs/2} if name == 'half' else kept_epochs({s.epoch: s.scores for s in run.snapshots}, ('valid_loss', 'accuracy', 'f1'), 8)
+    keep = (
+        {e for e in range(1, run.cfg.epochs + 1) if e > run.cfg.epochs / 2}
+        if name == 'half'
+        else kept_epochs({s.epoch: s.scores for s in run.snapshots}, ('valid_loss', 'accuracy', 'f1'), 8)
+    )
     return sound_snapshots([s for s in run.snapshots if s.epoch in keep])
 
+# %% ../nbs/17_compare.ipynb #5ccf9c13
 def cook(
-    run,                      # a `Run`
-    name:str='posthoc_ema',   # one of `RECIPES`
-    metric:str='neg_nll',     # what a search improves on val: the loss, which sees every picture's confidence
-    snapshots=None            # which of the run's; default: all it kept
+    run,  # a `Run`
+    name: str = 'posthoc_ema',  # one of `RECIPES`
+    metric: str = 'neg_nll',  # what a search improves on val: the loss, which sees every picture's confidence
+    snapshots=None,  # which of the run's; default: all it kept
 ) -> Soup:
     "One soup of a run, BatchNorm statistics measured anew: ready to score, to save, to load."
     bn, snapshots = fresh_bn(run), sound_snapshots(run.snapshots if snapshots is None else snapshots)
     soup = finish(run, recipe(name)(snapshots, run.scorer(metric)), bn)
-    soup.info |= describe(run) | dict(metric=metric, temperature=temperature(run.logits_of(soup.weights, 'val'), run.targs('val')))
+    soup.info |= describe(run) | dict(
+        metric=metric, temperature=temperature(run.logits_of(soup.weights, 'val'), run.targs('val'))
+    )
     return soup
 
 # %% ../nbs/17_compare.ipynb #bfeb2a53
 def logits_on(
-    run,           # a `Run`
-    weights:dict,  # a state dict
-    images,        # uint8 [N, S, S, 3]: other pictures of the run's size, e.g. new draws or spoilt copies
-    prepare=None   # of `fresh_bn`
+    run,  # a `Run`
+    weights: dict,  # a state dict
+    images,  # uint8 [N, S, S, 3]: other pictures of the run's size, e.g. new draws or spoilt copies
+    prepare=None,  # of `fresh_bn`
 ) -> np.ndarray:
     "Logits of those weights on pictures that are not part of the run's collection, float32 [N, C]. `BadInput` for another size."
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != (run.cfg.size, run.cfg.size, 3) or images.dtype != np.uint8: raise BadInput(f'the run takes uint8 pictures [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} {list(images.shape)}')
+    if images.ndim != 4 or images.shape[1:] != (run.cfg.size, run.cfg.size, 3) or images.dtype != np.uint8:
+        raise BadInput(
+            f'the run takes uint8 pictures [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} {list(images.shape)}'
+        )
     run.model.load_state_dict(weights)
-    if prepare: prepare(run.model)
-    dl = run.dls[1].new(PixelDataset(images, np.zeros(len(images), np.int64), np.arange(len(images)), run.classes, 1))
+    if prepare:
+        prepare(run.model)
+    dl = run.dls[1].new(
+        PixelDataset(images, np.zeros(len(images), np.int64), np.arange(len(images)), run.classes, 1)
+    )
     return predict_logits(run.model, dl, run.cfg.precision)
 
 # %% ../nbs/17_compare.ipynb #c1f5d73d
 def candidates(
-    run,             # a `Run`: the paper's schedule
-    soups:dict,      # of `paper_soups`
-    annealed=None,   # a `Run` of equal budget, annealed to zero
-    prepare=None,    # of `fresh_bn`
-    split:str='test',
-    images=None      # uint8 [N, S, S, 3]: other images, in place of a part of the run's collection
+    run,  # a `Run`: the paper's schedule
+    soups: dict,  # of `paper_soups`
+    annealed=None,  # a `Run` of equal budget, annealed to zero
+    prepare=None,  # of `fresh_bn`
+    split: str = 'test',
+    images=None,  # uint8 [N, S, S, 3]: other images, in place of a part of the run's collection
 ) -> dict:
     "Name to `Candidate`, in the order of the table."
-    def of(w, p=None, by=run): return by.logits_of(w, split, p) if images is None else logits_on(by, w, images, p)
-    def every(p): return np.stack([of(s.weights(), p) for s in run.snapshots])
+
+    def of(w, p=None, by=run):
+        return by.logits_of(w, split, p) if images is None else logits_on(by, w, images, p)
+
+    def every(p):
+        return np.stack([of(s.weights(), p) for s in run.snapshots])
+
     logits, best = run.logits(split) if images is None else every(None), run.best()
     out = {'single best': Candidate('control', logits[[s.epoch for s in run.snapshots].index(best.epoch)])}
-    if prepare: out['single best, fresh BN'] = Candidate('control', of(best.weights(), prepare))
-    out |= {'last epoch': Candidate('control', of(run.weights('last'))), 'mean ingredient': Candidate('control', logits)}
-    if prepare: out['mean ingredient, fresh BN'] = Candidate('control', fresh_logits(run, split, prepare) if images is None else every(prepare))
-    out |= {'EMA': Candidate('control', of(run.weights('ema'), prepare)), 'SWA': Candidate('control', of(run.weights('swa'), prepare))}
-    if annealed: 
+    if prepare:
+        out['single best, fresh BN'] = Candidate('control', of(best.weights(), prepare))
+    out |= {
+        'last epoch': Candidate('control', of(run.weights('last'))),
+        'mean ingredient': Candidate('control', logits),
+    }
+    if prepare:
+        out['mean ingredient, fresh BN'] = Candidate(
+            'control', fresh_logits(run, split, prepare) if images is None else every(prepare)
+        )
+    out |= {
+        'EMA': Candidate('control', of(run.weights('ema'), prepare)),
+        'SWA': Candidate('control', of(run.weights('swa'), prepare)),
+    }
+    if annealed:
         w = annealed.weights('last')
         out['annealed, last epoch'] = Candidate('control', of(w, by=annealed))
-        if prepare: out['annealed, fresh BN'] = Candidate('control', of(w, fresh_bn(annealed), annealed))
-    vote = {f'soft voting, {o}': Candidate('ensemble', np.log(soft_voting(logits, o)+1e-12), len(logits), len(logits)) for o in ('logits', 'probs')}
-    raw = {'uniform soup, averaged BN': Candidate('soup', of(average(run.snapshots)), 1, len(logits))} if prepare else {}
-    return out | vote | raw | {k: Candidate('soup', of(s.weights), 1, len(s.ingredients)) for k, s in soups.items()}
+        if prepare:
+            out['annealed, fresh BN'] = Candidate('control', of(w, fresh_bn(annealed), annealed))
+    vote = {
+        f'soft voting, {o}': Candidate(
+            'ensemble', np.log(soft_voting(logits, o) + 1e-12), len(logits), len(logits)
+        )
+        for o in ('logits', 'probs')
+    }
+    raw = (
+        {'uniform soup, averaged BN': Candidate('soup', of(average(run.snapshots)), 1, len(logits))}
+        if prepare
+        else {}
+    )
+    return (
+        out
+        | vote
+        | raw
+        | {k: Candidate('soup', of(s.weights), 1, len(s.ingredients)) for k, s in soups.items()}
+    )
 
+# %% ../nbs/17_compare.ipynb #a82cc3eb
 def fresh_logits(run, split, prepare) -> np.ndarray:
     "Logits of every snapshot with re-estimated statistics, float32 [M, N, C]; computed once."
-    f = run.path/'logits'/f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
+    f = run.path / 'logits' / f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
     if not f.exists():
         out = np.stack([run.logits_of(s.weights(), split, prepare) for s in run.snapshots])
-        if not may_write(f): return out
-        with atomic(f) as tmp: np.save(tmp, out)
+        if not may_write(f):
+            return out
+        with atomic(f) as tmp:
+            np.save(tmp, out)
     return np.load(f)
 
 # %% ../nbs/17_compare.ipynb #93da3d2b
 def _row(logits, targs):
     "Scores as `metric`, `metric_lo`, `metric_hi`; the mean over models if there are several."
     targs = np.asarray(targs)
-    if logits.ndim == 2: df = scores(logits, targs)
+    if logits.ndim == 2:
+        df = scores(logits, targs)
     else:
         per = [scores(l, targs, n_boot=2) for l in logits]
-        df, preds, (n, c) = sum(p[['value']] for p in per)/len(per), logits.argmax(-1), logits.shape[1:]
+        df, preds, (n, c) = sum(p[['value']] for p in per) / len(per), logits.argmax(-1), logits.shape[1:]
         loss = -log_softmax(logits, -1)[:, np.arange(n), targs].mean(0)
+
         def counted(i):
             each = [from_counts(*class_counts(p[i], targs[i], c)) for p in preds]
             return np.column_stack([np.mean([e[m] for e in each], 0) for m in COUNTED] + [loss[i].mean(1)])
-        df.loc[[*COUNTED, 'nll'], ['lo', 'hi']] = np.quantile(resampled(counted, n), (.025, .975), axis=0).T
-    return {f'{m}{s}': df.loc[m, c] for m in df.index for c, s in (('value', ''), ('lo', '_lo'), ('hi', '_hi'))}
 
+        df.loc[[*COUNTED, 'nll'], ['lo', 'hi']] = np.quantile(resampled(counted, n), (0.025, 0.975), axis=0).T
+    return {
+        f'{m}{s}': df.loc[m, c] for m in df.index for c, s in (('value', ''), ('lo', '_lo'), ('hi', '_hi'))
+    }
+
+# %% ../nbs/17_compare.ipynb #06e05d50
 def _odd(cands):
     "Names of the candidates whose logits are no numbers, said in a note."
     odd = [n for n, c in cands.items() if not np.isfinite(c.logits).all()]
-    if len(odd) == len(cands): raise BadInput('the logits of all models are no numbers; has the training diverged?')
-    if odd: warnings.warn(f"the logits of {', '.join(odd)} are no numbers: last in the table, without scores")
+    if len(odd) == len(cands):
+        raise BadInput('the logits of all models are no numbers; has the training diverged?')
+    if odd:
+        warnings.warn(f"the logits of {', '.join(odd)} are no numbers: last in the table, without scores")
     return odd
 
+# %% ../nbs/17_compare.ipynb #b9bdfc1f
 def table(
-    cands:dict,                   # of `candidates`
-    targs,                        # int [N]
-    reference:str='single best',             # the row that the others are tested against
-    fair:str='single best, fresh BN'         # and a second one, columns with `fair_` in front
+    cands: dict,  # of `candidates`
+    targs,  # int [N]
+    reference: str = 'single best',  # the row that the others are tested against
+    fair: str = 'single best, fresh BN',  # and a second one, columns with `fair_` in front
 ) -> pd.DataFrame:
     "One row a candidate: model, group, passes, ingredients, scores with intervals, wins, losses, p, diff, diff_lo, diff_hi, and the same against `fair`."
     odd, rows = _odd(cands), []
@@ -178,34 +261,62 @@ def table(
     for name, c in sorted(cands.items(), key=lambda nc: nc[0] in odd):
         row = dict(model=name, group=c.group, passes=c.passes, ingredients=c.ingredients)
         rows.append(row)
-        if name in odd: continue
+        if name in odd:
+            continue
         row |= _row(c.logits, targs)
         for k, ref in refs.items() if c.logits.ndim == 2 else ():
-            row |= dict(zip((k+'wins', k+'losses', k+'p'), paired_test(c.logits.argmax(1), ref.argmax(1), targs)))
-            row |= dict(zip((k+'diff', k+'diff_lo', k+'diff_hi'), paired_difference(c.logits, ref, targs)))
-    return pd.DataFrame(rows).astype({k+c: 'Int64' for k in refs for c in ('wins', 'losses')})
+            row |= dict(
+                zip(
+                    (k + 'wins', k + 'losses', k + 'p'), paired_test(c.logits.argmax(1), ref.argmax(1), targs)
+                )
+            )
+            row |= dict(
+                zip((k + 'diff', k + 'diff_lo', k + 'diff_hi'), paired_difference(c.logits, ref, targs))
+            )
+    return pd.DataFrame(rows).astype({k + c: 'Int64' for k in refs for c in ('wins', 'losses')})
 
 # %% ../nbs/17_compare.ipynb #a810b446
 def in_words(
-    row,                 # a row of `table`
-    fair:bool=True       # against the checkpoint with fresh BatchNorm statistics, as the soups have them, if that row exists
+    row,  # a row of `table`
+    fair: bool = True,  # against the checkpoint with fresh BatchNorm statistics, as the soups have them, if that row exists
 ) -> str:
     "One sentence: the difference, its interval, the test, and what follows."
     k = 'fair_' if fair and 'fair_diff' in row else ''
     reference = 'the single best checkpoint' + (' with fresh BatchNorm statistics' if k else '')
-    if row['group'] == 'soup' and row['ingredients'] == 1: return f"**{row['model']}** took no second ingredient: it *is* the single best checkpoint."
-    d, lo, hi = (100*row[k+c] for c in ('diff', 'diff_lo', 'diff_hi'))
+    if row['group'] == 'soup' and row['ingredients'] == 1:
+        return f"**{row['model']}** took no second ingredient: it *is* the single best checkpoint."
+    d, lo, hi = (100 * row[k + c] for c in ('diff', 'diff_lo', 'diff_hi'))
     word = 'better than' if lo > 0 else 'worse than' if hi < 0 else 'not told apart from'
-    return (f"**{row['model']}** is {word} {reference} on these pictures: {d:+.1f} points [{lo:+.1f}, {hi:+.1f}], "
-            f"{int(row[k+'wins'])} wins and {int(row[k+'losses'])} losses, McNemar p = {row[k+'p']:.2g}.")
+    return (
+        f"**{row['model']}** is {word} {reference} on these pictures: {d:+.1f} points [{lo:+.1f}, {hi:+.1f}], "
+        f"{int(row[k + 'wins'])} wins and {int(row[k + 'losses'])} losses, McNemar p = {row[k + 'p']:.2g}."
+    )
 
+# %% ../nbs/17_compare.ipynb #ac0ca409
 def pretty(
-    df,                # of `table`
-    metrics=('accuracy', 'f1', 'nll', 'ece')
+    df,  # of `table`
+    metrics=('accuracy', 'f1', 'nll', 'ece'),
 ) -> pd.DataFrame:
     "For reading: per cent with intervals, and the paired test."
-    pct = lambda r, m: f"{r[m]:.3f}" if m == 'nll' else f"{100*r[m]:.1f} [{100*r[m+'_lo']:.1f}, {100*r[m+'_hi']:.1f}]" if pd.notna(r.get(m+'_lo')) else f"{100*r[m]:.1f}"
-    out = pd.DataFrame({'model': df.model, 'passes': df.passes, **{dict(accuracy='accuracy %', f1='macro-F1 %', nll='NLL', ece='ECE %').get(m, m): [pct(r, m) for _, r in df.iterrows()] for m in metrics}})
+    pct = lambda r, m: (
+        f"{r[m]:.3f}"
+        if m == 'nll'
+        else f"{100 * r[m]:.1f} [{100 * r[m + '_lo']:.1f}, {100 * r[m + '_hi']:.1f}]"
+        if pd.notna(r.get(m + '_lo'))
+        else f"{100 * r[m]:.1f}"
+    )
+    out = pd.DataFrame(
+        {
+            'model': df.model,
+            'passes': df.passes,
+            **{
+                dict(accuracy='accuracy %', f1='macro-F1 %', nll='NLL', ece='ECE %').get(m, m): [
+                    pct(r, m) for _, r in df.iterrows()
+                ]
+                for m in metrics
+            },
+        }
+    )
     out['wins:losses'] = [f'{r.wins}:{r.losses}' if pd.notna(r.wins) else '' for _, r in df.iterrows()]
     out['p'] = [f'{p:.2g}' if pd.notna(p) else '' for p in df.p]
     return out

@@ -20,19 +20,21 @@ from .motifs import motifs
 # %% ../nbs/07_distil.ipynb #0c5fd1b7
 TEACHER = 'tf_efficientnet_lite0'
 
+
 def teacher(
-    on='cpu'   # a device
+    on='cpu',  # a device
 ) -> nn.Module:
     "The teacher with its weights of ImageNet, for images of mean and std 0.5. `BadInput` if its package is not here."
     model = timm.create_model(TEACHER)
     model.load_state_dict(pip_weights(TEACHER, model))
     return model.eval().to(on, memory_format=torch.channels_last)
 
+# %% ../nbs/07_distil.ipynb #9cdd45e4
 @torch.inference_mode()
 def seen_by(
-    model:nn.Module,   # of `teacher`
-    x:torch.Tensor,    # float [B, 3, H, W], of mean and std 0.5
-    side:int=96        # pixels: the teacher looks at a larger copy
+    model: nn.Module,  # of `teacher`
+    x: torch.Tensor,  # float [B, 3, H, W], of mean and std 0.5
+    side: int = 96,  # pixels: the teacher looks at a larger copy
 ) -> torch.Tensor:
     "The teacher's logits: float32 [B, 1000]."
     x = F.interpolate(x, side, mode='bilinear', align_corners=False)
@@ -42,76 +44,84 @@ def seen_by(
 
 # %% ../nbs/07_distil.ipynb #01fe16cc
 def whole(
-    item   # of `Pictures.items`
+    item,  # of `Pictures.items`
 ) -> Image.Image:
     "A photograph in memory, upright, in RGB, its shorter side at most 256."
-    with open_picture(item) as im: photo = ImageOps.exif_transpose(im).convert('RGB')
-    most = 256*max(photo.size)//min(photo.size)
+    with open_picture(item) as im:
+        photo = ImageOps.exif_transpose(im).convert('RGB')
+    most = 256 * max(photo.size) // min(photo.size)
     photo.thumbnail((most, most))
     return photo
 
+# %% ../nbs/07_distil.ipynb #17a50b57
 def patch_of(
-    photo:Image.Image,
-    size:int,           # of the patch in pixels
-    r                   # random generator
+    photo: Image.Image,
+    size: int,  # of the patch in pixels
+    r,  # random generator
 ) -> np.ndarray:
     "A random square of the photograph, a third of its shorter side or more: uint8 [size, size, 3]."
-    side = int(min(photo.size)*r.uniform(.33, 1))
-    left, top = (int(r.integers(0, extent-side+1)) for extent in photo.size)
-    return np.asarray(photo.resize((size, size), Image.BICUBIC, (left, top, left+side, top+side)))
+    side = int(min(photo.size) * r.uniform(0.33, 1))
+    left, top = (int(r.integers(0, extent - side + 1)) for extent in photo.size)
+    return np.asarray(photo.resize((size, size), Image.BICUBIC, (left, top, left + side, top + side)))
 
+# %% ../nbs/07_distil.ipynb #bb71ffc3
 def patches(
-    n:int,         # images
-    size:int=64,
-    seed:int=0
+    n: int,  # images
+    size: int = 64,
+    seed: int = 0,
 ) -> np.ndarray:
     "Half patches, half motifs: uint8 [n, size, size, 3], in random order. `BadInput` if groceries14 is not here."
     source, r = load_pictures('groceries14'), np.random.default_rng([seed, 2])
-    photos = [whole(source.items[i]) for i in source.idxs('train')[:n//2]]
-    cut = [patch_of(photos[i % len(photos)], size, r) for i in range(n//2)]
-    drawn = motifs(n-n//2, min(100, n-n//2), size, seed+1000).images
+    photos = [whole(source.items[i]) for i in source.idxs('train')[: n // 2]]
+    cut = [patch_of(photos[i % len(photos)], size, r) for i in range(n // 2)]
+    drawn = motifs(n - n // 2, min(100, n - n // 2), size, seed + 1000).images
     return r.permutation(np.concatenate([np.stack(cut), drawn]))
 
 # %% ../nbs/07_distil.ipynb #ae61c34a
 def teacher_labels(
-    images:np.ndarray   # uint8 [N, S, S, 3]
+    images: np.ndarray,  # uint8 [N, S, S, 3]
 ) -> np.ndarray:
     "The class of ImageNet that the teacher gives each image: int64 [N]."
     model, out = teacher(device()), []
-    for some in np.array_split(images, max(1, len(images)//256)):
-        x = torch.from_numpy(some).permute(0, 3, 1, 2).to(device()).float()/127.5 - 1
+    for some in np.array_split(images, max(1, len(images) // 256)):
+        x = torch.from_numpy(some).permute(0, 3, 1, 2).to(device()).float() / 127.5 - 1
         out.append(seen_by(model, x).argmax(1).cpu())
     return torch.cat(out).numpy()
 
+# %% ../nbs/07_distil.ipynb #40872ed4
 def _kept_patches(n, seed):
     "Images and labels, from the cache if they are there."
-    path = cache_dir()/'patches'/f'{n}-{seed}.npz'
+    path = cache_dir() / 'patches' / f'{n}-{seed}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(f'{path}.lock'):
         if not path.exists():
             images = patches(n, seed=seed)
-            with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=images, labels=teacher_labels(images))
+            with atomic(path) as tmp, open(tmp, 'wb') as f:
+                np.savez(f, images=images, labels=teacher_labels(images))
     return np.load(path)
 
+# %% ../nbs/07_distil.ipynb #41ec7c70
 @collection('patches')
-def taught(
-    n:int=20000,
-    seed:int=0,
-    split_seed:int=0
-) -> Pictures:
+def taught(n: int = 20000, seed: int = 0, split_seed: int = 0) -> Pictures:
     "The collection to distil on: nine in ten for training, the rest to see how often the student agrees."
     kept = _kept_patches(n, seed)
-    part = np.random.default_rng([split_seed, 3]).permutation(np.resize(['train']*9 + ['val'], n))
-    part[np.flatnonzero(part == 'val')[0]] = 'test'       # loaders want a test part; nobody looks at it
+    part = np.random.default_rng([split_seed, 3]).permutation(np.resize(['train'] * 9 + ['val'], n))
+    part[np.flatnonzero(part == 'val')[0]] = 'test'  # loaders want a test part; nobody looks at it
     classes = [f'imagenet {i:03}' for i in range(1000)]
     digests = [f'patches-{n}-{seed}-{i}' for i in range(n)]
-    return Pictures('patches', classes, kept['labels'], part, [f'patch {i}' for i in range(n)], digests, kept['images'])
+    return Pictures(
+        'patches', classes, kept['labels'], part, [f'patch {i}' for i in range(n)], digests, kept['images']
+    )
 
 # %% ../nbs/07_distil.ipynb #39e855ba
 class Distil(Callback):
     "Train on what the teacher says of each image: probabilities, float32 [B, 1000]."
-    order, run_valid = 9, False     # after `MixOrCut`, before `Autocast`
-    def before_fit(self): self.teacher = teacher(self.dls.device)
+
+    order, run_valid = 9, False  # after `MixOrCut`, before `Autocast`
+
+    def before_fit(self):
+        self.teacher = teacher(self.dls.device)
+
     def before_batch(self):
         told = seen_by(self.teacher, self.xb[0]).softmax(1)
-        self.learn.yb = (told.clone(),)     # a tensor of inference mode cannot be kept for the backward pass
+        self.learn.yb = (told.clone(),)  # a tensor of inference mode cannot be kept for the backward pass

@@ -18,13 +18,18 @@ from .core import BadInput
 
 # %% ../nbs/10_diversity.ipynb #d1dc1821
 KINDS = ('ce', 'jeffreys', 'sqrt_js', 'disagreement')
-BLOCK = 1 << 19   # probabilities of all models at a time: what fits the cache
+
+
+BLOCK = 1 << 19  # probabilities of all models at a time: what fits the cache
+
 
 def _blocks(probs):
     "Pieces of all models' probabilities, float64 [M, n*C]."
-    n = max(1, BLOCK//(len(probs)*probs.shape[2]))
-    for at in range(0, probs.shape[1], n): yield probs[:, at:at+n].reshape(len(probs), -1).astype(np.float64)
+    n = max(1, BLOCK // (len(probs) * probs.shape[2]))
+    for at in range(0, probs.shape[1], n):
+        yield probs[:, at : at + n].reshape(len(probs), -1).astype(np.float64)
 
+# %% ../nbs/10_diversity.ipynb #8d4d927b
 def _cross(probs, floor):
     "Sum over pictures of H(p_i, p_j), [M, M]."
     out = 0
@@ -33,6 +38,7 @@ def _cross(probs, floor):
         out = out - b @ np.log(b).T
     return out
 
+# %% ../nbs/10_diversity.ipynb #76cb7447
 def _js(probs):
     "Sum over pictures of the Jensen-Shannon divergence in nats, [M, M]."
     m = len(probs)
@@ -40,120 +46,167 @@ def _js(probs):
     for b in _blocks(probs):
         b = torch.from_numpy(b).float()
         own += torch.xlogy(b, b).sum(1).double().numpy()
-        for i in range(m-1):
-            mix = (b[i] + b[i+1:])/2
-            out[i, i+1:] -= (mix*mix.clamp_min(1e-37).log()).sum(1).double().numpy()      # twice as fast as xlogy
-    out += np.triu((own[:, None] + own)/2, 1)
+        for i in range(m - 1):
+            mix = (b[i] + b[i + 1 :]) / 2
+            out[i, i + 1 :] -= (
+                (mix * mix.clamp_min(1e-37).log()).sum(1).double().numpy()
+            )  # twice as fast as xlogy
+    out += np.triu((own[:, None] + own) / 2, 1)
     return out + out.T
 
+# %% ../nbs/10_diversity.ipynb #9cfcd2f8
 def model_distance(
-    probs,          # float [M, N, C]
-    kind='ce'       # one of `KINDS`
+    probs,  # float [M, N, C]
+    kind='ce',  # one of `KINDS`
 ) -> np.ndarray:
     "Distances between models, float [M, M], in nats but for disagreement, a share. `BadInput` for what are no probabilities, one model, or an unknown kind."
-    if kind not in KINDS: raise BadInput(f"unknown distance {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise BadInput(f"unknown distance {kind!r}; known: {', '.join(KINDS)}")
     p, _ = check_models(probs)
     n = p.shape[1]
-    if kind == 'sqrt_js': return np.sqrt(np.clip(_js(p)/n, 0, None))
+    if kind == 'sqrt_js':
+        return np.sqrt(np.clip(_js(p) / n, 0, None))
     if kind == 'disagreement':
         c = p.argmax(-1)
         return np.stack([(c != row).mean(1) for row in c])
-    h = _cross(p, 1e-8)/n
+    h = _cross(p, 1e-8) / n
     d = h + h.T
-    if kind == 'jeffreys': d = d - np.diag(h)[:, None] - np.diag(h)
+    if kind == 'jeffreys':
+        d = d - np.diag(h)[:, None] - np.diag(h)
     np.fill_diagonal(d, 0)
     return d.clip(0)
 
 # %% ../nbs/10_diversity.ipynb #101ece6e
 def q_statistic(
-    probs,   # float [M, N, C]
-    targs    # int [N]
+    probs,  # float [M, N, C]
+    targs,  # int [N]
 ) -> np.ndarray:
     "Yule's Q for every pair, float [M, M]; 1 where it is not defined."
     p, t = check_models(probs, targs)
     hit = (p.argmax(-1) == t).astype(float)
-    both, none, only = hit @ hit.T, (1-hit) @ (1-hit).T, hit @ (1-hit).T
-    a, b = both*none, only*only.T
-    return np.divide(a-b, a+b, out=np.ones_like(a), where=a+b > 0)
+    both, none, only = hit @ hit.T, (1 - hit) @ (1 - hit).T, hit @ (1 - hit).T
+    a, b = both * none, only * only.T
+    return np.divide(a - b, a + b, out=np.ones_like(a), where=a + b > 0)
 
+# %% ../nbs/10_diversity.ipynb #4beb2b4d
 def weight_geometry(
-    gram    # float [K, K], inner products of flattened weights, e.g. summed from `averaging.side_by_side`
+    gram,  # float [K, K], inner products of flattened weights, e.g. summed from `averaging.side_by_side`
 ) -> tuple:
     "L2 distances and cosines between checkpoints, each float [K, K]; the cosines of their differences from their mean."
     g = np.asarray(gram, np.float64)
-    sq = np.diag(g)[:, None] + np.diag(g) - 2*g
-    j = np.eye(len(g)) - 1/len(g)
+    sq = np.diag(g)[:, None] + np.diag(g) - 2 * g
+    j = np.eye(len(g)) - 1 / len(g)
     c = j @ g @ j
     norm = np.sqrt(np.clip(np.diag(c), 1e-300, None))
-    return np.sqrt(sq.clip(0)), c/np.outer(norm, norm)
+    return np.sqrt(sq.clip(0)), c / np.outer(norm, norm)
 
 # %% ../nbs/10_diversity.ipynb #6edbda8d
 def _within(d, sets):
     "Mean of the table over the pairs of each set, float [S], for int [S, size]."
     return np.mean([d[sets[:, a], sets[:, b]] for a, b in combinations(range(sets.shape[1]), 2)], 0)
 
+# %% ../nbs/10_diversity.ipynb #826c29a6
 def subset_test(
-    dist,          # float [M, M], symmetric
-    chosen,        # indices of the choice, first the one that every subset holds
-    own=None,      # float [M], the score of each model alone
-    limit=20000,   # if there are more subsets, so many at random
-    seed:int=0     # of these
+    dist,  # float [M, M], symmetric
+    chosen,  # indices of the choice, first the one that every subset holds
+    own=None,  # float [M], the score of each model alone
+    limit=20000,  # if there are more subsets, so many at random
+    seed: int = 0,  # of these
 ) -> dict:
     "Mean distance `inside` the choice; `lo`, `median`, `hi` (5, 50, 95 %) of the subsets; the shares `p` at least as far apart and `closer` at most; `matched`, the first share among subsets of like scores; and how many `subsets`. `BadInput` for a choice of one, of all, or of what is not there."
     d, chosen = np.asarray(dist, np.float64), list(chosen)
     m, k = len(d), len(chosen)
-    if d.shape != (m, m) or not np.isfinite(d).all() or not np.allclose(d, d.T): raise BadInput(f'a test of subsets needs a square, symmetric table of finite distances; got shape {d.shape}')
-    if len(set(chosen)) < k or not set(chosen) <= set(range(m)): raise BadInput(f'the choice names {m} models by the numbers 0 to {m-1}, each once; got {chosen}')
-    if not 1 < k < m: raise BadInput(f'a choice of {k} of {m} models has no other to be compared with')
+    if d.shape != (m, m) or not np.isfinite(d).all() or not np.allclose(d, d.T):
+        raise BadInput(
+            f'a test of subsets needs a square, symmetric table of finite distances; got shape {d.shape}'
+        )
+    if len(set(chosen)) < k or not set(chosen) <= set(range(m)):
+        raise BadInput(f'the choice names {m} models by the numbers 0 to {m - 1}, each once; got {chosen}')
+    if not 1 < k < m:
+        raise BadInput(f'a choice of {k} of {m} models has no other to be compared with')
     rest = np.array([i for i in range(m) if i != chosen[0]])
-    few, r = comb(m-1, k-1) <= limit, np.random.default_rng(seed)
-    others = np.array(list(combinations(rest, k-1))) if few else np.stack([r.choice(rest, k-1, replace=False) for _ in range(limit)])
+    few, r = comb(m - 1, k - 1) <= limit, np.random.default_rng(seed)
+    others = (
+        np.array(list(combinations(rest, k - 1)))
+        if few
+        else np.stack([r.choice(rest, k - 1, replace=False) for _ in range(limit)])
+    )
     sets = np.column_stack([np.full(len(others), chosen[0]), others])
     inside, null = _within(d, np.array([chosen]))[0], _within(d, sets)
-    out = dict(inside=inside, **dict(zip(('lo', 'median', 'hi'), np.quantile(null, (.05, .5, .95)))), p=(null >= inside-1e-9).mean(), closer=(null <= inside+1e-9).mean(), subsets=len(null))
+    out = dict(
+        inside=inside,
+        **dict(zip(('lo', 'median', 'hi'), np.quantile(null, (0.05, 0.5, 0.95)))),
+        p=(null >= inside - 1e-9).mean(),
+        closer=(null <= inside + 1e-9).mean(),
+        subsets=len(null),
+    )
     if own is not None:
         off = abs(np.asarray(own, float)[sets].mean(1) - np.mean([own[i] for i in chosen]))
-        out['matched'] = (null[off <= np.quantile(off, .1)] >= inside-1e-9).mean()
+        out['matched'] = (null[off <= np.quantile(off, 0.1)] >= inside - 1e-9).mean()
     return {n: v if n == 'subsets' else float(v) for n, v in out.items()}
 
 # %% ../nbs/10_diversity.ipynb #657e90ce
 def upright(
-    xy   # float [M, 2]
+    xy,  # float [M, 2]
 ) -> np.ndarray:
     "Centred and turned so that the longest axis lies across, the first point to the left, and the second not below it."
     xy = xy - xy.mean(0)
     xy = xy @ np.linalg.svd(xy, full_matrices=False)[2].T
     for k, sign in ((0, -1), (1, 1)):
-        i = next((i for i in range(len(xy)) if abs(xy[i, k]) > 1e-9*abs(xy).max()), None)
-        if i is not None and np.sign(xy[i, k]) != sign: xy[:, k] *= -1
+        i = next((i for i in range(len(xy)) if abs(xy[i, k]) > 1e-9 * abs(xy).max()), None)
+        if i is not None and np.sign(xy[i, k]) != sign:
+            xy[:, k] *= -1
     return xy
 
+# %% ../nbs/10_diversity.ipynb #27dea049
 def stress1(dist, xy) -> float:
     "Kruskal's stress-1 of a map."
     d, e = squareform(dist, checks=False), pdist(xy)
-    return float(np.sqrt(((d-e)**2).sum()/max((d**2).sum(), 1e-300)))
+    return float(np.sqrt(((d - e) ** 2).sum() / max((d**2).sum(), 1e-300)))
 
+# %% ../nbs/10_diversity.ipynb #e459d92d
 def mds(
-    dist,          # float [M, M]
-    seed:int=0,    # of the starting points
-    starts:int=4,  # as in the paper
-    iters:int=500  # as in the paper
+    dist,  # float [M, M]
+    seed: int = 0,  # of the starting points
+    starts: int = 4,  # as in the paper
+    iters: int = 500,  # as in the paper
 ) -> tuple:
     "`(xy, stress)`: a map float [M, 2] and its stress-1."
     d = np.asarray(dist, np.float64)
-    if d.ndim != 2 or d.shape[0] != d.shape[1] or not np.isfinite(d).all() or not np.allclose(d, d.T) or d.min() < 0: raise BadInput(f'a map needs a square, symmetric table of finite distances; got shape {d.shape}')
-    if len(d) < 3: raise BadInput(f'a map of {len(d)} models shows nothing; give three or more')
-    how = dict(metric='precomputed') if 'metric_mds' in MDS.__init__.__code__.co_varnames else dict(dissimilarity='precomputed')
+    if (
+        d.ndim != 2
+        or d.shape[0] != d.shape[1]
+        or not np.isfinite(d).all()
+        or not np.allclose(d, d.T)
+        or d.min() < 0
+    ):
+        raise BadInput(f'a map needs a square, symmetric table of finite distances; got shape {d.shape}')
+    if len(d) < 3:
+        raise BadInput(f'a map of {len(d)} models shows nothing; give three or more')
+    how = (
+        dict(metric='precomputed')
+        if 'metric_mds' in MDS.__init__.__code__.co_varnames
+        else dict(dissimilarity='precomputed')
+    )
     how |= dict(init='random') if 'init' in MDS.__init__.__code__.co_varnames else {}
-    xy = MDS(2, n_init=starts, max_iter=iters, eps=1e-9, random_state=seed, normalized_stress=False, **how).fit_transform(d)
+    xy = MDS(
+        2, n_init=starts, max_iter=iters, eps=1e-9, random_state=seed, normalized_stress=False, **how
+    ).fit_transform(d)
     xy = upright(xy)
     return xy, stress1(d, xy)
 
+# %% ../nbs/10_diversity.ipynb #bd806393
 def place(
-    to_fixed,   # float [M]: distances of a newcomer to the models of the map
-    xy          # float [M, 2], the map, which stays as it is
+    to_fixed,  # float [M]: distances of a newcomer to the models of the map
+    xy,  # float [M, 2], the map, which stays as it is
 ) -> tuple:
     "`(point, misfit)`: where a newcomer fits best on a fixed map, float [2], and the root mean square misfit (landmark MDS)."
-    f = lambda z: ((np.linalg.norm(xy-z, axis=1) - to_fixed)**2).mean()
-    best = min((minimize(f, s, method='Nelder-Mead', options=dict(xatol=1e-6, fatol=1e-12)) for s in (xy.mean(0), *xy[np.argsort(to_fixed)[:3]])), key=lambda r: r.fun)
+    f = lambda z: ((np.linalg.norm(xy - z, axis=1) - to_fixed) ** 2).mean()
+    best = min(
+        (
+            minimize(f, s, method='Nelder-Mead', options=dict(xatol=1e-6, fatol=1e-12))
+            for s in (xy.mean(0), *xy[np.argsort(to_fixed)[:3]])
+        ),
+        key=lambda r: r.fun,
+    )
     return best.x, float(np.sqrt(best.fun))

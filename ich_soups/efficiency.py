@@ -16,43 +16,51 @@ from .tables import add_rows, long_table, origin, read_rows
 from .training import get_run
 
 # %% ../nbs/19_efficiency.ipynb #349642fe
-PEAKS = (3e-4, 1e-3, 3e-3)                    # of the learning rate
-FOUND = dict(test_coatnet=1e-3, test_resnet=1e-3, tiny_densenet=1e-3, tiny_vit8=1e-3)   # the choice
-SHARES = {100: dict(epochs=50, bs=64), 30: dict(epochs=100, bs=64), 10: dict(epochs=150, bs=32)}   # of the training images, in per cent
+PEAKS = (3e-4, 1e-3, 3e-3)  # of the learning rate
+FOUND = dict(test_coatnet=1e-3, test_resnet=1e-3, tiny_densenet=1e-3, tiny_vit8=1e-3)  # the choice
+SHARES = {
+    100: dict(epochs=50, bs=64),
+    30: dict(epochs=100, bs=64),
+    10: dict(epochs=150, bs=32),
+}  # of the training images, in per cent
+
 
 def efficiency_config(
-    arch:str,
-    share:int=100,   # of the training images, in per cent
-    draw:int=0,      # of the collection
-    lr=None          # peak of the learning rate; default: the choice
+    arch: str,
+    share: int = 100,  # of the training images, in per cent
+    draw: int = 0,  # of the collection
+    lr=None,  # peak of the learning rate; default: the choice
 ) -> Config:
     "One fine-tuning of the comparison."
-    if (arch, share) == ('test_coatnet', 100): return tuned_run(draw, lr=lr or FOUND[arch])     # the recipe study has trained it
+    if (arch, share) == ('test_coatnet', 100):
+        return tuned_run(draw, lr=lr or FOUND[arch])  # the recipe study has trained it
     data = small17(draw) + (f'@{share}' if share < 100 else '')
     return Config.tiny(arch=arch, data=data, lr=lr or FOUND[arch], seed=draw, **SHARES[share])
 
 # %% ../nbs/19_efficiency.ipynb #c996b9a0
 KEYS = ('arch', 'share', 'draw', 'lr')
 
-def efficiency_row(
-    arch:str, share:int, draw:int, lr=None
-) -> dict:
+
+def efficiency_row(arch: str, share: int, draw: int, lr=None) -> dict:
     "Train if need be; what the single best checkpoint scores on val, test and the ten thousand scenes."
     run = get_run(efficiency_config(arch, share, draw, lr))
     what, how = dict(arch=arch, share=share, draw=draw, lr=run.cfg.lr), origin(run)[1]
     what |= dict(images=len(run.pictures.idxs('train')), epochs=run.cfg.epochs, best_epoch=run.best().epoch)
     return what | scored(run, outputs(run, run.best().weights())) | how
 
+# %% ../nbs/19_efficiency.ipynb #49fa2ac9
 def fill(
-    seeds:int=FEWER,  # draws of the collection
-    share:int=0, of:int=1   # every `of`-th row from the `share`-th on, for processes that divide the work
+    seeds: int = FEWER,  # draws of the collection
+    share: int = 0,
+    of: int = 1,  # every `of`-th row from the `share`-th on, for processes that divide the work
 ) -> pd.DataFrame:
     "Put the rows that are missing into the long table `efficiency.csv`; returns all of it."
-    path = long_table()/'efficiency.csv'
+    path = long_table() / 'efficiency.csv'
     jobs = [(a, 100, 0, lr) for a, lr in product(RELATIVES, PEAKS)]
     jobs += [(a, s, d, FOUND[a]) for d in range(seeds) for s in SHARES for a in RELATIVES]
     for job in jobs[share::of]:
-        if len(read_rows(path, **dict(zip(KEYS, job)))): continue
+        if len(read_rows(path, **dict(zip(KEYS, job)))):
+            continue
         print('efficiency:', *job, flush=True)
         add_rows(path, [efficiency_row(*job)], KEYS)
     return read_rows(path)
@@ -65,4 +73,6 @@ def main(args=None):
     share, of = map(int, p.parse_args(args).share.split('/'))
     fill(share=share, of=of)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()

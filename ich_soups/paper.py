@@ -23,79 +23,121 @@ from .training import get_run
 # %% ../nbs/19_paper.ipynb #4e02386f
 ICH17 = dict(classes=17, pictures=7406, train=6057, val=600, test=749)
 
+
 def check_layout(
-    source   # what `load_pictures` takes
+    source,  # what `load_pictures` takes
 ) -> list:
     "In what the collection differs from ICH-17 as the paper used it: a line each, none if in nothing."
     pics = load_pictures(source)
     have = dict(classes=len(pics.classes), pictures=len(pics)) | {s: len(pics.idxs(s)) for s in SPLITS}
-    lines = [f"{have[k]:,} {k if k in ('classes', 'pictures') else k + ' pictures'}; ICH-17 has {n:,}" for k, n in ICH17.items() if have[k] != n]
+    lines = [
+        f"{have[k]:,} {k if k in ('classes', 'pictures') else k + ' pictures'}; ICH-17 has {n:,}"
+        for k, n in ICH17.items()
+        if have[k] != n
+    ]
     folder = Path(os.environ.get('ICH17', '') if source == 'ich17' else str(source))
-    if folder.is_dir() and _list_folder(folder)[2] is None: lines.append("no folders train, val and test: split by this program, in the paper's proportions")
+    if folder.is_dir() and _list_folder(folder)[2] is None:
+        lines.append("no folders train, val and test: split by this program, in the paper's proportions")
     return lines
 
 # %% ../nbs/19_paper.ipynb #630cb6c1
 _NAMES = PAPER_MODELS | RELATIVES
-_PRINTED = {'ResNet-50': 'ResNet-50', 'DenseNet-121': 'DenseNet-121', 'ViT-B/16': 'ViT', 'CoAtNet-0': 'CoAtNet-0', 'CoAtNet-2': 'CoAtNet-2',
-            'small ResNet': 'ResNet-50', 'small DenseNet': 'DenseNet-121', 'small ViT': 'ViT', 'tiny CoAtNet': 'CoAtNet-0'}   # ours, to the row of the paper that it stands beside
+_PRINTED = {
+    'ResNet-50': 'ResNet-50',
+    'DenseNet-121': 'DenseNet-121',
+    'ViT-B/16': 'ViT',
+    'CoAtNet-0': 'CoAtNet-0',
+    'CoAtNet-2': 'CoAtNet-2',
+    'small ResNet': 'ResNet-50',
+    'small DenseNet': 'DenseNet-121',
+    'small ViT': 'ViT',
+    'tiny CoAtNet': 'CoAtNet-0',
+}  # ours, to the row of the paper that it stands beside
 
+# %% ../nbs/19_paper.ipynb #bcf1d821
 def called(
-    arch:str   # a timm name
+    arch: str,  # a timm name
 ) -> str:
     "What people call it."
-    return _NAMES.get(arch) or next((v for k, v in _NAMES.items() if k.split('.')[0] == arch.split('.')[0]), arch)
+    return _NAMES.get(arch) or next(
+        (v for k, v in _NAMES.items() if k.split('.')[0] == arch.split('.')[0]), arch
+    )
 
+# %% ../nbs/19_paper.ipynb #5388abad
 def which_models(
-    names   # timm names or names of the paper, a list or with commas between; '' for the paper's five
+    names,  # timm names or names of the paper, a list or with commas between; '' for the paper's five
 ) -> list:
     "Architectures as timm names."
     names = [n.strip() for n in (names.split(',') if isinstance(names, str) else names or ()) if n.strip()]
     known = {v.lower(): k for k, v in _NAMES.items()}
     return [known.get(n.lower(), n) for n in names] or list(PAPER_MODELS)
 
+# %% ../nbs/19_paper.ipynb #0a1fa03d
 def plan(
-    data='ich17',         # what `load_pictures` takes
-    weights:str='timm',   # pre-trained ones, as in `Config.pretrained`
-    seeds:int=5,          # trainings of each network
-    models='',            # of `which_models`
-    **over                # other fields of `Config`, to make it smaller
+    data='ich17',  # what `load_pictures` takes
+    weights: str = 'timm',  # pre-trained ones, as in `Config.pretrained`
+    seeds: int = 5,  # trainings of each network
+    models='',  # of `which_models`
+    **over,  # other fields of `Config`, to make it smaller
 ) -> list:
     "What to train: pairs of a `Config` and that of its annealed control, or None for a network without soups. A whole table a seed, so that the first seed gives a first table."
-    if seeds < 1: raise BadInput(f'seeds is a positive number; got {seeds}')
+    if seeds < 1:
+        raise BadInput(f'seeds is a positive number; got {seeds}')
     one = dict(k=1, monitor=('accuracy',), fixed=())
+
     def pair(arch, seed):
         cfg = Config.paper(data=str(data), arch=arch, pretrained=weights, seed=seed, **over)
-        return (cfg, cfg.replace(schedule='annealed', **one)) if 'coatnet' in arch else (cfg.replace(**one), None)
+        return (
+            (cfg, cfg.replace(schedule='annealed', **one))
+            if 'coatnet' in arch
+            else (cfg.replace(**one), None)
+        )
+
     return [pair(a, s) for s in range(seeds) for a in which_models(models)]
 
 # %% ../nbs/19_paper.ipynb #89bf1d04
 def paper_rows(
-    cfg:Config,
-    annealed=None   # the `Config` of its control, or None for a network without soups
+    cfg: Config,
+    annealed=None,  # the `Config` of its control, or None for a network without soups
 ) -> list:
     "Train what is missing; the rows of that training."
     run = get_run(cfg)
     control = get_run(annealed) if annealed else None
-    if control is None: cands = {'single best': Candidate('baseline', run.logits_of(run.best().weights(), 'test')), 'last epoch': Candidate('control', run.logits_of(run.weights('last'), 'test'))}
-    else: cands = candidates(run, paper_soups(run, 'accuracy', bn := fresh_bn(run)), control, bn)
+    if control is None:
+        cands = {
+            'single best': Candidate('baseline', run.logits_of(run.best().weights(), 'test')),
+            'last epoch': Candidate('control', run.logits_of(run.weights('last'), 'test')),
+        }
+    else:
+        cands = candidates(run, paper_soups(run, 'accuracy', bn := fresh_bn(run)), control, bn)
     what, how = origin(run)
-    how['dtype'] = how.pop('precision')      # the other precision is a score
+    how['dtype'] = how.pop('precision')  # the other precision is a score
     how['training_seconds'] += control.provenance['seconds'] if control else 0
-    what |= dict(run=cfg.key, pictures=run.pictures.fingerprint, size=cfg.size, weights=cfg.pretrained, test_pictures=len(run.targs('test')))
+    what |= dict(
+        run=cfg.key,
+        pictures=run.pictures.fingerprint,
+        size=cfg.size,
+        weights=cfg.pretrained,
+        test_pictures=len(run.targs('test')),
+    )
     return [what | r | how for r in table(cands, run.targs('test')).to_dict('records')]
 
+# %% ../nbs/19_paper.ipynb #9e5d3c1d
 def fill(
-    jobs,          # of `plan`
-    path,          # the long table
-    then=None      # called after each training that was not there yet
+    jobs,  # of `plan`
+    path,  # the long table
+    then=None,  # called after each training that was not there yet
 ):
     "Add the rows that are missing."
     for i, (cfg, ann) in enumerate(jobs, 1):
         name = f'[{i}/{len(jobs)}] {called(cfg.arch)}, seed {cfg.seed}'
-        if len(read_rows(path, run=cfg.key, pictures=load_pictures(cfg.data, cfg.split_seed).fingerprint)): print(f'{name}: in the table', flush=True); continue
+        if len(read_rows(path, run=cfg.key, pictures=load_pictures(cfg.data, cfg.split_seed).fingerprint)):
+            print(f'{name}: in the table', flush=True)
+            continue
         print(f'{name}: {cfg.epochs} epochs' + (' and the annealed control' if ann else ''), flush=True)
         add_rows(path, paper_rows(cfg, ann), ('run', 'model'))
-        if then: then()
+        if then:
+            then()
 
 # %% ../nbs/19_paper.ipynb #81fef062
 def _ours(d):
@@ -103,174 +145,422 @@ def _ours(d):
     n = int(d.test_pictures.iloc[0])
     acc = over_seeds(d.accuracy)
     out = dict(seeds=acc['seeds'], test_pictures=n)
-    for m in ('accuracy', 'precision', 'recall', 'f1'): out |= {m+s: 100*v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[m]).values())[:3])}
-    out |= {k: 100*v for k, v in zip(('next_lo', 'next_hi', 'pictures_lo', 'pictures_hi'), (*one_more(d.accuracy), *wilson(round(acc['mean']*n), n)))}
+    for m in ('accuracy', 'precision', 'recall', 'f1'):
+        out |= {m + s: 100 * v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[m]).values())[:3])}
+    out |= {
+        k: 100 * v
+        for k, v in zip(
+            ('next_lo', 'next_hi', 'pictures_lo', 'pictures_hi'),
+            (*one_more(d.accuracy), *wilson(round(acc['mean'] * n), n)),
+        )
+    }
     for k, col in (('gain', 'diff'), ('fair_gain', 'fair_diff')):
-        if col in d and d[col].notna().all() and d.model.iloc[0] != 'single best': out |= {k+s: 100*v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[col]).values())[:3])}
+        if col in d and d[col].notna().all() and d.model.iloc[0] != 'single best':
+            out |= {k + s: 100 * v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[col]).values())[:3])}
     return out
 
+# %% ../nbs/19_paper.ipynb #1dd7fe7c
 def _beside(row, theirs):
     "The published row, and the difference to it."
-    out = {f'published_{m}': theirs[m] for m in ('accuracy', 'precision', 'recall', 'f1', 'accuracy_lo', 'accuracy_hi')}
+    out = {
+        f'published_{m}': theirs[m]
+        for m in ('accuracy', 'precision', 'recall', 'f1', 'accuracy_lo', 'accuracy_hi')
+    }
     n, N = row['test_pictures'], ICH17['test']
-    diff = dict(diff=row['accuracy']-theirs.accuracy, diff_lo=row['accuracy_lo']-theirs.accuracy, diff_hi=row['accuracy_hi']-theirs.accuracy, f1_diff=row['f1']-theirs.f1)
-    return out | diff | {k: 100*v for k, v in zip(('unpaired_lo', 'unpaired_hi'), newcombe(round(row['accuracy']*n/100), n, round(theirs.accuracy*N/100), N)[1:])}
+    diff = dict(
+        diff=row['accuracy'] - theirs.accuracy,
+        diff_lo=row['accuracy_lo'] - theirs.accuracy,
+        diff_hi=row['accuracy_hi'] - theirs.accuracy,
+        f1_diff=row['f1'] - theirs.f1,
+    )
+    return (
+        out
+        | diff
+        | {
+            k: 100 * v
+            for k, v in zip(
+                ('unpaired_lo', 'unpaired_hi'),
+                newcombe(round(row['accuracy'] * n / 100), n, round(theirs.accuracy * N / 100), N)[1:],
+            )
+        }
+    )
 
+# %% ../nbs/19_paper.ipynb #2f0a19ec
 def results(
-    rows:pd.DataFrame   # of the long table
+    rows: pd.DataFrame,  # of the long table
 ) -> pd.DataFrame:
     "One row a model, mean over seeds, the published row beside it where there is one; scores and differences in per cent."
     paper, out = published().set_index('model'), []
     order = {a: i for i, a in enumerate(_NAMES)}
     archs = sorted(rows.arch.unique(), key=lambda a: (order.get(a, len(order)), a))
-    rank = {m: i for i, m in enumerate(('single best', 'uniform soup', 'greedy soup', 'greedy soup, best first', 'uniform soup, averaged BN', 'single best, fresh BN', 'annealed, fresh BN', 'annealed, last epoch'))}
+    rank = {
+        m: i
+        for i, m in enumerate(
+            (
+                'single best',
+                'uniform soup',
+                'greedy soup',
+                'greedy soup, best first',
+                'uniform soup, averaged BN',
+                'single best, fresh BN',
+                'annealed, fresh BN',
+                'annealed, last epoch',
+            )
+        )
+    }
     for arch in archs:
         mine, base = rows[rows.arch == arch], _PRINTED.get(called(arch))
         for m in sorted(mine.model.unique(), key=lambda m: rank.get(m, len(rank))):
             d = mine[mine.model == m]
-            name = called(arch) if m == 'single best' else f'{called(arch)} + {m}' if 'soup' in m else f'{called(arch)}, {m}'
+            name = (
+                called(arch)
+                if m == 'single best'
+                else f'{called(arch)} + {m}'
+                if 'soup' in m
+                else f'{called(arch)}, {m}'
+            )
             row = dict(name=name, arch=arch, model=m, group=d.group.iloc[0]) | _ours(d)
             printed = base if m == 'single best' else f'{base} + {m}'
             if printed in paper.index:
                 row |= dict(published_as=printed) | _beside(row, paper.loc[printed])
-                if m != 'single best': row['published_gain'] = paper.accuracy[printed] - paper.accuracy[base]
+                if m != 'single best':
+                    row['published_gain'] = paper.accuracy[printed] - paper.accuracy[base]
             out.append(dict(published_as=None) | row)
     return pd.DataFrame(out)
 
 # %% ../nbs/19_paper.ipynb #e81da48f
 def beside_in_words(
-    row   # of `results`, one that has a published row
+    row,  # of `results`, one that has a published row
 ) -> str:
     "Where the published number lies, and the difference."
     r, p = row, row['published_accuracy']
-    where = lambda lo, hi: f"inside [{lo:.1f}, {hi:.1f}]" if lo <= p <= hi else f"{'below' if p < lo else 'above'} [{lo:.1f}, {hi:.1f}]"
+    where = lambda lo, hi: (
+        f"inside [{lo:.1f}, {hi:.1f}]"
+        if lo <= p <= hi
+        else f"{'below' if p < lo else 'above'} [{lo:.1f}, {hi:.1f}]"
+    )
     many = r['seeds'] > 1
-    seeds = f", {where(r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} seeds; {where(r['next_lo'], r['next_hi'])}, where one more seed is expected" if many else ' (one seed: no interval over seeds)'
+    seeds = (
+        f", {where(r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} seeds; {where(r['next_lo'], r['next_hi'])}, where one more seed is expected"
+        if many
+        else ' (one seed: no interval over seeds)'
+    )
     out = f"**{r['name']}**: {r['accuracy']:.1f} %. The published {p:.2f} % of {r['published_as']} lies {where(r['pictures_lo'], r['pictures_hi'])}, where {r['test_pictures']:.0f} other test pictures could put ours{seeds}. "
-    out += f"Difference {r['diff']:+.1f} points" + (f" [{r['diff_lo']:+.1f}, {r['diff_hi']:+.1f}] over seeds" if many else '') + f", [{r['unpaired_lo']:+.1f}, {r['unpaired_hi']:+.1f}] as if each had its own test pictures: "
-    out += 'not told apart' if r['unpaired_lo'] <= 0 <= r['unpaired_hi'] else 'ours is better' if r['diff'] > 0 else 'ours is worse'
+    out += (
+        f"Difference {r['diff']:+.1f} points"
+        + (f" [{r['diff_lo']:+.1f}, {r['diff_hi']:+.1f}] over seeds" if many else '')
+        + f", [{r['unpaired_lo']:+.1f}, {r['unpaired_hi']:+.1f}] as if each had its own test pictures: "
+    )
+    out += (
+        'not told apart'
+        if r['unpaired_lo'] <= 0 <= r['unpaired_hi']
+        else 'ours is better'
+        if r['diff'] > 0
+        else 'ours is worse'
+    )
     if pd.notna(r.get('published_gain')) and pd.notna(r.get('gain')):
-        out += f". Gain over the single checkpoint of the same training {r['gain']:+.1f} points" + (f" [{r['gain_lo']:+.1f}, {r['gain_hi']:+.1f}]" if many else '') + f", published {r['published_gain']:+.2f}"
+        out += (
+            f". Gain over the single checkpoint of the same training {r['gain']:+.1f} points"
+            + (f" [{r['gain_lo']:+.1f}, {r['gain_hi']:+.1f}]" if many else '')
+            + f", published {r['published_gain']:+.2f}"
+        )
     return out + '.'
 
+# %% ../nbs/19_paper.ipynb #f6df806a
 def pretty_results(
-    df   # of `results`
+    df,  # of `results`
 ) -> pd.DataFrame:
     "For reading."
-    def ours(r, m): return f'{r[m]:.2f}' + (f" [{r[m+'_lo']:.2f}, {r[m+'_hi']:.2f}]" if pd.notna(r[m+'_lo']) else '')
-    def maybe(r, k, f='{:.2f}'): return f.format(r[k]) if pd.notna(r.get(k)) else ''
-    cols = {'model': lambda r: r['name'], 'seeds': lambda r: f"{r['seeds']:.0f}", 'accuracy %': lambda r: ours(r, 'accuracy'), 'published': lambda r: maybe(r, 'published_accuracy'), 'difference': lambda r: maybe(r, 'diff', '{:+.2f}'),
-            'macro-F1 %': lambda r: ours(r, 'f1'), 'published F1': lambda r: maybe(r, 'published_f1'), 'gain over single': lambda r: maybe(r, 'gain', '{:+.2f}') + (f" [{r['gain_lo']:+.2f}, {r['gain_hi']:+.2f}]" if pd.notna(r.get('gain_lo')) else '')}
+
+    def ours(r, m):
+        return f'{r[m]:.2f}' + (
+            f" [{r[m + '_lo']:.2f}, {r[m + '_hi']:.2f}]" if pd.notna(r[m + '_lo']) else ''
+        )
+
+    def maybe(r, k, f='{:.2f}'):
+        return f.format(r[k]) if pd.notna(r.get(k)) else ''
+
+    cols = {
+        'model': lambda r: r['name'],
+        'seeds': lambda r: f"{r['seeds']:.0f}",
+        'accuracy %': lambda r: ours(r, 'accuracy'),
+        'published': lambda r: maybe(r, 'published_accuracy'),
+        'difference': lambda r: maybe(r, 'diff', '{:+.2f}'),
+        'macro-F1 %': lambda r: ours(r, 'f1'),
+        'published F1': lambda r: maybe(r, 'published_f1'),
+        'gain over single': lambda r: (
+            maybe(r, 'gain', '{:+.2f}')
+            + (f" [{r['gain_lo']:+.2f}, {r['gain_hi']:+.2f}]" if pd.notna(r.get('gain_lo')) else '')
+        ),
+    }
     return pd.DataFrame([{k: f(r) for k, f in cols.items()} for _, r in df.iterrows()])
 
 # %% ../nbs/19_paper.ipynb #9789ca51
 def settings_in_words(
-    jobs   # of `plan`
+    jobs,  # of `plan`
 ) -> list:
     "In what the trainings differ from the protocol: a line each."
     cfg, want = jobs[0][0], Config.paper()
-    lines = [f"{k} is {getattr(cfg, k)}, not {getattr(want, k)}" for k in ('size', 'epochs', 'bs', 'lr') if getattr(cfg, k) != getattr(want, k)]
-    if not cfg.pretrained: lines.append('trained from nothing, not fine-tuned')
+    lines = [
+        f"{k} is {getattr(cfg, k)}, not {getattr(want, k)}"
+        for k in ('size', 'epochs', 'bs', 'lr')
+        if getattr(cfg, k) != getattr(want, k)
+    ]
+    if not cfg.pretrained:
+        lines.append('trained from nothing, not fine-tuned')
     archs = dict.fromkeys(c.arch for c, _ in jobs)
-    if other := [called(a) for a in archs if called(a) not in PAPER_MODELS.values()]: lines.append(f"not the paper's networks: {', '.join(other)}")
+    if other := [called(a) for a in archs if called(a) not in PAPER_MODELS.values()]:
+        lines.append(f"not the paper's networks: {', '.join(other)}")
     return lines
 
+# %% ../nbs/19_paper.ipynb #6a2a3b13
 def write_results(
-    out,            # a folder with the long table `rows.csv`
-    jobs,           # of `plan`
-    differs=()      # lines of `check_layout` and `settings_in_words`
+    out,  # a folder with the long table `rows.csv`
+    jobs,  # of `plan`
+    differs=(),  # lines of `check_layout` and `settings_in_words`
 ) -> pd.DataFrame:
     "results.csv, results.md and results.png from what is in the long table; returns the results."
     out, keys = Path(out), {c.key for c, _ in jobs}
-    rows = read_rows(out/'rows.csv')
+    rows = read_rows(out / 'rows.csv')
     rows = rows[rows.run.isin(keys)]
     df = results(rows)
-    with atomic(out/'results.csv') as tmp: df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
+    with atomic(out / 'results.csv') as tmp:
+        df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
     fig = plot_published(df)
-    with atomic(out/'results.png') as tmp: fig.savefig(tmp, format='png', dpi=160)
+    with atomic(out / 'results.png') as tmp:
+        fig.savefig(tmp, format='png', dpi=160)
     plt.close(fig)
-    with atomic(out/'results.md') as tmp: tmp.write_text(_report(df, rows, len(jobs), differs), encoding='utf-8')
+    with atomic(out / 'results.md') as tmp:
+        tmp.write_text(_report(df, rows, len(jobs), differs), encoding='utf-8')
     return df
 
+# %% ../nbs/19_paper.ipynb #1a15e746
 def _report(df, rows, n, differs):
     "results.md."
-    done, hours = rows.run.nunique(), rows.drop_duplicates('run').training_seconds.sum()/3600
-    made = f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60*hours:.1f} minutes'} with their annealed controls; {', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
-    warn = [] if not differs else ['This is **not** the experiment of the paper; the published numbers stand beside for orientation. It differs in:\n', *(f'- {d}' for d in differs), '']
-    said = [f'- {beside_in_words(r)}' for _, r in df[df.published_accuracy.notna()].iterrows()] if 'published_accuracy' in df else []
-    return '\n'.join(["# The paper's table\n", made, '', *warn, _markdown(pretty_results(df)), '', 'Mean and 95 % interval over seeds; published: JITC 2025(3).', '', *said, '', '![Ours and the published numbers](results.png)', '', 'Every row behind the means: rows.csv.']) + '\n'
+    done, hours = rows.run.nunique(), rows.drop_duplicates('run').training_seconds.sum() / 3600
+    made = f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'} with their annealed controls; {', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
+    warn = (
+        []
+        if not differs
+        else [
+            'This is **not** the experiment of the paper; the published numbers stand beside for orientation. It differs in:\n',
+            *(f'- {d}' for d in differs),
+            '',
+        ]
+    )
+    said = (
+        [f'- {beside_in_words(r)}' for _, r in df[df.published_accuracy.notna()].iterrows()]
+        if 'published_accuracy' in df
+        else []
+    )
+    return (
+        '\n'.join(
+            [
+                "# The paper's table\n",
+                made,
+                '',
+                *warn,
+                _markdown(pretty_results(df)),
+                '',
+                'Mean and 95 % interval over seeds; published: JITC 2025(3).',
+                '',
+                *said,
+                '',
+                '![Ours and the published numbers](results.png)',
+                '',
+                'Every row behind the means: rows.csv.',
+            ]
+        )
+        + '\n'
+    )
 
-def _markdown(df): return '\n'.join(['| ' + ' | '.join(map(str, r)) + ' |' for r in [df.columns, ['---']*len(df.columns), *df.values]])
+# %% ../nbs/19_paper.ipynb #58f01824
+def _markdown(df):
+    return '\n'.join(
+        ['| ' + ' | '.join(map(str, r)) + ' |' for r in [df.columns, ['---'] * len(df.columns), *df.values]]
+    )
 
 # %% ../nbs/19_paper.ipynb #72c1be1a
 def costs(
-    jobs   # of `plan`
+    jobs,  # of `plan`
 ) -> pd.DataFrame:
     "One row a network: pictures a second here, hours for all its trainings and their scores, at most so many GB of snapshots."
     from ich_soups.bench import model_speed
+
     pics, rows = load_pictures(jobs[0][0].data), []
     n = {s: len(pics.idxs(s)) for s in SPLITS}
     for arch in dict.fromkeys(c.arch for c, _ in jobs):
         mine = [c for j in jobs for c in j if c is not None and c.arch == arch]
         v = model_speed(mine[0], len(pics.classes), compiled=mine[0].compile)
-        kept = [min(c.epochs, len(c.monitor)*c.k + len(c.fixed)) for c in mine]
-        seconds = sum(c.epochs*(n['train']/v['train'] + n['val']/v['score']) + (2*k+12)*n['test']/v['score'] for c, k in zip(mine, kept))
-        rows.append(dict(model=called(arch), trainings=len(mine), pictures_per_s=v['train'], minutes_per_epoch=(n['train']/v['train'] + n['val']/v['score'])/60, hours=seconds/3600, disk_GB=4e-9*v['params']*sum(k+3 for k in kept)))
+        kept = [min(c.epochs, len(c.monitor) * c.k + len(c.fixed)) for c in mine]
+        seconds = sum(
+            c.epochs * (n['train'] / v['train'] + n['val'] / v['score'])
+            + (2 * k + 12) * n['test'] / v['score']
+            for c, k in zip(mine, kept)
+        )
+        rows.append(
+            dict(
+                model=called(arch),
+                trainings=len(mine),
+                pictures_per_s=v['train'],
+                minutes_per_epoch=(n['train'] / v['train'] + n['val'] / v['score']) / 60,
+                hours=seconds / 3600,
+                disk_GB=4e-9 * v['params'] * sum(k + 3 for k in kept),
+            )
+        )
     df = pd.DataFrame(rows)
-    return pd.concat([df, pd.DataFrame([dict(model='all', trainings=df.trainings.sum(), hours=df.hours.sum(), disk_GB=df.disk_GB.sum())])], ignore_index=True)
+    return pd.concat(
+        [
+            df,
+            pd.DataFrame(
+                [
+                    dict(
+                        model='all',
+                        trainings=df.trainings.sum(),
+                        hours=df.hours.sum(),
+                        disk_GB=df.disk_GB.sum(),
+                    )
+                ]
+            ),
+        ],
+        ignore_index=True,
+    )
 
 # %% ../nbs/19_paper.ipynb #6985645f
 def _parser():
-    p = argparse.ArgumentParser('python -m ich_soups.paper', description="The paper's table from its photographs: train, cook, compare with the published numbers. Give the same command again to go on.")
-    p.add_argument('data', nargs='?', default='ich17', help='folder with train/ val/ test/ CLASS/ image.jpg; default: what the variable ICH17 names')
-    p.add_argument('--weights', default='timm', help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' trains from nothing")
+    p = argparse.ArgumentParser(
+        'python -m ich_soups.paper',
+        description="The paper's table from its photographs: train, cook, compare with the published numbers. Give the same command again to go on.",
+    )
+    p.add_argument(
+        'data',
+        nargs='?',
+        default='ich17',
+        help='folder with train/ val/ test/ CLASS/ image.jpg; default: what the variable ICH17 names',
+    )
+    p.add_argument(
+        '--weights',
+        default='timm',
+        help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' trains from nothing",
+    )
     p.add_argument('--seeds', type=int, default=5, help='trainings of each network')
-    p.add_argument('--models', default='', help="timm names or the paper's, with commas between; default: the paper's five")
-    for k, t, h in (('epochs', int, 'default: 50'), ('size', int, 'width and height in pixels, default: 224'), ('bs', int, 'pictures a step, default: 128'), ('accum', int, 'in how many parts a step is computed, default: 2; more need less memory'), ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has")): p.add_argument(f'--{k}', type=t, help=h)
-    p.add_argument('--compile', action='store_true', default=None, help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster here')
+    p.add_argument(
+        '--models',
+        default='',
+        help="timm names or the paper's, with commas between; default: the paper's five",
+    )
+    for k, t, h in (
+        ('epochs', int, 'default: 50'),
+        ('size', int, 'width and height in pixels, default: 224'),
+        ('bs', int, 'pictures a step, default: 128'),
+        ('accum', int, 'in how many parts a step is computed, default: 2; more need less memory'),
+        ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has"),
+    ):
+        p.add_argument(f'--{k}', type=t, help=h)
+    p.add_argument(
+        '--compile',
+        action='store_true',
+        default=None,
+        help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster here',
+    )
     p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
-    p.add_argument('--where', default='here', help="'ray' or ray://HOST:PORT to train all runs there first, several at a time")
-    p.add_argument('--gpus', type=float, help='with --where: GPUs of each run; default: 1 where there are any')
-    p.add_argument('--plan', action='store_true', help='measure a few batches, say what it will cost, and stop')
+    p.add_argument(
+        '--where',
+        default='here',
+        help="'ray' or ray://HOST:PORT to train all runs there first, several at a time",
+    )
+    p.add_argument(
+        '--gpus', type=float, help='with --where: GPUs of each run; default: 1 where there are any'
+    )
+    p.add_argument(
+        '--plan', action='store_true', help='measure a few batches, say what it will cost, and stop'
+    )
     return p
 
+# %% ../nbs/19_paper.ipynb #bed2c1fc
 def prepare(
-    a   # of the parser
+    a,  # of the parser
 ) -> tuple:
     "`(jobs, differs)`: what to train, and in what that is not the paper. Whatever cannot work is found here, before days are spent: `BadInput`."
-    data = 'ich17' if a.data == 'ich17' or os.environ.get('ICH17') and Path(a.data).exists() and Path(a.data).resolve() == Path(os.environ['ICH17']).resolve() else a.data
-    if data != 'ich17' and not Path(data).exists(): raise BadInput(f'{data} does not exist; give the folder that holds train, val and test')
-    weights = {'none': '', 'timm': 'timm', 'pip': 'pip'}.get(a.weights) if a.weights in ('none', 'timm', 'pip') else str(Path(a.weights).resolve())
-    if weights not in ('', 'timm', 'pip') and not Path(weights).exists(): raise BadInput(f'{a.weights} does not exist; give a folder of weights, fill one with: python -m ich_soups.models FOLDER, or leave it out to download')
-    over = {k: v for k in ('epochs', 'size', 'bs', 'accum', 'precision', 'compile') if (v := getattr(a, k)) is not None}
+    data = (
+        'ich17'
+        if a.data == 'ich17'
+        or os.environ.get('ICH17')
+        and Path(a.data).exists()
+        and Path(a.data).resolve() == Path(os.environ['ICH17']).resolve()
+        else a.data
+    )
+    if data != 'ich17' and not Path(data).exists():
+        raise BadInput(f'{data} does not exist; give the folder that holds train, val and test')
+    weights = (
+        {'none': '', 'timm': 'timm', 'pip': 'pip'}.get(a.weights)
+        if a.weights in ('none', 'timm', 'pip')
+        else str(Path(a.weights).resolve())
+    )
+    if weights not in ('', 'timm', 'pip') and not Path(weights).exists():
+        raise BadInput(
+            f'{a.weights} does not exist; give a folder of weights, fill one with: python -m ich_soups.models FOLDER, or leave it out to download'
+        )
+    over = {
+        k: v
+        for k in ('epochs', 'size', 'bs', 'accum', 'precision', 'compile')
+        if (v := getattr(a, k)) is not None
+    }
     jobs = plan(data, weights, a.seeds, a.models, **over)
     differs = check_layout(data) + settings_in_words(jobs)
-    for arch in dict.fromkeys(c.arch for c, _ in jobs): create_model(arch, 2, jobs[0][0].size, weights)
-    out = Path(a.out or home()/'paper')
+    for arch in dict.fromkeys(c.arch for c, _ in jobs):
+        create_model(arch, 2, jobs[0][0].size, weights)
+    out = Path(a.out or home() / 'paper')
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-    except OSError as e: raise BadInput(f'{out} cannot be written to ({e.strerror}); choose another folder for the results') from None
+    except OSError as e:
+        raise BadInput(
+            f'{out} cannot be written to ({e.strerror}); choose another folder for the results'
+        ) from None
     return jobs, differs
 
+# %% ../nbs/19_paper.ipynb #4034b51c
 def main(args=None):
     "See `_parser`; exit code 2 and one line for what cannot be done."
     a = _parser().parse_args(args)
     try:
         jobs, differs = prepare(a)
-        out = Path(a.out or home()/'paper')
-        for d in differs: print(f'warning: not as in the paper: {d}', file=sys.stderr, flush=True)
-        if a.plan: print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n'); return
+        out = Path(a.out or home() / 'paper')
+        for d in differs:
+            print(f'warning: not as in the paper: {d}', file=sys.stderr, flush=True)
+        if a.plan:
+            print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n')
+            return
         if a.where != 'here':
             from ich_soups.cluster import train_all
+
             train_all([c for j in jobs for c in j if c is not None], a.where, gpus=a.gpus)
         use_style()
-        fill(jobs, out/'rows.csv', lambda: write_results(out, jobs, differs))
+        fill(jobs, out / 'rows.csv', lambda: write_results(out, jobs, differs))
         df = write_results(out, jobs, differs)
         shown = df[df.published_as.notna()] if df.published_as.notna().any() else df
-        print(pretty_results(shown).to_string(index=False), f"{out/'results.md'}: the table, a sentence on each number, and the figure", sep='\n')
-    except BadInput as e: print(e, file=sys.stderr); sys.exit(2)
-    except (MemoryError, torch.OutOfMemoryError): print('there is not enough memory; compute a step in more parts (--accum 4, or make paper ACCUM=4)', file=sys.stderr); sys.exit(2)
-    except KeyboardInterrupt: print('interrupted; every finished epoch is kept, and the same command goes on from there', file=sys.stderr); sys.exit(130)
+        print(
+            pretty_results(shown).to_string(index=False),
+            f"{out / 'results.md'}: the table, a sentence on each number, and the figure",
+            sep='\n',
+        )
+    except BadInput as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, torch.OutOfMemoryError):
+        print(
+            'there is not enough memory; compute a step in more parts (--accum 4, or make paper ACCUM=4)',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            'interrupted; every finished epoch is kept, and the same command goes on from there',
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/19_paper.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -23,26 +23,44 @@ from .core import refuse_smoke
 from .locks import locked
 
 # %% ../nbs/11_plots.ipynb #d7900551
-COLOURS = dict(zip('blue orange green red purple brown pink grey yellow sky'.split(), sns.color_palette('colorblind')))
+COLOURS = dict(
+    zip('blue orange green red purple brown pink grey yellow sky'.split(), sns.color_palette('colorblind'))
+)
+
 
 def use_style():
     "Set the style of every figure; called once in each notebook."
     sns.set_theme(context='paper', style='ticks', palette='colorblind', font_scale=1.05)
-    plt.rcParams.update({'figure.dpi': 110, 'savefig.dpi': 160, 'savefig.bbox': 'tight', 'axes.spines.top': False, 'axes.spines.right': False,
-                         'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'legend.frameon': False,
-                         'svg.hashsalt': 'ich_soups', 'svg.fonttype': 'none', 'figure.constrained_layout.use': True})
+    plt.rcParams.update(
+        {
+            'figure.dpi': 110,
+            'savefig.dpi': 160,
+            'savefig.bbox': 'tight',
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'axes.titlesize': 10,
+            'axes.titleweight': 'bold',
+            'axes.titlelocation': 'left',
+            'legend.frameon': False,
+            'svg.hashsalt': 'ich_soups',
+            'svg.fonttype': 'none',
+            'figure.constrained_layout.use': True,
+        }
+    )
+
+# %% ../nbs/11_plots.ipynb #8255b07e
 use_style()
 
 # %% ../nbs/11_plots.ipynb #436ab5e4
 def save_fig(
-    fig,             # a matplotlib Figure
-    name:str,        # file name without suffix
-    data:pd.DataFrame,  # what was drawn
-    notebook:str,    # the one notebook that draws it
-    caption:str,     # one sentence
-    made:dict,       # provenance of the numbers: profile, data, device, date
-    folder,          # `core.figures_dir()`
-    dpi:int=160      # dots an inch of the PNG
+    fig,  # a matplotlib Figure
+    name: str,  # file name without suffix
+    data: pd.DataFrame,  # what was drawn
+    notebook: str,  # the one notebook that draws it
+    caption: str,  # one sentence
+    made: dict,  # provenance of the numbers: profile, data, device, date
+    folder,  # `core.figures_dir()`
+    dpi: int = 160,  # dots an inch of the PNG
 ):
     "Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the figure. `BadInput` for a smoke run in the committed figures."
     folder = Path(folder)
@@ -51,21 +69,25 @@ def save_fig(
     fig.draw_without_rendering()
     fig.set_layout_engine('none')  # settled: solving the layout again would move everything by a hair
     fig.savefig(png := io.BytesIO(), dpi=dpi)
-    (folder/f'{name}.png').write_bytes(shrink_png(png.getvalue()))
+    (folder / f'{name}.png').write_bytes(shrink_png(png.getvalue()))
     fig.savefig(svg := io.StringIO(), format='svg', metadata=dict(Date=None))
-    (folder/f'{name}.svg').write_text(_shrink_embedded(svg.getvalue()), encoding='utf-8', newline='\n')
-    data.to_csv(folder/f'{name}.csv', index=False, float_format='%.6g', lineterminator='\n')
-    with locked(folder/'.lock'):
-        f = folder/'index.json'
+    (folder / f'{name}.svg').write_text(_shrink_embedded(svg.getvalue()), encoding='utf-8', newline='\n')
+    data.to_csv(folder / f'{name}.csv', index=False, float_format='%.6g', lineterminator='\n')
+    with locked(folder / '.lock'):
+        f = folder / 'index.json'
         index = json.loads(f.read_text()) if f.exists() else {}
-        if index.get(name, {}).get('notebook', notebook) != notebook: raise ValueError(f"the figure {name!r} already belongs to {index[name]['notebook']}; choose another name")
+        if index.get(name, {}).get('notebook', notebook) != notebook:
+            raise ValueError(
+                f"the figure {name!r} already belongs to {index[name]['notebook']}; choose another name"
+            )
         index[name] = dict(notebook=notebook, caption=caption, made=made)
-        f.write_text(json.dumps(dict(sorted(index.items())), indent=1, sort_keys=True)+'\n')
+        f.write_text(json.dumps(dict(sorted(index.items())), indent=1, sort_keys=True) + '\n')
         _write_gallery(folder, index)
     return fig
 
+# %% ../nbs/11_plots.ipynb #5b8a697d
 def shrink_png(
-    data:bytes   # a PNG file
+    data: bytes,  # a PNG file
 ) -> bytes:
     "The same picture in 256 colours, a third of the bytes; nobody sees the difference in a plot."
     out = io.BytesIO()
@@ -73,313 +95,616 @@ def shrink_png(
     im.quantize(256, dither=Image.Dither.NONE).save(out, 'png', optimize=True)
     return out.getvalue()
 
+# %% ../nbs/11_plots.ipynb #d4ef8476
 def _shrink_embedded(svg):
     "The same SVG with its opaque PNGs in 256 colours."
+
     def smaller(m):
         png = base64.b64decode(m[2])
         opaque = Image.open(io.BytesIO(png), formats=('PNG',)).convert('RGBA').getextrema()[3] == (255, 255)
         return m[1] + base64.b64encode(shrink_png(png) if opaque else png).decode()
+
     return re.sub(r'(data:image/png;base64,)\s*([^"]+)', smaller, svg)
 
+# %% ../nbs/11_plots.ipynb #bc90733a
 def _write_gallery(folder, index):
     "README.md of the figures."
-    rows = [f"## {n}\n\n![{n}]({n}.png)\n\n{v['caption']} Drawn by `nbs/{v['notebook']}.ipynb` from [{n}.csv]({n}.csv); {said(v['made'])}.\n" for n, v in sorted(index.items())]
-    (folder/'README.md').write_text('# Figures\n\nMade by `make figures`; edited by nobody.\n\n' + '\n'.join(rows))
+    rows = [
+        f"## {n}\n\n![{n}]({n}.png)\n\n{v['caption']} Drawn by `nbs/{v['notebook']}.ipynb` from [{n}.csv]({n}.csv); {said(v['made'])}.\n"
+        for n, v in sorted(index.items())
+    ]
+    (folder / 'README.md').write_text(
+        '# Figures\n\nMade by `make figures`; edited by nobody.\n\n' + '\n'.join(rows)
+    )
 
+# %% ../nbs/11_plots.ipynb #6f045084
 def said(
-    made:dict   # provenance
+    made: dict,  # provenance
 ) -> str:
     "Provenance in words."
-    words = [f"{made[k]} {w}" if w else str(made[k]) for k, w in (('profile', 'profile'), ('data', ''), ('device', ''), ('date', '')) if made.get(k)]
+    words = [
+        f"{made[k]} {w}" if w else str(made[k])
+        for k, w in (('profile', 'profile'), ('data', ''), ('device', ''), ('date', ''))
+        if made.get(k)
+    ]
     return ', '.join(words)
 
 # %% ../nbs/11_plots.ipynb #5c43ab9e
 def plot_samples(
-    images,        # uint8 [N, S, S, 3]
-    labels,        # int [N]
-    classes,       # names
-    per:int=8      # pictures a class
+    images,  # uint8 [N, S, S, 3]
+    labels,  # int [N]
+    classes,  # names
+    per: int = 8,  # pictures a class
 ):
     "One row a class."
-    fig, axs = plt.subplots(len(classes), per, figsize=(.62*per+.05, .62*len(classes)), gridspec_kw=dict(wspace=.04, hspace=.04, left=0, right=1, bottom=0, top=1), layout='none')
+    fig, axs = plt.subplots(
+        len(classes),
+        per,
+        figsize=(0.62 * per + 0.05, 0.62 * len(classes)),
+        gridspec_kw=dict(wspace=0.04, hspace=0.04, left=0, right=1, bottom=0, top=1),
+        layout='none',
+    )
     for c, row in enumerate(axs):
-        for ax, i in zip(row, np.flatnonzero(labels == c)): ax.imshow(Image.fromarray(images[i]).quantize(48).convert('RGB'), interpolation='none')  # few colours and each pixel once: small files
-        for ax in row: ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
+        for ax, i in zip(row, np.flatnonzero(labels == c)):
+            ax.imshow(
+                Image.fromarray(images[i]).quantize(48).convert('RGB'), interpolation='none'
+            )  # few colours and each pixel once: small files
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
         row[0].set_ylabel(classes[c], rotation=0, ha='right', va='center', fontsize=9)
     return fig
 
+# %% ../nbs/11_plots.ipynb #26bd249a
 def plot_counts(
-    df  # columns class, split, n
+    df,  # columns class, split, n
 ):
     "Pictures a class, by split, longest bar first."
     wide = df.pivot(index='class', columns='split', values='n')[['train', 'val', 'test']]
     wide = wide.loc[wide.sum(axis=1).sort_values().index]
-    fig, ax = plt.subplots(figsize=(7, .25*len(wide)+.8))
+    fig, ax = plt.subplots(figsize=(7, 0.25 * len(wide) + 0.8))
     left = np.zeros(len(wide))
     for s, c, h in (('train', 'blue', ''), ('val', 'orange', '//'), ('test', 'green', '..')):
-        ax.barh(wide.index, wide[s], left=left, color=COLOURS[c], hatch=h, edgecolor='white', lw=0, label=f'{s} ({wide[s].sum():,})')
+        ax.barh(
+            wide.index,
+            wide[s],
+            left=left,
+            color=COLOURS[c],
+            hatch=h,
+            edgecolor='white',
+            lw=0,
+            label=f'{s} ({wide[s].sum():,})',
+        )
         left += wide[s].values
-    for y, n in enumerate(left): ax.text(n, y, f' {int(n):,}', va='center', fontsize=8)
-    ax.set(xlabel='pictures'); ax.tick_params(axis='y', length=0)
-    if left[:3].max() < .6*left.max(): ax.legend(loc='lower right')
-    else: fig.legend(*ax.get_legend_handles_labels(), loc='outside upper center', ncols=3)       # no room beside the bars
+    for y, n in enumerate(left):
+        ax.text(n, y, f' {int(n):,}', va='center', fontsize=8)
+    ax.set(xlabel='pictures')
+    ax.tick_params(axis='y', length=0)
+    if left[:3].max() < 0.6 * left.max():
+        ax.legend(loc='lower right')
+    else:
+        fig.legend(
+            *ax.get_legend_handles_labels(), loc='outside upper center', ncols=3
+        )  # no room beside the bars
     return fig
 
 # %% ../nbs/11_plots.ipynb #7e8597bc
 def plot_stages(
-    df   # columns model, stage, kind, params, flops, bn_layers
+    df,  # columns model, stage, kind, params, flops, bn_layers
 ):
     "Parameters, operations and BatchNorm layers of each stage, one column of panels a model."
-    models, kinds = df.model.unique(), dict(convolution=('blue', ''), transformer=('orange', '//'), head=('grey', '..'))
-    fig, axs = plt.subplots(3, len(models), figsize=(3.6*len(models), 5), sharex='col', squeeze=False)
+    models, kinds = (
+        df.model.unique(),
+        dict(convolution=('blue', ''), transformer=('orange', '//'), head=('grey', '..')),
+    )
+    fig, axs = plt.subplots(3, len(models), figsize=(3.6 * len(models), 5), sharex='col', squeeze=False)
     for j, m in enumerate(models):
         d = df[(df.model == m) & (df.stage != 'total')]
-        for ax, col, label in zip(axs[:, j], ('params', 'flops', 'bn_layers'), ('parameters', 'FLOPs', 'BatchNorm layers')):
-            unit, sign = next(u for u in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, '')) if d[col].max() >= u[0])
+        for ax, col, label in zip(
+            axs[:, j], ('params', 'flops', 'bn_layers'), ('parameters', 'FLOPs', 'BatchNorm layers')
+        ):
+            unit, sign = next(
+                u for u in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, '')) if d[col].max() >= u[0]
+            )
             for x, (_, r) in enumerate(d.iterrows()):
                 c, h = kinds[r.kind]
-                ax.bar(x, r[col]/unit, color=COLOURS[c], hatch=h, edgecolor='white', lw=0)
-                ax.text(x, r[col]/unit, '0' if not r[col] else f'{r[col]/unit:.3g}' if r[col] >= .1*unit or unit == 1 else '<0.1', ha='center', va='bottom', fontsize=7)
-            ax.margins(y=.15); ax.set_ylabel(f'{label} ({sign})' if sign else label)
-            if col == 'bn_layers': ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axs[0, j].set_title(m); axs[-1, j].set_xticks(range(len(d)), [s.replace('stages.', 'stage ') for s in d.stage], rotation=35, ha='right')
-    shown = {k: plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, ec='white', lw=0) for k, (c, h) in kinds.items() if k != 'head'}   # a head is too small to see
+                ax.bar(x, r[col] / unit, color=COLOURS[c], hatch=h, edgecolor='white', lw=0)
+                ax.text(
+                    x,
+                    r[col] / unit,
+                    '0'
+                    if not r[col]
+                    else f'{r[col] / unit:.3g}'
+                    if r[col] >= 0.1 * unit or unit == 1
+                    else '<0.1',
+                    ha='center',
+                    va='bottom',
+                    fontsize=7,
+                )
+            ax.margins(y=0.15)
+            ax.set_ylabel(f'{label} ({sign})' if sign else label)
+            if col == 'bn_layers':
+                ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axs[0, j].set_title(m)
+        axs[-1, j].set_xticks(
+            range(len(d)), [s.replace('stages.', 'stage ') for s in d.stage], rotation=35, ha='right'
+        )
+    shown = {
+        k: plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, ec='white', lw=0)
+        for k, (c, h) in kinds.items()
+        if k != 'head'
+    }  # a head is too small to see
     fig.legend(shown.values(), shown, loc='outside lower center', ncols=3)
     return fig
 
 # %% ../nbs/11_plots.ipynb #1a77bf2b
 def plot_trajectory(
-    df,      # columns run, epoch, lr, train_loss, valid_loss, accuracy, f1, kept (bool)
-    lr       # columns run, epoch (fraction), lr
+    df,  # columns run, epoch, lr, train_loss, valid_loss, accuracy, f1, kept (bool)
+    lr,  # columns run, epoch (fraction), lr
 ):
     "Learning rate, losses, and validation accuracy and F1 by epoch; kept snapshots are marked."
     runs = df.run.unique()
-    fig, axs = plt.subplots(3, len(runs), figsize=(3.8*len(runs), 5.6), sharex=True, sharey='row', squeeze=False, height_ratios=(.7, 1, 1.2))
+    fig, axs = plt.subplots(
+        3,
+        len(runs),
+        figsize=(3.8 * len(runs), 5.6),
+        sharex=True,
+        sharey='row',
+        squeeze=False,
+        height_ratios=(0.7, 1, 1.2),
+    )
     for (top, mid, low), r in zip(axs.T, runs):
         d, k = df[df.run == r], df[(df.run == r) & df.kept]
-        top.plot(*lr[lr.run == r][['epoch', 'lr']].values.T, color=COLOURS['grey']); top.set(title=r)
-        mid.plot(d.epoch, d.train_loss, color=COLOURS['brown'], ls='--', label='train (mixed pictures)'); mid.plot(d.epoch, d.valid_loss, color=COLOURS['blue'], label='val')
+        top.plot(*lr[lr.run == r][['epoch', 'lr']].values.T, color=COLOURS['grey'])
+        top.set(title=r)
+        mid.plot(d.epoch, d.train_loss, color=COLOURS['brown'], ls='--', label='train (mixed pictures)')
+        mid.plot(d.epoch, d.valid_loss, color=COLOURS['blue'], label='val')
         for col, c, m in (('accuracy', 'blue', 'o'), ('f1', 'orange', 's')):
             low.plot(d.epoch, d[col], color=COLOURS[c], lw=1)
-            low.plot(k.epoch, k[col], m, color=COLOURS[c], ms=5, mec='white', mew=.5, label=dict(accuracy='accuracy', f1='macro-F1')[col]+' (marked: kept)')
-        low.set(xlabel='epoch'); low.yaxis.set_major_formatter(PercentFormatter(1, 0)); low.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for ax, l in zip(axs[:, 0], ('learning rate', 'loss (nats)', 'validation score')): ax.set_ylabel(l)
-    axs[1, -1].legend(); axs[2, -1].legend(loc='lower right')
+            low.plot(
+                k.epoch,
+                k[col],
+                m,
+                color=COLOURS[c],
+                ms=5,
+                mec='white',
+                mew=0.5,
+                label=dict(accuracy='accuracy', f1='macro-F1')[col] + ' (marked: kept)',
+            )
+        low.set(xlabel='epoch')
+        low.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        low.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax, l in zip(axs[:, 0], ('learning rate', 'loss (nats)', 'validation score')):
+        ax.set_ylabel(l)
+    axs[1, -1].legend()
+    axs[2, -1].legend(loc='lower right')
     fig.align_ylabels(axs[:, 0])
     return fig
 
 # %% ../nbs/11_plots.ipynb #7379ad40
-def _percent(v, _=None): return f'{100*v:.3g}%'
-def _points(v, _=None): return f'{100*v:+.3g}' if v else '0'
+def _percent(v, _=None):
+    return f'{100 * v:.3g}%'
 
-_GROUPS = {'baseline': ('grey', 'v'), 'control': ('blue', 'o'), 'soup': ('orange', 'D'), 'ensemble': ('green', 's')}
+
+def _points(v, _=None):
+    return f'{100 * v:+.3g}' if v else '0'
+
+# %% ../nbs/11_plots.ipynb #526da022
+_GROUPS = {
+    'baseline': ('grey', 'v'),
+    'control': ('blue', 'o'),
+    'soup': ('orange', 'D'),
+    'ensemble': ('green', 's'),
+}
+
 
 def plot_forest(
-    df,                             # rows in order; columns model, group, and for each metric `m`: m, m_lo, m_hi
+    df,  # rows in order; columns model, group, and for each metric `m`: m, m_lo, m_hi
     metrics=(('accuracy', 'test accuracy'), ('f1', 'test macro-F1')),
-    reference=None,                 # model whose value is drawn as a line
-    over='test pictures'            # what the intervals are over
+    reference=None,  # model whose value is drawn as a line
+    over='test pictures',  # what the intervals are over
 ):
     "Value and interval of every model, one panel a metric."
-    fig, axs = plt.subplots(1, len(metrics), figsize=(2.6*len(metrics)+2, .26*len(df)+.9), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(
+        1, len(metrics), figsize=(2.6 * len(metrics) + 2, 0.26 * len(df) + 0.9), sharey=True, squeeze=False
+    )
     y = np.arange(len(df))[::-1]
     for ax, (m, label) in zip(axs[0], metrics):
         for g, (c, mark) in _GROUPS.items():
             i = ((df.group == g) & df[m].notna()).values
-            if i.any(): ax.errorbar(df[m][i], y[i], xerr=np.abs(df.loc[i, [f'{m}_lo', f'{m}_hi']].values.T - df[m][i].values), fmt=mark, color=COLOURS[c], ms=5, lw=1.2, label=g)
-        if reference and pd.notna(at := df.set_index('model')[m].get(reference, np.nan)): ax.axvline(at, color='black', lw=.7, ls=':', zorder=0)
-        ax.set_xlabel(label); ax.xaxis.set_major_formatter(_points if 'minus' in label else _percent); ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
+            if i.any():
+                ax.errorbar(
+                    df[m][i],
+                    y[i],
+                    xerr=np.abs(df.loc[i, [f'{m}_lo', f'{m}_hi']].values.T - df[m][i].values),
+                    fmt=mark,
+                    color=COLOURS[c],
+                    ms=5,
+                    lw=1.2,
+                    label=g,
+                )
+        if reference and pd.notna(at := df.set_index('model')[m].get(reference, np.nan)):
+            ax.axvline(at, color='black', lw=0.7, ls=':', zorder=0)
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_formatter(_points if 'minus' in label else _percent)
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.tick_params(axis='y', length=0)
+        ax.grid(axis='x', alpha=0.3)
     axs[0, 0].set_yticks(y, df.model)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, title=f'95 % intervals over {over}')
+    fig.legend(
+        *axs[0, 0].get_legend_handles_labels(),
+        loc='outside upper center',
+        ncols=4,
+        title=f'95 % intervals over {over}',
+    )
     return fig
 
 # %% ../nbs/11_plots.ipynb #40b2d018
 def plot_published(
-    df   # of `paper.results`, in per cent: name, group, and for accuracy and f1 a value, *_lo and *_hi over seeds; pictures_lo, pictures_hi; published_accuracy, its *_lo, *_hi, published_f1
+    df,  # of `paper.results`, in per cent: name, group, and for accuracy and f1 a value, *_lo and *_hi over seeds; pictures_lo, pictures_hi; published_accuracy, its *_lo, *_hi, published_f1
 ):
     "Ours, with a thick interval over seeds and a thin one over test pictures, and the published score below it, hollow."
-    df = df.reindex(columns=list(dict.fromkeys([*df.columns, 'published_accuracy', 'published_accuracy_lo', 'published_accuracy_hi', 'published_f1'])))
-    fig, axs = plt.subplots(1, 2, figsize=(7.6, .3*len(df)+1), sharey=True)
+    df = df.reindex(
+        columns=list(
+            dict.fromkeys(
+                [
+                    *df.columns,
+                    'published_accuracy',
+                    'published_accuracy_lo',
+                    'published_accuracy_hi',
+                    'published_f1',
+                ]
+            )
+        )
+    )
+    fig, axs = plt.subplots(1, 2, figsize=(7.6, 0.3 * len(df) + 1), sharey=True)
     y, grey = np.arange(len(df))[::-1], COLOURS['grey']
-    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=.8, label='other test pictures')
+    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=0.8, label='other test pictures')
     for ax, m, label in zip(axs, ('accuracy', 'f1'), ('test accuracy, %', 'test macro-F1, %')):
         for g, (c, mark) in _GROUPS.items():
             i = (df.group == g).values
-            ax.hlines(y[i], df[f'{m}_lo'][i], df[f'{m}_hi'][i], color=COLOURS[c], lw=2.6, alpha=.55)
-            if i.any(): ax.plot(df[m][i], y[i], mark, color=COLOURS[c], ms=5, label=g)
-        if m == 'accuracy': ax.hlines(y-.3, df.published_accuracy_lo, df.published_accuracy_hi, color='black', lw=.6, ls=':')
-        ax.plot(df[f'published_{m}'], y-.3, 'd', color='black', mfc='white', ms=4.5, label='published')
-        ax.set_xlabel(label); ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10])); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.3)
-    axs[0].set_yticks(y, df.name); axs[0].set_ylim(-.8, len(df)-.3)
+            ax.hlines(y[i], df[f'{m}_lo'][i], df[f'{m}_hi'][i], color=COLOURS[c], lw=2.6, alpha=0.55)
+            if i.any():
+                ax.plot(df[m][i], y[i], mark, color=COLOURS[c], ms=5, label=g)
+        if m == 'accuracy':
+            ax.hlines(
+                y - 0.3, df.published_accuracy_lo, df.published_accuracy_hi, color='black', lw=0.6, ls=':'
+            )
+        ax.plot(df[f'published_{m}'], y - 0.3, 'd', color='black', mfc='white', ms=4.5, label='published')
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.tick_params(axis='y', length=0)
+        ax.grid(axis='x', alpha=0.3)
+    axs[0].set_yticks(y, df.name)
+    axs[0].set_ylim(-0.8, len(df) - 0.3)
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
     return fig
 
 # %% ../nbs/11_plots.ipynb #fce1d272
 def plot_confusions(
-    df,       # columns model, true, predicted, share (of the true class, 0..1)
-    classes   # names, in order
+    df,  # columns model, true, predicted, share (of the true class, 0..1)
+    classes,  # names, in order
 ):
     "Confusion matrices side by side, rows normalised, on a square-root scale that shows the few among the many."
     models = df.model.unique()
-    fig, axs = plt.subplots(1, len(models), figsize=(4.1*len(models)+1.3, 4.9), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(
+        1, len(models), figsize=(4.1 * len(models) + 1.3, 4.9), sharey=True, squeeze=False
+    )
     for ax, m in zip(axs[0], models):
         cm = df[df.model == m].pivot(index='true', columns='predicted', values='share').loc[classes, classes]
-        sns.heatmap(cm, ax=ax, norm=PowerNorm(.5, 0, 1), cmap='cividis', square=True, cbar=ax is axs[0, -1], xticklabels=True, yticklabels=True,
-                    cbar_kws=dict(format=PercentFormatter(1, 0), ticks=[0, .01, .05, .1, .25, .5, 1], shrink=.6, label='share of the true class'))
-        ax.set(title=m, xlabel='predicted', ylabel='true' if ax is axs[0, 0] else ''); ax.tick_params(length=0, labelsize=8)
+        sns.heatmap(
+            cm,
+            ax=ax,
+            norm=PowerNorm(0.5, 0, 1),
+            cmap='cividis',
+            square=True,
+            cbar=ax is axs[0, -1],
+            xticklabels=True,
+            yticklabels=True,
+            cbar_kws=dict(
+                format=PercentFormatter(1, 0),
+                ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1],
+                shrink=0.6,
+                label='share of the true class',
+            ),
+        )
+        ax.set(title=m, xlabel='predicted', ylabel='true' if ax is axs[0, 0] else '')
+        ax.tick_params(length=0, labelsize=8)
     return fig
 
+# %% ../nbs/11_plots.ipynb #2d74bd02
 def plot_per_class(
-    df    # columns class, n (test pictures), diff (of F1), lo, hi; in the order to draw
+    df,  # columns class, n (test pictures), diff (of F1), lo, hi; in the order to draw
 ):
     "Change of F1 for each class, with its interval."
-    fig, ax = plt.subplots(figsize=(6.4, .25*len(df)+.9))
+    fig, ax = plt.subplots(figsize=(6.4, 0.25 * len(df) + 0.9))
     y = np.arange(len(df))[::-1]
     clear = (df.lo > 0) | (df.hi < 0)
     for i, c, l in ((clear, 'orange', 'interval excludes zero'), (~clear, 'grey', 'interval includes zero')):
-        if i.any(): ax.errorbar(df['diff'][i], y[i], xerr=np.abs(df.loc[i, ['lo', 'hi']].values.T - df['diff'][i].values), fmt='D' if c == 'orange' else 'o', color=COLOURS[c], ms=4.5, lw=1.2, label=l)
-    ax.axvline(0, color='black', lw=.7); ax.set_yticks(y, [f'{c}  ({n})' for c, n in zip(df['class'], df.n)]); ax.tick_params(axis='y', length=0)
-    ax.set(xlabel='change of F1 on test, points, 95 % interval'); ax.xaxis.set_major_formatter(PercentFormatter(1, 0, symbol='')); ax.legend(fontsize=8)
+        if i.any():
+            ax.errorbar(
+                df['diff'][i],
+                y[i],
+                xerr=np.abs(df.loc[i, ['lo', 'hi']].values.T - df['diff'][i].values),
+                fmt='D' if c == 'orange' else 'o',
+                color=COLOURS[c],
+                ms=4.5,
+                lw=1.2,
+                label=l,
+            )
+    ax.axvline(0, color='black', lw=0.7)
+    ax.set_yticks(y, [f'{c}  ({n})' for c, n in zip(df['class'], df.n)])
+    ax.tick_params(axis='y', length=0)
+    ax.set(xlabel='change of F1 on test, points, 95 % interval')
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0, symbol=''))
+    ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/11_plots.ipynb #2ed9d202
 def plot_greedy_path(
-    df   # columns metric, order, step, round, tried, score, accepted (bool)
+    df,  # columns metric, order, step, round, tried, score, accepted (bool)
 ):
     "What greedy searches tried, what they took, and the best so far: a row of panels a metric, a column an order."
     metrics, orders = df.metric.unique(), df.order.unique()
-    fig, axs = plt.subplots(len(metrics), len(orders), figsize=(3.7*len(orders), 2.3*len(metrics)+.3), squeeze=False, sharey='row', sharex='col')
+    fig, axs = plt.subplots(
+        len(metrics),
+        len(orders),
+        figsize=(3.7 * len(orders), 2.3 * len(metrics) + 0.3),
+        squeeze=False,
+        sharey='row',
+        sharex='col',
+    )
     for (i, m), (j, o) in [(a, b) for a in enumerate(metrics) for b in enumerate(orders)]:
         d, ax = df[(df.metric == m) & (df.order == o)], axs[i, j]
-        ends = d.groupby('round').agg(step=('step', 'max'), best=('score', lambda s: s[d.accepted].max() if d.accepted[s.index].any() else np.nan)).ffill()
-        ax.step([*ends.step, d.step.max()], [*ends.best, ends.best.iloc[-1]], where='post', color=COLOURS['orange'], lw=1.5, label='soup after each round')
-        for x in ends.step[:-1] if o == 'best' else (): ax.axvline(x+.5, color=COLOURS['grey'], lw=.6, ls=':')
+        ends = (
+            d.groupby('round')
+            .agg(
+                step=('step', 'max'),
+                best=('score', lambda s: s[d.accepted].max() if d.accepted[s.index].any() else np.nan),
+            )
+            .ffill()
+        )
+        ax.step(
+            [*ends.step, d.step.max()],
+            [*ends.best, ends.best.iloc[-1]],
+            where='post',
+            color=COLOURS['orange'],
+            lw=1.5,
+            label='soup after each round',
+        )
+        for x in ends.step[:-1] if o == 'best' else ():
+            ax.axvline(x + 0.5, color=COLOURS['grey'], lw=0.6, ls=':')
         for ok, c, mark, l in ((False, 'grey', 'x', 'tried, rejected'), (True, 'orange', 'D', 'accepted')):
-            ax.plot(d.step[d.accepted == ok], d.score[d.accepted == ok], mark, color=COLOURS[c], ms=5, label=l)
-        for _, r in d[d.accepted].iterrows(): ax.annotate(r.tried.replace('epoch_0', '').replace('epoch_', ''), (r.step, r.score), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.yaxis.set_major_formatter(PercentFormatter(1, 1)); ax.margins(y=.15)
-        if i == 0: ax.set_title(dict(sorted='one pass, from best to worst', best='best improvement at each step').get(o, o))
-        if i == len(metrics)-1: ax.set_xlabel('attempt')
-        if j == 0: ax.set_ylabel(f"val {dict(f1='macro-F1').get(m, m)} of the mean")
+            ax.plot(
+                d.step[d.accepted == ok], d.score[d.accepted == ok], mark, color=COLOURS[c], ms=5, label=l
+            )
+        for _, r in d[d.accepted].iterrows():
+            ax.annotate(
+                r.tried.replace('epoch_0', '').replace('epoch_', ''),
+                (r.step, r.score),
+                xytext=(0, 6),
+                textcoords='offset points',
+                ha='center',
+                fontsize=8,
+            )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+        ax.margins(y=0.15)
+        if i == 0:
+            ax.set_title(
+                dict(sorted='one pass, from best to worst', best='best improvement at each step').get(o, o)
+            )
+        if i == len(metrics) - 1:
+            ax.set_xlabel('attempt')
+        if j == 0:
+            ax.set_ylabel(f"val {dict(f1='macro-F1').get(m, m)} of the mean")
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
+# %% ../nbs/11_plots.ipynb #ff9dc867
 def plot_interpolation(
-    df   # columns pair, alpha, metric, bn ('re-estimated' or 'averaged'), value
+    df,  # columns pair, alpha, metric, bn ('re-estimated' or 'averaged'), value
 ):
     "A metric along the straight line between two checkpoints, with and without BatchNorm re-estimation."
     pairs, metrics = df.pair.unique(), df.metric.unique()
-    fig, axs = plt.subplots(len(metrics), len(pairs), figsize=(2.9*len(pairs)+.3, 2.1*len(metrics)), sharex=True, sharey='row', squeeze=False)
+    fig, axs = plt.subplots(
+        len(metrics),
+        len(pairs),
+        figsize=(2.9 * len(pairs) + 0.3, 2.1 * len(metrics)),
+        sharex=True,
+        sharey='row',
+        squeeze=False,
+    )
     for i, m in enumerate(metrics):
         for ax, p in zip(axs[i], pairs):
             for bn, c, ls, mark in (('re-estimated', 'orange', '-', 'D'), ('averaged', 'blue', '--', 'o')):
                 d = df[(df.pair == p) & (df.metric == m) & (df.bn == bn)]
-                ax.plot(d.alpha, d.value, ls=ls, marker=mark, ms=3.5, color=COLOURS[c], label=f'BatchNorm {bn}')
-            if i == 0: ax.set_title(p)
-            if i == len(metrics)-1: ax.set_xlabel('share of the second')
-            if m != 'loss': ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+                ax.plot(
+                    d.alpha, d.value, ls=ls, marker=mark, ms=3.5, color=COLOURS[c], label=f'BatchNorm {bn}'
+                )
+            if i == 0:
+                ax.set_title(p)
+            if i == len(metrics) - 1:
+                ax.set_xlabel('share of the second')
+            if m != 'loss':
+                ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
         axs[i, 0].set_ylabel('val loss (nats)' if m == 'loss' else f'val {m}')
     axs[-1, -1].legend(fontsize=8)
     return fig
 
 # %% ../nbs/11_plots.ipynb #3b333dd8
 def plot_cost(
-    df   # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
+    df,  # columns model (a panel each), quantity, way, ratio (to a single checkpoint), lo, hi
 ):
     "What each way costs, as a multiple of a single checkpoint, on a logarithmic axis."
     models = df.model.unique()
     quantities = list(df.quantity.unique())
-    fig, axs = plt.subplots(1, len(models), figsize=(3.3*len(models)+1.6, .3*len(quantities)+1.2), sharex=True, squeeze=False)
+    fig, axs = plt.subplots(
+        1,
+        len(models),
+        figsize=(3.3 * len(models) + 1.6, 0.3 * len(quantities) + 1.2),
+        sharex=True,
+        squeeze=False,
+    )
     for ax, m in zip(axs[0], models):
         for k, (w, c, mark) in enumerate(zip(df.way.unique(), ('orange', 'green', 'purple'), 'Dsv')):
             d = df[(df.model == m) & (df.way == w)]
-            y = [len(quantities)-quantities.index(q)+.12-.24*k for q in d.quantity]
-            ax.errorbar(d.ratio, y, xerr=[d.ratio-d.lo, d.hi-d.ratio], fmt=mark, ms=5, lw=1.2, color=COLOURS[c], label=w)
-        ax.axvline(1, color='black', lw=.7, ls=':', zorder=0)
-        ax.set(xscale='log', title=m, xlabel='multiple of a single checkpoint'); ax.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8']); ax.minorticks_off(); ax.grid(axis='x', alpha=.3)
-        ax.set_yticks([len(quantities)-quantities.index(q) for q in quantities], quantities if ax is axs[0, 0] else ['']*len(quantities)); ax.tick_params(axis='y', length=0)
+            y = [len(quantities) - quantities.index(q) + 0.12 - 0.24 * k for q in d.quantity]
+            ax.errorbar(
+                d.ratio,
+                y,
+                xerr=[d.ratio - d.lo, d.hi - d.ratio],
+                fmt=mark,
+                ms=5,
+                lw=1.2,
+                color=COLOURS[c],
+                label=w,
+            )
+        ax.axvline(1, color='black', lw=0.7, ls=':', zorder=0)
+        ax.set(xscale='log', title=m, xlabel='multiple of a single checkpoint')
+        ax.set_xticks([1, 2, 4, 8], ['1', '2', '4', '8'])
+        ax.minorticks_off()
+        ax.grid(axis='x', alpha=0.3)
+        ax.set_yticks(
+            [len(quantities) - quantities.index(q) for q in quantities],
+            quantities if ax is axs[0, 0] else [''] * len(quantities),
+        )
+        ax.tick_params(axis='y', length=0)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
+# %% ../nbs/11_plots.ipynb #625dcdb2
 def plot_recipes(
-    df,        # columns schedule (a panel each), data (a colour each), name, kind ('control' or 'soup'), diff (points), lo, hi
-    order,     # names, from top to bottom: soups, then controls
-    xlabel:str
+    df,  # columns schedule (a panel each), data (a colour each), name, kind ('control' or 'soup'), diff (points), lo, hi
+    order,  # names, from top to bottom: soups, then controls
+    xlabel: str,
 ):
     "Difference of every recipe to a reference, with its interval."
     panels, colours = list(df.schedule.unique()), list(df.data.unique())
-    fig, axs = plt.subplots(1, len(panels), figsize=(3*len(panels)+1.8, .27*len(order)+1.2), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(
+        1, len(panels), figsize=(3 * len(panels) + 1.8, 0.27 * len(order) + 1.2), sharey=True, squeeze=False
+    )
     soups = (df.drop_duplicates('name').set_index('name').kind.loc[order] == 'control').sum()
     for ax, panel in zip(axs[0], panels):
         for k, (data, colour, mark) in enumerate(zip(colours, ('blue', 'orange', 'green'), 'oDs')):
             d = df[(df.schedule == panel) & (df.data == data)]
-            y = [len(order)-order.index(n) + .22*((len(colours)-1)/2-k) for n in d.name]
-            ax.errorbar(d['diff'], y, xerr=[d['diff']-d.lo, d.hi-d['diff']], fmt=mark, ms=4, lw=1, color=COLOURS[colour], label=data)
-        ax.axvline(0, color='black', lw=.7, zorder=0)
-        ax.axhline(soups+.5, color='grey', lw=.8, ls=':')
-        ax.set(title=panel, ylim=(.3, len(order)+.7))
-        ax.grid(alpha=.3)
+            y = [len(order) - order.index(n) + 0.22 * ((len(colours) - 1) / 2 - k) for n in d.name]
+            ax.errorbar(
+                d['diff'],
+                y,
+                xerr=[d['diff'] - d.lo, d.hi - d['diff']],
+                fmt=mark,
+                ms=4,
+                lw=1,
+                color=COLOURS[colour],
+                label=data,
+            )
+        ax.axvline(0, color='black', lw=0.7, zorder=0)
+        ax.axhline(soups + 0.5, color='grey', lw=0.8, ls=':')
+        ax.set(title=panel, ylim=(0.3, len(order) + 0.7))
+        ax.grid(alpha=0.3)
         ax.tick_params(axis='y', length=0)
-    axs[0, 0].set_yticks([len(order)-i for i in range(len(order))], order)
+    axs[0, 0].set_yticks([len(order) - i for i in range(len(order))], order)
     fig.supxlabel(xlabel, fontsize=9)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
+# %% ../nbs/11_plots.ipynb #31623059
 def plot_tails(
-    df   # columns data, schedule, name, value, lo, hi; schedules in order
+    df,  # columns data, schedule, name, value, lo, hi; schedules in order
 ):
     "Test accuracy of a few rows under each schedule, a panel a collection."
-    fig, axs = plt.subplots(1, df.data.nunique(), figsize=(4.3*df.data.nunique()+1, 3.3), squeeze=False)
+    fig, axs = plt.subplots(1, df.data.nunique(), figsize=(4.3 * df.data.nunique() + 1, 3.3), squeeze=False)
     for ax, data in zip(axs[0], df.data.unique()):
         d = df[df.data == data]
         schedules = list(d.schedule.unique())
-        for k, (n, c, mark) in enumerate(zip(d.name.unique(), ('grey', 'black', 'orange', 'blue', 'green', 'purple'), 'xoDsv^')):
+        for k, (n, c, mark) in enumerate(
+            zip(d.name.unique(), ('grey', 'black', 'orange', 'blue', 'green', 'purple'), 'xoDsv^')
+        ):
             r = d[d.name == n].set_index('schedule').loc[schedules]
-            x = np.arange(len(r)) + .09*(k-2)
-            ax.errorbar(x, r.value, yerr=[r.value-r.lo, r.hi-r.value], fmt=mark, ms=5, lw=1, color=COLOURS.get(c, c), label=n)
-        ax.set(title=data, xlabel='learning rate in the last 40 % of the steps'); ax.set_xticks(range(len(schedules)), [s.replace('flat:', 'held at ') for s in schedules], rotation=20, ha='right')
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10])); ax.grid(axis='y', alpha=.3)
+            x = np.arange(len(r)) + 0.09 * (k - 2)
+            ax.errorbar(
+                x,
+                r.value,
+                yerr=[r.value - r.lo, r.hi - r.value],
+                fmt=mark,
+                ms=5,
+                lw=1,
+                color=COLOURS.get(c, c),
+                label=n,
+            )
+        ax.set(title=data, xlabel='learning rate in the last 40 % of the steps')
+        ax.set_xticks(
+            range(len(schedules)),
+            [s.replace('flat:', 'held at ') for s in schedules],
+            rotation=20,
+            ha='right',
+        )
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        ax.grid(axis='y', alpha=0.3)
     axs[0, 0].set_ylabel('test accuracy')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
+# %% ../nbs/11_plots.ipynb #c9624c5e
 _PARTS = {'bias²': ('blue', ''), 'variance': ('orange', '//')}
 
+
 def plot_decomposition(
-    parts,       # columns panel, model, part ('bias²' or 'variance'), value: the parts of the expected loss; models in order
-    changes,     # columns panel, model, part, value, lo, hi: the change of a part against a reference
-    claimed:dict # a part of `changes`: what has been claimed of it
+    parts,  # columns panel, model, part ('bias²' or 'variance'), value: the parts of the expected loss; models in order
+    changes,  # columns panel, model, part, value, lo, hi: the change of a part against a reference
+    claimed: dict,  # a part of `changes`: what has been claimed of it
 ):
     "Left: of what the error is made, in the first panel. Right: the change of each part, a column a claim, which is the dotted line."
     models, panels = list(parts.model.unique())[::-1], parts.panel.unique()
-    size = (3.4 + 2.6*len(claimed), .32*len(models)+1.4)
-    fig, (bars, *axs) = plt.subplots(1, 1+len(claimed), figsize=size, sharey=True)
+    size = (3.4 + 2.6 * len(claimed), 0.32 * len(models) + 1.4)
+    fig, (bars, *axs) = plt.subplots(1, 1 + len(claimed), figsize=size, sharey=True)
     left = np.zeros(len(models))
     for part, (colour, hatch) in _PARTS.items():
-        value = parts[(parts.panel == panels[0]) & (parts.part == part)].set_index('model').value.reindex(models).fillna(0)
-        bars.barh(models, value, left=left, height=.62, color=COLOURS[colour], hatch=hatch, edgecolor='white', lw=0, label=part)
+        value = (
+            parts[(parts.panel == panels[0]) & (parts.part == part)]
+            .set_index('model')
+            .value.reindex(models)
+            .fillna(0)
+        )
+        bars.barh(
+            models,
+            value,
+            left=left,
+            height=0.62,
+            color=COLOURS[colour],
+            hatch=hatch,
+            edgecolor='white',
+            lw=0,
+            label=part,
+        )
         left += value.values
     bars.set_xlabel(f'expected squared loss\n({panels[0]})')
-    bars.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2)
+    bars.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
     for ax, (part, claim) in zip(axs, claimed.items()):
         for k, (panel, mark) in enumerate(zip(panels, 'oD')):
             d = changes[(changes.panel == panel) & (changes.part == part)]
-            y = [models.index(m) + .24*((len(panels)-1)/2-k) for m in d.model]
+            y = [models.index(m) + 0.24 * ((len(panels) - 1) / 2 - k) for m in d.model]
             look = dict(color=COLOURS['green' if k else 'purple'], mfc='white' if k else None)
-            ax.errorbar(d.value, y, xerr=[d.value-d.lo, d.hi-d.value], fmt=mark, ms=5, lw=1.2, label=panel, **look)
-        ax.axvline(0, color='black', lw=.7, zorder=0)
+            ax.errorbar(
+                d.value, y, xerr=[d.value - d.lo, d.hi - d.value], fmt=mark, ms=5, lw=1.2, label=panel, **look
+            )
+        ax.axvline(0, color='black', lw=0.7, zorder=0)
         ax.axvline(claim, color=COLOURS['red'], lw=1.2, ls=':', label='claimed')
         ax.set_xlabel(part.replace(', ', ':\nchange in ', 1))
-        ax.grid(axis='x', alpha=.3)
-    for ax in (bars, *axs): ax.tick_params(axis='y', length=0)
+        ax.grid(axis='x', alpha=0.3)
+    for ax in (bars, *axs):
+        ax.tick_params(axis='y', length=0)
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
+# %% ../nbs/11_plots.ipynb #07cc67d3
 def plot_over(
-    df,           # columns x, name, value, lo, hi; both in order
-    xlabel:str,
-    ylabel:str,
-    zero=None     # what the values are differences to, if they are: a line at zero
+    df,  # columns x, name, value, lo, hi; both in order
+    xlabel: str,
+    ylabel: str,
+    zero=None,  # what the values are differences to, if they are: a line at zero
 ):
     "The same few things over an axis of settings: points with intervals, side by side, joined by lines."
     xs, names = list(df.x.unique()), df.name.unique()
@@ -387,168 +712,396 @@ def plot_over(
     looks = zip(names, ('grey', 'blue', 'orange', 'green', 'purple', 'red', 'brown'), 'oDsv^PX')
     for k, (name, colour, mark) in enumerate(looks):
         d = df[df.name == name]
-        x = [xs.index(v) + .08*(k-(len(names)-1)/2) for v in d.x]
-        ax.errorbar(x, d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=f'{mark}-', ms=5, lw=1.1, color=COLOURS[colour], label=name)
-    if zero: ax.axhline(0, color='black', lw=.7, zorder=0)
+        x = [xs.index(v) + 0.08 * (k - (len(names) - 1) / 2) for v in d.x]
+        ax.errorbar(
+            x,
+            d.value,
+            yerr=[d.value - d.lo, d.hi - d.value],
+            fmt=f'{mark}-',
+            ms=5,
+            lw=1.1,
+            color=COLOURS[colour],
+            label=name,
+        )
+    if zero:
+        ax.axhline(0, color='black', lw=0.7, zorder=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set_xticks(range(len(xs)), xs)
-    ax.grid(axis='y', alpha=.3)
+    ax.grid(axis='y', alpha=0.3)
     fig.legend(*ax.get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return fig
 
-_KINDS = {'ingredient': ('grey', 'o'), 'copy': ('grey', 'o'), 'greedy soup': ('orange', 'D'), 'uniform soup': ('blue', 's'), 'soft voting': ('green', '^'), 'best first': ('purple', 'v'), 'default soup': ('red', 'P'), 'other soup': ('brown', 'X')}
+# %% ../nbs/11_plots.ipynb #5c0a4b77
+_KINDS = {
+    'ingredient': ('grey', 'o'),
+    'copy': ('grey', 'o'),
+    'greedy soup': ('orange', 'D'),
+    'uniform soup': ('blue', 's'),
+    'soft voting': ('green', '^'),
+    'best first': ('purple', 'v'),
+    'default soup': ('red', 'P'),
+    'other soup': ('brown', 'X'),
+}
+_SIDE = {
+    'greedy soup': ((8, 0), 'left', 'center'),
+    'uniform soup': ((-8, 0), 'right', 'center'),
+    'soft voting': ((0, -8), 'center', 'top'),
+}  # where points lie on each other their labels do not
 
-_SIDE = {'greedy soup': ((8, 0), 'left', 'center'), 'uniform soup': ((-8, 0), 'right', 'center'), 'soft voting': ((0, -8), 'center', 'top')}    # where points lie on each other their labels do not
-
+# %% ../nbs/11_plots.ipynb #348f454a
 def plot_maps(
-    df   # columns panel, model, kind, x, y, accuracy, stress
+    df,  # columns panel, model, kind, x, y, accuracy, stress
 ):
     "Models as points, the nearer the more alike; the accuracy is written beside each, and the stress of the map above it."
     panels = df.panel.unique()
-    fig, axs = plt.subplots(1, len(panels), figsize=(4*len(panels)+.6, 4), squeeze=False)
+    fig, axs = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 0.6, 4), squeeze=False)
     for ax, p in zip(axs[0], panels):
         d = df[df.panel == p]
         for kind, (c, mark) in _KINDS.items():
             e = d[d.kind == kind]
-            if len(e): ax.plot(e.x, e.y, mark, ms=8 if kind in ('ingredient', 'copy') else 10, color=COLOURS[c], label=kind, alpha=.85, mec='white', zorder=2 if kind in ('ingredient', 'copy') else 3)
+            if len(e):
+                ax.plot(
+                    e.x,
+                    e.y,
+                    mark,
+                    ms=8 if kind in ('ingredient', 'copy') else 10,
+                    color=COLOURS[c],
+                    label=kind,
+                    alpha=0.85,
+                    mec='white',
+                    zorder=2 if kind in ('ingredient', 'copy') else 3,
+                )
         for r in d.itertuples():
             at, ha, va = _SIDE.get(r.kind, ((0, 7), 'center', 'bottom'))
-            if pd.notna(r.accuracy): ax.annotate(f'{100*r.accuracy:.1f}', (r.x, r.y), xytext=at, textcoords='offset points', ha=ha, va=va, fontsize=7.5)
-        ax.set_title(f'{p}\n(stress {d.stress.iloc[0]:.2f})'); ax.set_aspect('equal', 'datalim'); ax.margins(.16); ax.grid(alpha=.3)
-        ax.xaxis.set_major_locator(MaxNLocator(4)); ax.yaxis.set_major_locator(MaxNLocator(5))
+            if pd.notna(r.accuracy):
+                ax.annotate(
+                    f'{100 * r.accuracy:.1f}',
+                    (r.x, r.y),
+                    xytext=at,
+                    textcoords='offset points',
+                    ha=ha,
+                    va=va,
+                    fontsize=7.5,
+                )
+        ax.set_title(f'{p}\n(stress {d.stress.iloc[0]:.2f})')
+        ax.set_aspect('equal', 'datalim')
+        ax.margins(0.16)
+        ax.grid(alpha=0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
     fig.supxlabel('map, in the units of the distance', fontsize=9)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
     return fig
 
+# %% ../nbs/11_plots.ipynb #52b9830f
 def plot_distances(
-    dist,    # float [M, M]
-    names,   # of the models
-    label    # of the distance, with its unit
+    dist,  # float [M, M]
+    names,  # of the models
+    label,  # of the distance, with its unit
 ):
     "A heat map of distances between models, ordered by a dendrogram (average linkage)."
     tree = linkage(squareform(np.asarray(dist), checks=False), 'average', optimal_ordering=True)
-    fig, (top, ax) = plt.subplots(2, 1, figsize=(.34*len(names)+2.4, .34*len(names)+2.6), gridspec_kw=dict(height_ratios=[1, 4.2]))
+    fig, (top, ax) = plt.subplots(
+        2,
+        1,
+        figsize=(0.34 * len(names) + 2.4, 0.34 * len(names) + 2.6),
+        gridspec_kw=dict(height_ratios=[1, 4.2]),
+    )
     order = dendrogram(tree, ax=top, color_threshold=0, above_threshold_color='black')['leaves']
-    top.set_xticks([]); top.set_ylabel('mean\ndistance'); top.spines['bottom'].set_visible(False)
+    top.set_xticks([])
+    top.set_ylabel('mean\ndistance')
+    top.spines['bottom'].set_visible(False)
     d = pd.DataFrame(dist, names, names).iloc[order, order]
-    sns.heatmap(d, ax=ax, cmap='cividis', cbar_kws=dict(label=label, shrink=.8, location='bottom', pad=.02), mask=np.eye(len(d), dtype=bool), xticklabels=True, yticklabels=True)
-    ax.tick_params(length=0, labelsize=8); ax.tick_params(axis='x', rotation=90)
+    sns.heatmap(
+        d,
+        ax=ax,
+        cmap='cividis',
+        cbar_kws=dict(label=label, shrink=0.8, location='bottom', pad=0.02),
+        mask=np.eye(len(d), dtype=bool),
+        xticklabels=True,
+        yticklabels=True,
+    )
+    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(axis='x', rotation=90)
     return fig
 
+# %% ../nbs/11_plots.ipynb #575e0215
 def plot_permutation(
-    df   # columns panel, search (its name), quantity, greedy, lo, median, hi (of subsets), p (of as large a value or larger)
+    df,  # columns panel, search (its name), quantity, greedy, lo, median, hi (of subsets), p (of as large a value or larger)
 ):
     "How far apart greedy's ingredients are, against random subsets of the same size: a row of panels a schedule, a column a quantity."
-    panels, quantities, rows = df.panel.unique(), df.quantity.unique(), df.groupby('panel', sort=False).search.nunique()
-    fig, axs = plt.subplots(len(panels), len(quantities), figsize=(3*len(quantities)+2.4, .25*rows.sum()+.5*len(panels)+.8), squeeze=False, sharey='row', sharex='col', gridspec_kw=dict(height_ratios=list(rows)))
+    panels, quantities, rows = (
+        df.panel.unique(),
+        df.quantity.unique(),
+        df.groupby('panel', sort=False).search.nunique(),
+    )
+    fig, axs = plt.subplots(
+        len(panels),
+        len(quantities),
+        figsize=(3 * len(quantities) + 2.4, 0.25 * rows.sum() + 0.5 * len(panels) + 0.8),
+        squeeze=False,
+        sharey='row',
+        sharex='col',
+        gridspec_kw=dict(height_ratios=list(rows)),
+    )
     for (i, p), (j, q) in [(a, b) for a in enumerate(panels) for b in enumerate(quantities)]:
         ax, d = axs[i, j], df[(df.panel == p) & (df.quantity == q)]
         y = np.arange(len(d))[::-1]
-        ax.errorbar(d['median'], y, xerr=[d['median']-d.lo, d.hi-d['median']], fmt='o', color=COLOURS['grey'], lw=4, ms=5, alpha=.7, label='subsets: median, 5 to 95 %')
+        ax.errorbar(
+            d['median'],
+            y,
+            xerr=[d['median'] - d.lo, d.hi - d['median']],
+            fmt='o',
+            color=COLOURS['grey'],
+            lw=4,
+            ms=5,
+            alpha=0.7,
+            label='subsets: median, 5 to 95 %',
+        )
         ax.plot(d.greedy, y, 'D', color=COLOURS['orange'], ms=5.5, label='greedy soup')
-        for g, h, v, k in zip(d.greedy, d.hi, d.p, y): ax.annotate(f'{v:.2g}', (max(g, h), k), xytext=(7, 0), textcoords='offset points', va='center', fontsize=7.5)
-        ax.set_yticks(y, d.search); ax.tick_params(axis='y', length=0); ax.margins(x=.16); ax.set_ylim(-.6, len(d)-.4); ax.grid(axis='x', alpha=.3); ax.set_title(p if j == 0 else '')
-        if i == len(panels)-1: ax.set_xlabel(q)
-    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title='numbers: p, the share of subsets at least as far apart')
+        for g, h, v, k in zip(d.greedy, d.hi, d.p, y):
+            ax.annotate(
+                f'{v:.2g}',
+                (max(g, h), k),
+                xytext=(7, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=7.5,
+            )
+        ax.set_yticks(y, d.search)
+        ax.tick_params(axis='y', length=0)
+        ax.margins(x=0.16)
+        ax.set_ylim(-0.6, len(d) - 0.4)
+        ax.grid(axis='x', alpha=0.3)
+        ax.set_title(p if j == 0 else '')
+        if i == len(panels) - 1:
+            ax.set_xlabel(q)
+    fig.legend(
+        *axs[0, 0].get_legend_handles_labels(),
+        loc='outside upper center',
+        ncols=2,
+        title='numbers: p, the share of subsets at least as far apart',
+    )
     return fig
 
+# %% ../nbs/11_plots.ipynb #b2133b5e
 def plot_plane(
-    df,     # columns bn, metric, x, y, value: a full grid
-    marks   # columns name, kind, x, y
+    df,  # columns bn, metric, x, y, value: a full grid
+    marks,  # columns name, kind, x, y
 ):
     "A metric over the plane through three checkpoints, a column a metric, a row a way of treating BatchNorm; the checkpoints and soups are marked."
     rows, metrics = df.bn.unique(), df.metric.unique()
-    shape = np.ptp(df.y)/np.ptp(df.x)
-    fig, axs = plt.subplots(len(rows), len(metrics), figsize=(4.3*len(metrics), (3.2*shape+.35)*len(rows)+.5), sharex=True, sharey=True, squeeze=False)
+    shape = np.ptp(df.y) / np.ptp(df.x)
+    fig, axs = plt.subplots(
+        len(rows),
+        len(metrics),
+        figsize=(4.3 * len(metrics), (3.2 * shape + 0.35) * len(rows) + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
     for j, m in enumerate(metrics):
-        levels = np.unique(np.nanquantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else .8)))
-        if len(levels) < 2: levels = levels + [0, 1e-9]      # the same everywhere
+        levels = np.unique(
+            np.nanquantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else 0.8))
+        )
+        if len(levels) < 2:
+            levels = levels + [0, 1e-9]  # the same everywhere
         for i, b in enumerate(rows):
-            z, ax = df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'), axs[i, j]
-            f = ax.contourf(z.columns, z.index, z.values, levels, cmap='cividis_r' if m == 'loss' else 'cividis')
+            z, ax = (
+                df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'),
+                axs[i, j],
+            )
+            f = ax.contourf(
+                z.columns, z.index, z.values, levels, cmap='cividis_r' if m == 'loss' else 'cividis'
+            )
             for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
                 e = marks[marks.kind == kind]
                 ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)
-            for r in marks.itertuples(): ax.annotate(r.name, (r.x, r.y), xytext=(0, -15 if r.name.startswith('mean') else 7), ha='center', textcoords='offset points', fontsize=8, color='white', path_effects=[withStroke(linewidth=2, foreground='black')])
-            ax.set_title(f'BatchNorm {b}'); ax.set_aspect('equal')
-            if i == len(rows)-1: ax.set_xlabel('L2 distance in weight space')
-            if j == 0: ax.set_ylabel('L2 distance')
-        fig.colorbar(f, ax=axs[:, j], label='val loss (nats)' if m == 'loss' else f'val {m}', format='%.2f' if m == 'loss' else PercentFormatter(1, 1), shrink=.8)
+            for r in marks.itertuples():
+                ax.annotate(
+                    r.name,
+                    (r.x, r.y),
+                    xytext=(0, -15 if r.name.startswith('mean') else 7),
+                    ha='center',
+                    textcoords='offset points',
+                    fontsize=8,
+                    color='white',
+                    path_effects=[withStroke(linewidth=2, foreground='black')],
+                )
+            ax.set_title(f'BatchNorm {b}')
+            ax.set_aspect('equal')
+            if i == len(rows) - 1:
+                ax.set_xlabel('L2 distance in weight space')
+            if j == 0:
+                ax.set_ylabel('L2 distance')
+        fig.colorbar(
+            f,
+            ax=axs[:, j],
+            label='val loss (nats)' if m == 'loss' else f'val {m}',
+            format='%.2f' if m == 'loss' else PercentFormatter(1, 1),
+            shrink=0.8,
+        )
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
+# %% ../nbs/11_plots.ipynb #9f8d7ccf
 def plot_reliability(
-    df,      # columns data, model, scaled, bin, n, confidence, accuracy, lo, hi: of `metrics.reliability`
-    eces     # columns data, model, scaled, ece
+    df,  # columns data, model, scaled, bin, n, confidence, accuracy, lo, hi: of `metrics.reliability`
+    eces,  # columns data, model, scaled, ece
 ):
     "Accuracy against confidence, a row a collection, a column a model, before and after temperature scaling."
     datas, models = df.data.unique(), df.model.unique()
-    fig, axs = plt.subplots(len(datas), len(models), figsize=(2.25*len(models)+.6, 2.5*len(datas)+.4), sharex=True, sharey=True, squeeze=False)
+    fig, axs = plt.subplots(
+        len(datas),
+        len(models),
+        figsize=(2.25 * len(models) + 0.6, 2.5 * len(datas) + 0.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
     for (i, dt), (j, m) in [(a, b) for a in enumerate(datas) for b in enumerate(models)]:
         ax = axs[i, j]
-        ax.plot([0, 1], [0, 1], color='black', lw=.7, ls=':')
-        for s, c, mark, l in ((False, 'blue', 'o', 'as it is'), (True, 'orange', 'D', 'temperature fitted on val')):
+        ax.plot([0, 1], [0, 1], color='black', lw=0.7, ls=':')
+        for s, c, mark, l in (
+            (False, 'blue', 'o', 'as it is'),
+            (True, 'orange', 'D', 'temperature fitted on val'),
+        ):
             d = df[(df.data == dt) & (df.model == m) & (df.scaled == s)]
             e = eces[(eces.data == dt) & (eces.model == m) & (eces.scaled == s)].ece
-            if len(d): ax.errorbar(d.confidence, d.accuracy, yerr=[d.accuracy-d.lo, d.hi-d.accuracy], fmt=mark+'-', ms=3.5, lw=1, color=COLOURS[c], label=l)
-            if len(e): ax.text(.04, .93-.1*s, f'ECE {100*e.iloc[0]:.1f} %', color=COLOURS[c], fontsize=8, transform=ax.transAxes)
+            if len(d):
+                ax.errorbar(
+                    d.confidence,
+                    d.accuracy,
+                    yerr=[d.accuracy - d.lo, d.hi - d.accuracy],
+                    fmt=mark + '-',
+                    ms=3.5,
+                    lw=1,
+                    color=COLOURS[c],
+                    label=l,
+                )
+            if len(e):
+                ax.text(
+                    0.04,
+                    0.93 - 0.1 * s,
+                    f'ECE {100 * e.iloc[0]:.1f} %',
+                    color=COLOURS[c],
+                    fontsize=8,
+                    transform=ax.transAxes,
+                )
         ax.set_title(m if i == 0 else '')
-        for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(PercentFormatter(1, 0)); axis.set_ticks([0, .5, 1])
-        if j == 0: ax.set_ylabel(f'{dt}\naccuracy in the bin')
-        if i == len(datas)-1: ax.set_xlabel('mean confidence')
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, 0))
+            axis.set_ticks([0, 0.5, 1])
+        if j == 0:
+            ax.set_ylabel(f'{dt}\naccuracy in the bin')
+        if i == len(datas) - 1:
+            ax.set_xlabel('mean confidence')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
+# %% ../nbs/11_plots.ipynb #b77399e0
 def plot_corruptions(
-    df   # columns data, corruption, strength (0 to 5), model, value, lo, hi: difference to the reference in points; and accuracy, of the reference
+    df,  # columns data, corruption, strength (0 to 5), model, value, lo, hi: difference to the reference in points; and accuracy, of the reference
 ):
     "What each model gains over a reference as pictures get worse, a row a collection, a column a corruption; above each the reference's own accuracy."
     datas, kinds = df.data.unique(), df.corruption.unique()
-    fig, axs = plt.subplots(len(datas), len(kinds), figsize=(2.5*len(kinds)+.7, 2.5*len(datas)+.5), sharex=True, sharey='row', squeeze=False)
+    fig, axs = plt.subplots(
+        len(datas),
+        len(kinds),
+        figsize=(2.5 * len(kinds) + 0.7, 2.5 * len(datas) + 0.5),
+        sharex=True,
+        sharey='row',
+        squeeze=False,
+    )
     for (i, dt), (j, k) in [(a, b) for a in enumerate(datas) for b in enumerate(kinds)]:
         ax, here = axs[i, j], df[(df.data == dt) & (df.corruption == k)]
-        for q, (m, c, mark) in enumerate(zip(df.model.unique(), ('blue', 'orange', 'green', 'purple'), 'sD^v')):
+        for q, (m, c, mark) in enumerate(
+            zip(df.model.unique(), ('blue', 'orange', 'green', 'purple'), 'sD^v')
+        ):
             d = here[here.model == m]
-            ax.errorbar(d.strength+.1*(q-(df.model.nunique()-1)/2), d.value, yerr=[d.value-d.lo, d.hi-d.value], fmt=mark+'-', ms=3.5, lw=.9, color=COLOURS[c], label=m)
-        ax.axhline(0, color='black', lw=.7)
+            ax.errorbar(
+                d.strength + 0.1 * (q - (df.model.nunique() - 1) / 2),
+                d.value,
+                yerr=[d.value - d.lo, d.hi - d.value],
+                fmt=mark + '-',
+                ms=3.5,
+                lw=0.9,
+                color=COLOURS[c],
+                label=m,
+            )
+        ax.axhline(0, color='black', lw=0.7)
         ref = here.drop_duplicates('strength').sort_values('strength').accuracy
-        ax.set_title(f'{k}\n' if i == 0 else '\n'); ax.text(0, 1.02, 'single: ' + ' '.join(f'{100*v:.0f}' for v in ref) + ' %', transform=ax.transAxes, fontsize=7.5, color='dimgrey')
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True)); ax.grid(axis='y', alpha=.3)
-        if i == len(datas)-1: ax.set_xlabel('strength')
-        if j == 0: ax.set_ylabel(f'{dt}\naccuracy minus single, points')
+        ax.set_title(f'{k}\n' if i == 0 else '\n')
+        ax.text(
+            0,
+            1.02,
+            'single: ' + ' '.join(f'{100 * v:.0f}' for v in ref) + ' %',
+            transform=ax.transAxes,
+            fontsize=7.5,
+            color='dimgrey',
+        )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(axis='y', alpha=0.3)
+        if i == len(datas) - 1:
+            ax.set_xlabel('strength')
+        if j == 0:
+            ax.set_ylabel(f'{dt}\naccuracy minus single, points')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
     return fig
 
+# %% ../nbs/11_plots.ipynb #5695fff0
 def plot_anytime(
-    curve,   # columns name, epoch, value, lo, hi: soups at every epoch
-    ends     # columns epoch, value, lo, hi: runs annealed to end at that epoch
+    curve,  # columns name, epoch, value, lo, hi: soups at every epoch
+    ends,  # columns epoch, value, lo, hi: runs annealed to end at that epoch
 ):
     "The score of a soup at every epoch, against runs that were annealed to end there."
     fig, ax = plt.subplots(figsize=(6.2, 3.4))
     for (n, d), c in zip(curve.groupby('name', sort=False), ('grey', 'blue', 'orange', 'green')):
-        ax.plot(d.epoch, d.value, color=COLOURS[c], lw=1.5, label=n); ax.fill_between(d.epoch, d.lo, d.hi, color=COLOURS[c], alpha=.18, lw=0)
-    ax.errorbar(ends.epoch, ends.value, yerr=[ends.value-ends.lo, ends.hi-ends.value], fmt='k^', ms=6, lw=1.2, label='a run annealed to end here')
-    ax.set(xlabel='epochs of training', ylabel='test accuracy'); ax.yaxis.set_major_formatter(PercentFormatter(1, 0)); ax.grid(alpha=.3); ax.legend(fontsize=8, loc='lower right')
+        ax.plot(d.epoch, d.value, color=COLOURS[c], lw=1.5, label=n)
+        ax.fill_between(d.epoch, d.lo, d.hi, color=COLOURS[c], alpha=0.18, lw=0)
+    ax.errorbar(
+        ends.epoch,
+        ends.value,
+        yerr=[ends.value - ends.lo, ends.hi - ends.value],
+        fmt='k^',
+        ms=6,
+        lw=1.2,
+        label='a run annealed to end here',
+    )
+    ax.set(xlabel='epochs of training', ylabel='test accuracy')
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc='lower right')
     return fig
 
 # %% ../nbs/11_plots.ipynb #f160efbb
 def plot_masks(
-    images,      # uint8 [N, S, S, 3]
-    masks:dict,  # a column's name to bool [N, S, S]; the first is the truth
-    names:dict   # a column's name to N class names; the first are the true ones
+    images,  # uint8 [N, S, S, 3]
+    masks: dict,  # a column's name to bool [N, S, S]; the first is the truth
+    names: dict,  # a column's name to N class names; the first are the true ones
 ):
     "One row a picture: itself, the true mask, and what each model says; a wrong class in orange, wrong pixels in orange (too much) and blue (too little)."
     true, *models = masks
-    fig, axs = plt.subplots(len(images), 1+len(masks), figsize=(1.45*(1+len(masks)), 1.62*len(images)), squeeze=False)
+    fig, axs = plt.subplots(
+        len(images), 1 + len(masks), figsize=(1.45 * (1 + len(masks)), 1.62 * len(images)), squeeze=False
+    )
     for row, im, i in zip(axs, images, range(len(images))):
-        row[0].imshow(im); row[1].imshow(masks[true][i], cmap='gray', vmin=0, vmax=1)
+        row[0].imshow(im)
+        row[1].imshow(masks[true][i], cmap='gray', vmin=0, vmax=1)
         row[1].set_xlabel(names[true][i], fontsize=8)
         for ax, m in zip(row[2:], models):
-            rgb = np.repeat(masks[m][i][..., None], 3, -1)*1.
-            rgb[masks[m][i] & ~masks[true][i]], rgb[~masks[m][i] & masks[true][i]] = COLOURS['orange'], COLOURS['blue']
-            ax.imshow(rgb); ax.set_xlabel(names[m][i], fontsize=8, color='black' if names[m][i] == names[true][i] else COLOURS['orange'])
-        for ax in row: ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
-    for ax, t in zip(axs[0], ('picture', *masks)): ax.set_title(t, fontsize=8.5)
+            rgb = np.repeat(masks[m][i][..., None], 3, -1) * 1.0
+            rgb[masks[m][i] & ~masks[true][i]], rgb[~masks[m][i] & masks[true][i]] = (
+                COLOURS['orange'],
+                COLOURS['blue'],
+            )
+            ax.imshow(rgb)
+            ax.set_xlabel(
+                names[m][i], fontsize=8, color='black' if names[m][i] == names[true][i] else COLOURS['orange']
+            )
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+    for ax, t in zip(axs[0], ('picture', *masks)):
+        ax.set_title(t, fontsize=8.5)
     return fig
-
-

@@ -20,70 +20,94 @@ from .training import Run, get_run
 
 # %% ../nbs/08_pretraining.ipynb #9e757c43
 SOURCE = 'motifs100:20000'
-GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)     # peaks of the learning rate
-RATES = dict(test_resnet=1.6e-2, tiny_densenet=8e-3, tiny_vit8=2e-3, test_coatnet=4e-3)     # the best of them
+GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # peaks of the learning rate
+RATES = dict(test_resnet=1.6e-2, tiny_densenet=8e-3, tiny_vit8=2e-3, test_coatnet=4e-3)  # the best of them
+
 
 def source_config(
-    arch:str,    # of `RELATIVES`
-    **over       # fields of `Config`
+    arch: str,  # of `RELATIVES`
+    **over,  # fields of `Config`
 ) -> Config:
     "How a network is pre-trained. `BadInput` for one that is not among the four, unless a rate is given."
     if 'lr' not in over and arch not in RATES:
         raise BadInput(f"no rate was chosen for {arch}; give one with lr=, or take one of {', '.join(RATES)}")
-    own = dict(profile='source', data=SOURCE, arch=arch, epochs=24, schedule='annealed', k=1, monitor=('accuracy',))
+    own = dict(
+        profile='source', data=SOURCE, arch=arch, epochs=24, schedule='annealed', k=1, monitor=('accuracy',)
+    )
     return Config(**own | dict(lr=RATES.get(arch)) | over)
 
 # %% ../nbs/08_pretraining.ipynb #e10d4274
-class Enough(Exception): "The beginning of a training was all that was asked for."
+class Enough(Exception):
+    "The beginning of a training was all that was asked for."
 
+# %% ../nbs/08_pretraining.ipynb #d4c9fcd3
 class Beginning(Callback):
     "Keeps the training losses of the first steps; stops there if told so."
-    order = 85     # after `Journal`
-    def __init__(self, steps:int=40, stop:bool=False):
-        self.steps, self.stop, self.seen = steps, stop, []
-    def after_batch(self):
-        if not self.training or len(self.seen) >= self.steps: return
-        self.seen.append(float(self.loss))
-        if self.stop and len(self.seen) == self.steps: raise Enough
 
+    order = 85  # after `Journal`
+
+    def __init__(self, steps: int = 40, stop: bool = False):
+        self.steps, self.stop, self.seen = steps, stop, []
+
+    def after_batch(self):
+        if not self.training or len(self.seen) >= self.steps:
+            return
+        self.seen.append(float(self.loss))
+        if self.stop and len(self.seen) == self.steps:
+            raise Enough
+
+# %% ../nbs/08_pretraining.ipynb #db5195c8
 def pretrain(
-    cfg:Config,  # of `source_config`
-    path=None    # as in `get_run`
+    cfg: Config,  # of `source_config`
+    path=None,  # as in `get_run`
 ) -> Run:
     "The finished run; on `patches` with a teacher. The losses of its first steps lie beside it, if it was trained in one go."
     begun = Beginning()
     run = get_run(cfg, path, [begun, *([Distil()] if cfg.data.startswith('patches') else [])])
     if len(begun.seen) == begun.steps and not run.provenance['resumed_at']:
-        write_json(run.path/'beginning.json', dict(losses=begun.seen))
+        write_json(run.path / 'beginning.json', dict(losses=begun.seen))
     return run
 
 # %% ../nbs/08_pretraining.ipynb #bc94ab2f
 def halved(
-    weights:dict   # a state dict
+    weights: dict,  # a state dict
 ) -> dict:
     "The same tensors, those of two or more dimensions in float16."
     return {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in weights.items()}
 
+# %% ../nbs/08_pretraining.ipynb #05d5f853
 def origin(
-    run:Run,    # of `pretrain`
-    file:Path   # its weights
+    run: Run,  # of `pretrain`
+    file: Path,  # its weights
 ) -> dict:
     "What `weights.json` says of a file."
-    cfg, began = run.cfg, run.path/'beginning.json'
+    cfg, began = run.cfg, run.path / 'beginning.json'
     told = {k: run.provenance[k] for k in ('device', 'precision', 'date', 'seconds', 'torch', 'timm')}
-    seen = cfg.epochs*len(run.dls[0])*cfg.bs
-    return dict(sha256=hashlib.sha256(file.read_bytes()).hexdigest(), licence='Apache-2.0', source=cfg.data, size=cfg.size,
-                classes=len(run.classes), seed=cfg.seed, lr=cfg.lr, epochs=cfg.epochs, images_seen=seen,
-                val_accuracy=float(run.history.accuracy.iloc[-1]), beginning=read_json(began)['losses'] if began.exists() else [], **told)
+    seen = cfg.epochs * len(run.dls[0]) * cfg.bs
+    return dict(
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        licence='Apache-2.0',
+        source=cfg.data,
+        size=cfg.size,
+        classes=len(run.classes),
+        seed=cfg.seed,
+        lr=cfg.lr,
+        epochs=cfg.epochs,
+        images_seen=seen,
+        val_accuracy=float(run.history.accuracy.iloc[-1]),
+        beginning=read_json(began)['losses'] if began.exists() else [],
+        **told,
+    )
 
+# %% ../nbs/08_pretraining.ipynb #6205621c
 def put_in_package(
-    run:Run,        # of `pretrain`
-    folder=WEIGHTS
+    run: Run,  # of `pretrain`
+    folder=WEIGHTS,
 ) -> Path:
     "Write the weights of the last step, and a line about them in `weights.json`; returns the file."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file, table = folder/f'{run.cfg.arch}.safetensors', folder/'weights.json'
+    file, table = folder / f'{run.cfg.arch}.safetensors', folder / 'weights.json'
     save_weights(halved(run.weights('last')), file)
     known = read_json(table) if table.exists() else {}
     write_json(table, known | {run.cfg.arch: origin(run, file)})
@@ -91,51 +115,72 @@ def put_in_package(
 
 # %% ../nbs/08_pretraining.ipynb #9615e850
 def long_row(
-    run:Run,     # of `pretrain`
-    what:str     # it was trained for
+    run: Run,  # of `pretrain`
+    what: str,  # it was trained for
 ) -> dict:
     "A row of the long table `source.csv`."
     cfg, last, told = run.cfg, run.history.iloc[-1], run.provenance
-    return dict(what=what, arch=cfg.arch, data=cfg.data, lr=cfg.lr, epochs=cfg.epochs, seed=cfg.seed, accuracy=last.accuracy,
-                val_loss=last.valid_loss, seconds=told['seconds'], device=told['device'], date=told['date'], torch=told['torch'])
+    return dict(
+        what=what,
+        arch=cfg.arch,
+        data=cfg.data,
+        lr=cfg.lr,
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        accuracy=last.accuracy,
+        val_loss=last.valid_loss,
+        seconds=told['seconds'],
+        device=told['device'],
+        date=told['date'],
+        torch=told['torch'],
+    )
 
+# %% ../nbs/08_pretraining.ipynb #8404dfaf
 def keep_rows(
-    rows:list   # of `long_row`
+    rows: list,  # of `long_row`
 ) -> pd.DataFrame:
     "Add them to the long table; returns all of it."
-    return add_rows(long_table()/'source.csv', rows, ('what', 'arch', 'data', 'lr', 'epochs', 'seed'))
+    return add_rows(long_table() / 'source.csv', rows, ('what', 'arch', 'data', 'lr', 'epochs', 'seed'))
 
-def try_rates(
-    arch:str,
-    rates=GRID,
-    data:str=SOURCE
-):
+
+def try_rates(arch: str, rates=GRID, data: str = SOURCE):
     "Short trainings, one a rate; their rows go to the long table."
-    for lr in rates: keep_rows([long_row(pretrain(source_config(arch, data=data, lr=lr, epochs=8)), 'rate')])
+    for lr in rates:
+        keep_rows([long_row(pretrain(source_config(arch, data=data, lr=lr, epochs=8)), 'rate')])
 
 # %% ../nbs/08_pretraining.ipynb #932265f1
-def renew(
-    arch:str,
-    folder=WEIGHTS
-) -> Path:
+def renew(arch: str, folder=WEIGHTS) -> Path:
     "Pre-train a network, put its weights into the folder, and a row into the long table; returns the file."
     run = pretrain(source_config(arch))
     keep_rows([long_row(run, 'weights')])
     return put_in_package(run, folder)
 
+# %% ../nbs/08_pretraining.ipynb #7708d8f2
 def main(args=None):
     "python -m ich_soups.pretraining [NETWORK ...]: pre-train, and put the weights into the package; default: all four"
-    p = argparse.ArgumentParser('python -m ich_soups.pretraining', description='Pre-train the networks of the package anew.')
+    p = argparse.ArgumentParser(
+        'python -m ich_soups.pretraining', description='Pre-train the networks of the package anew.'
+    )
     p.add_argument('networks', nargs='*', metavar='NETWORK', help=f"of {', '.join(RELATIVES)}; default: all")
-    p.add_argument('--rates', action='store_true', help='short trainings with a grid of rates instead; rows go to source.csv')
-    p.add_argument('--folder', type=Path, default=WEIGHTS, help='for the weights; default: that of the package')
+    p.add_argument(
+        '--rates',
+        action='store_true',
+        help='short trainings with a grid of rates instead; rows go to source.csv',
+    )
+    p.add_argument(
+        '--folder', type=Path, default=WEIGHTS, help='for the weights; default: that of the package'
+    )
     a = p.parse_args(args)
     try:
         for arch in a.networks or RELATIVES:
-            if a.rates: try_rates(arch)
-            else: print(renew(arch, a.folder), flush=True)
+            if a.rates:
+                try_rates(arch)
+            else:
+                print(renew(arch, a.folder), flush=True)
     except BadInput as e:
         print(e, file=sys.stderr)
         sys.exit(2)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/08_pretraining.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -11,68 +11,119 @@ import pandas as pd
 from scipy.stats import binomtest
 
 # %% ../nbs/17_published.ipynb #9d0fc967
-N_TEST = 749   # inferred: every published test accuracy is a multiple of 1/749
-
-_PAPER = [('ResNet-50', 65.55, 64.72, 62.33, 62.80), ('DenseNet-121', 64.35, 60.33, 60.33, 60.02), ('ViT', 70.09, 68.79, 66.99, 67.41),
-          ('Do et al. 2019 (SVM stack, reported)', 65.32, None, None, None), ('Tran et al. 2024 (feature fusion, reported)', 66.76, None, None, None),
-          ('CoAtNet-0', 70.63, 67.66, 66.17, 65.98), ('CoAtNet-0 + uniform soup', 71.30, 66.65, 67.14, 66.38), ('CoAtNet-0 + greedy soup', 71.03, 66.85, 66.94, 66.42),
-          ('CoAtNet-2', 71.43, 69.34, 68.40, 68.58), ('CoAtNet-2 + uniform soup', 72.36, 69.98, 69.09, 69.28), ('CoAtNet-2 + greedy soup', 72.23, 69.91, 68.81, 69.05)]
-_SUMMARY = [('ResNet-50', 61.2, 58.1), ('DenseNet-121', 63.5, 60.4), ('ViT-Base/16', 66.8, 63.9), ('CoAtNet (single checkpoint)', 68.9, 65.7),
-            ('CoAtNet + uniform soup', 71.4, 68.1), ('CoAtNet + greedy soup', 72.36, 69.28)]
+N_TEST = 749  # inferred: every published test accuracy is a multiple of 1/749
+_PAPER = [
+    ('ResNet-50', 65.55, 64.72, 62.33, 62.80),
+    ('DenseNet-121', 64.35, 60.33, 60.33, 60.02),
+    ('ViT', 70.09, 68.79, 66.99, 67.41),
+    ('Do et al. 2019 (SVM stack, reported)', 65.32, None, None, None),
+    ('Tran et al. 2024 (feature fusion, reported)', 66.76, None, None, None),
+    ('CoAtNet-0', 70.63, 67.66, 66.17, 65.98),
+    ('CoAtNet-0 + uniform soup', 71.30, 66.65, 67.14, 66.38),
+    ('CoAtNet-0 + greedy soup', 71.03, 66.85, 66.94, 66.42),
+    ('CoAtNet-2', 71.43, 69.34, 68.40, 68.58),
+    ('CoAtNet-2 + uniform soup', 72.36, 69.98, 69.09, 69.28),
+    ('CoAtNet-2 + greedy soup', 72.23, 69.91, 68.81, 69.05),
+]
+_SUMMARY = [
+    ('ResNet-50', 61.2, 58.1),
+    ('DenseNet-121', 63.5, 60.4),
+    ('ViT-Base/16', 66.8, 63.9),
+    ('CoAtNet (single checkpoint)', 68.9, 65.7),
+    ('CoAtNet + uniform soup', 71.4, 68.1),
+    ('CoAtNet + greedy soup', 72.36, 69.28),
+]
 SOURCES = dict(paper="the authors' table, JITC 2025(3)", summary='a summary of the paper in circulation')
 
+# %% ../nbs/17_published.ipynb #88a94e76
 def published(
-    version:str='paper'  # 'paper' or 'summary'
+    version: str = 'paper',  # 'paper' or 'summary'
 ) -> pd.DataFrame:
     "Test scores on ICH-17 in per cent: model, accuracy, precision, recall, f1, source, and Wilson's interval of the accuracy."
-    if version not in SOURCES: raise ValueError(f"there are the versions {' and '.join(SOURCES)}, not {version!r}")
-    df = pd.DataFrame(_PAPER, columns=['model', 'accuracy', 'precision', 'recall', 'f1']) if version == 'paper' else pd.DataFrame(_SUMMARY, columns=['model', 'accuracy', 'f1'])
-    ci = [binomtest(round(a*N_TEST/100), N_TEST).proportion_ci(method='wilson') for a in df.accuracy]
-    return df.assign(accuracy_lo=[100*c.low for c in ci], accuracy_hi=[100*c.high for c in ci], source=SOURCES[version])
+    if version not in SOURCES:
+        raise ValueError(f"there are the versions {' and '.join(SOURCES)}, not {version!r}")
+    df = (
+        pd.DataFrame(_PAPER, columns=['model', 'accuracy', 'precision', 'recall', 'f1'])
+        if version == 'paper'
+        else pd.DataFrame(_SUMMARY, columns=['model', 'accuracy', 'f1'])
+    )
+    ci = [binomtest(round(a * N_TEST / 100), N_TEST).proportion_ci(method='wilson') for a in df.accuracy]
+    return df.assign(
+        accuracy_lo=[100 * c.low for c in ci], accuracy_hi=[100 * c.high for c in ci], source=SOURCES[version]
+    )
 
 # %% ../nbs/17_published.ipynb #e40496a7
 VERDICTS = ('holds', 'holds in part', 'does not hold', 'undecided', 'not testable')
 
+
 def about_effect(
-    lo:float, hi:float,   # the 95 % interval of what was measured
-    claimed:float         # the published effect, positive or negative
+    lo: float,
+    hi: float,  # the 95 % interval of what was measured
+    claimed: float,  # the published effect, positive or negative
 ) -> str:
     """The verdict on a claim that something goes up (or down) by so much: `holds` where the interval lies on the claimed side of
     zero; `does not hold` where it lies on the other side, or holds zero and stays short of the published effect; `undecided`
     where it holds both, so that the test could not have seen the effect."""
-    if claimed < 0: lo, hi, claimed = -hi, -lo, -claimed
-    if lo > 0: return 'holds'
+    if claimed < 0:
+        lo, hi, claimed = -hi, -lo, -claimed
+    if lo > 0:
+        return 'holds'
     return 'undecided' if hi >= claimed else 'does not hold'
 
 # %% ../nbs/17_published.ipynb #a1ce6fa5
-def _interval(value, lo, hi, form='+.2f'): return f'{value:{form}} [{lo:{form}}, {hi:{form}}]'
+def _interval(value, lo, hi, form='+.2f'):
+    return f'{value:{form}} [{lo:{form}}, {hi:{form}}]'
+
 
 def _row(claim, measured, data, verdict, notebook, scratch='not measured', seen=''):
-    return dict(claim=claim, measured=measured, data=data, from_scratch=scratch, smallest=seen, verdict=verdict, notebook=notebook)
+    return dict(
+        claim=claim,
+        measured=measured,
+        data=data,
+        from_scratch=scratch,
+        smallest=seen,
+        verdict=verdict,
+        notebook=notebook,
+    )
 
+# %% ../nbs/17_published.ipynb #537deb23
 def _efficiency(read):
     "CoAtNet against its rivals, at each amount of data."
     df = read('efficiency')
     lead, few = df[df.kind == 'lead'], df[(df.kind == 'accuracy') & (df.x == df.x.iloc[0])]
     ahead, behind = lead.lo > 0, lead.hi < 0
-    told = ', '.join(f'{r.name} {r.value:.1f}' for r in few.sort_values('value', ascending=False).itertuples(index=False))
+    told = ', '.join(
+        f'{r.name} {r.value:.1f}' for r in few.sort_values('value', ascending=False).itertuples(index=False)
+    )
     said = 'holds' if ahead.all() else 'does not hold' if not ahead.any() else 'holds in part'
-    return _row('CoAtNet is the data-efficient choice for a small collection',
-                f'clearly ahead in {ahead.sum()}, clearly behind in {behind.sum()} of {len(lead)} comparisons with rivals; with {few.x.iloc[0].split()[0]} images: {told} %',
-                f'small17, {int(lead.seeds.min())} to {int(lead.seeds.max())} draws, 4 networks, {lead.x.nunique()} amounts of data', said, '22_efficiency',
-                seen=f'{(lead.hi-lead.lo).mean()/2:.1f} points')
+    return _row(
+        'CoAtNet is the data-efficient choice for a small collection',
+        f'clearly ahead in {ahead.sum()}, clearly behind in {behind.sum()} of {len(lead)} comparisons with rivals; with {few.x.iloc[0].split()[0]} images: {told} %',
+        f'small17, {int(lead.seeds.min())} to {int(lead.seeds.max())} draws, 4 networks, {lead.x.nunique()} amounts of data',
+        said,
+        '22_efficiency',
+        seen=f'{(lead.hi - lead.lo).mean() / 2:.1f} points',
+    )
 
+# %% ../nbs/17_published.ipynb #fbffaa86
 def _gain(read, soup, claimed):
     "A soup against the single best checkpoint."
     r = read('results_seeds').set_index(['images', 'model']).loc[('scenes', soup)]
     old = read('scratch')
     name = dict(zip(('uniform soup', 'greedy soup'), ('uniform, best epochs', 'greedy, best epochs')))[soup]
     s = old[(old.name == name) & (old.data == 'scenes17') & old.schedule.str.contains('restarts')].iloc[0]
-    value, lo, hi = (100*r[c] for c in ('diff', 'diff_lo', 'diff_hi'))
-    return _row(f'The {soup} beats the single best checkpoint (CoAtNet-2: +{claimed:.2f} points)', f'{_interval(value, lo, hi)} points',
-                f'small17, {int(r.seeds)} draws, 10,000 scenes', about_effect(lo, hi, claimed), '22_results',
-                f"{_interval(s['diff'], s.lo, s.hi, '+.1f')} points", f'{(hi-lo)/2:.2f} points')
+    value, lo, hi = (100 * r[c] for c in ('diff', 'diff_lo', 'diff_hi'))
+    return _row(
+        f'The {soup} beats the single best checkpoint (CoAtNet-2: +{claimed:.2f} points)',
+        f'{_interval(value, lo, hi)} points',
+        f'small17, {int(r.seeds)} draws, 10,000 scenes',
+        about_effect(lo, hi, claimed),
+        '22_results',
+        f"{_interval(s['diff'], s.lo, s.hi, '+.1f')} points",
+        f'{(hi - lo) / 2:.2f} points',
+    )
 
+# %% ../nbs/17_published.ipynb #38ecc096
 def _cost(read):
     "What a soup costs beside one checkpoint."
     df = read('cost')
@@ -80,52 +131,97 @@ def _cost(read):
     timed = soup.quantity.str.contains('batch')
     counted, clock = soup[~timed].ratio, soup[timed]
     free = counted.eq(1).all() and (clock.hi <= 1.1).all()
-    return _row('... at no cost in inference', f'parameters and operations x {counted.max():.2f}, time x {clock.ratio.min():.2f} to {clock.ratio.max():.2f}, upper quartiles up to {clock.hi.max():.2f} (allowed: 1.1)',
-                ', '.join(soup.model.unique()), 'holds' if free else 'does not hold', '26_cost', 'the same', f'{100*(clock.hi-clock.lo).max():.0f} % of the time')
+    return _row(
+        '... at no cost in inference',
+        f'parameters and operations x {counted.max():.2f}, time x {clock.ratio.min():.2f} to {clock.ratio.max():.2f}, upper quartiles up to {clock.hi.max():.2f} (allowed: 1.1)',
+        ', '.join(soup.model.unique()),
+        'holds' if free else 'does not hold',
+        '26_cost',
+        'the same',
+        f'{100 * (clock.hi - clock.lo).max():.0f} % of the time',
+    )
 
+# %% ../nbs/17_published.ipynb #b04ad1f6
 def _part(read, part, claim, claimed):
     "How a part of the error changes."
-    df = read('bias_variance').query("panel == 'independent draws' and model == 'uniform soup'").set_index('part').loc[part]
-    if claimed < 0: said = about_effect(df.lo, df.hi, claimed)
-    else: said = 'holds' if df.hi < claimed else 'does not hold' if df.lo > claimed else 'undecided'
+    df = (
+        read('bias_variance')
+        .query("panel == 'independent draws' and model == 'uniform soup'")
+        .set_index('part')
+        .loc[part]
+    )
+    if claimed < 0:
+        said = about_effect(df.lo, df.hi, claimed)
+    else:
+        said = 'holds' if df.hi < claimed else 'does not hold' if df.lo > claimed else 'undecided'
     what, regime = part.split(', % of ')[1], f'uniform soup, small17, {int(df.draws)} draws, 10,000 scenes'
-    return _row(claim, f"{_interval(df.value, df.lo, df.hi, '+.1f')} % of {what}", regime, said, '24_bias_variance', seen=f'{(df.hi-df.lo)/2:.1f} %')
+    return _row(
+        claim,
+        f"{_interval(df.value, df.lo, df.hi, '+.1f')} % of {what}",
+        regime,
+        said,
+        '24_bias_variance',
+        seen=f'{(df.hi - df.lo) / 2:.1f} %',
+    )
 
+# %% ../nbs/17_published.ipynb #55c9a66f
 def _diverse(read):
     "Whether greedy's ingredients are further apart than chance."
     df = read('permutation')
     pairs, d = df.drop_duplicates(['schedule', 'metric']), df[df.quantity == df.quantity.iloc[0]]
-    further, closer = (pairs[f'{k}_holm'] < .05 for k in ('further', 'closer'))
+    further, closer = (pairs[f'{k}_holm'] < 0.05 for k in ('further', 'closer'))
     said = 'holds' if further.all() else 'holds in part' if further.any() else 'does not hold'
-    return _row('Soups pick geometrically diverse checkpoints', f"distance within greedy soups {d.greedy.mean():.3f}, in the median subset {d['median'].mean():.3f}; of {len(pairs)} metrics further apart than chance in {further.sum()}, closer together in {closer.sum()} (5 %, after Holm)",
-                f'small17, {len(d)} greedy searches, {d.seed.nunique()} draws', said, '25_diversity')
+    return _row(
+        'Soups pick geometrically diverse checkpoints',
+        f"distance within greedy soups {d.greedy.mean():.3f}, in the median subset {d['median'].mean():.3f}; of {len(pairs)} metrics further apart than chance in {further.sum()}, closer together in {closer.sum()} (5 %, after Holm)",
+        f'small17, {len(d)} greedy searches, {d.seed.nunique()} draws',
+        said,
+        '25_diversity',
+    )
 
+# %% ../nbs/17_published.ipynb #54f60b11
 def _centre_of(df, kinds):
     "Distance of the vote from the centre, in mean distances of the rest."
     rest, vote = (df[df.kind.isin(k)][['x', 'y']].values for k in (kinds, ['soft voting']))
-    far = lambda xy: ((xy-rest.mean(0))**2).sum(-1)**.5
-    return far(vote[0])/far(rest).mean()
+    far = lambda xy: ((xy - rest.mean(0)) ** 2).sum(-1) ** 0.5
+    return far(vote[0]) / far(rest).mean()
 
+# %% ../nbs/17_published.ipynb #c44739c1
 def _central(read):
     "Where the vote lies on the map, and where that of noisy copies does."
     maps, noisy = read('mds_metric'), read('mds_control')
-    real, paper = (_centre_of(d, ['ingredient']) for d in (maps[maps.panel == maps.panel.iloc[0]], read('mds_published')))
+    real, paper = (
+        _centre_of(d, ['ingredient']) for d in (maps[maps.panel == maps.panel.iloc[0]], read('mds_published'))
+    )
     noisy = noisy[noisy.panel.str.contains('jittered')]
     fakes = [_centre_of(noisy[noisy.panel.str.contains(k)], ['copy']) for k in ('published', 'Jensen')]
-    inside = [paper < .5, real < .5]
+    inside = [paper < 0.5, real < 0.5]
     said = 'holds' if all(inside) else 'holds in part' if any(inside) else 'does not hold'
-    return _row('Soft voting sits in the centre of the map', f"at {paper:.2f} of the ingredients' mean distance from their centre on the published map, at {real:.2f} under a metric; the vote of noisy copies of one checkpoint at {fakes[0]:.2f} and {fakes[1]:.2f}: a mean lies in the middle of anything",
-                'small17, 1 run', said, '25_diversity')
+    return _row(
+        'Soft voting sits in the centre of the map',
+        f"at {paper:.2f} of the ingredients' mean distance from their centre on the published map, at {real:.2f} under a metric; the vote of noisy copies of one checkpoint at {fakes[0]:.2f} and {fakes[1]:.2f}: a mean lies in the middle of anything",
+        'small17, 1 run',
+        said,
+        '25_diversity',
+    )
 
+# %% ../nbs/17_published.ipynb #f5dcdcf7
 def _private(read):
     "What nobody can test without the photographs."
     best = published().set_index('model').loc['CoAtNet-2 + uniform soup']
-    return _row(f'{best.accuracy:.2f} % top-1 and {best.f1:.2f} % macro-F1 on ICH-17', f'the photographs are private; the interval of the published accuracy is {best.accuracy_lo:.1f} to {best.accuracy_hi:.1f} %', 'ICH-17', 'not testable', '17_published')
+    return _row(
+        f'{best.accuracy:.2f} % top-1 and {best.f1:.2f} % macro-F1 on ICH-17',
+        f'the photographs are private; the interval of the published accuracy is {best.accuracy_lo:.1f} to {best.accuracy_hi:.1f} %',
+        'ICH-17',
+        'not testable',
+        '17_published',
+    )
 
+# %% ../nbs/17_published.ipynb #e9c03977
 CLAIMS = (
     _efficiency,
-    lambda read: _gain(read, 'uniform soup', .93),
-    lambda read: _gain(read, 'greedy soup', .80),
+    lambda read: _gain(read, 'uniform soup', 0.93),
+    lambda read: _gain(read, 'greedy soup', 0.80),
     _cost,
     lambda read: _part(read, 'variance, % of itself', 'Soups cut the variance by about 30 %', -30),
     lambda read: _part(read, 'bias, % of the error', '... and add less than 1 % of the error as bias', 1),
@@ -134,10 +230,11 @@ CLAIMS = (
     _private,
 )
 
+# %% ../nbs/17_published.ipynb #253ba474
 def claims(
-    folder   # of the figures' tables, e.g. `core.figures_dir()`
+    folder,  # of the figures' tables, e.g. `core.figures_dir()`
 ) -> pd.DataFrame:
     """Columns claim, measured, data, from_scratch, smallest (effect that could have been seen), verdict, notebook: the paper's claims
     against the tables in `folder`. `FileNotFoundError` names a table that is missing."""
-    read = lambda name: pd.read_csv(Path(folder)/f'{name}.csv')
+    read = lambda name: pd.read_csv(Path(folder) / f'{name}.csv')
     return pd.DataFrame([claim(read) for claim in CLAIMS])

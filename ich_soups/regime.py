@@ -15,45 +15,58 @@ from .tables import add_rows, long_table
 from .training import Run, get_run
 
 # %% ../nbs/17_regime.ipynb #8ef40085
-PEAKS = (3e-4, 1e-3, 3e-3)     # of the learning rate
-MIXED = (.5, 1.)               # share of the batches
-FOUND = Config.tiny()          # the choice
+PEAKS = (3e-4, 1e-3, 3e-3)  # of the learning rate
+MIXED = (0.5, 1.0)  # share of the batches
+FOUND = Config.tiny()  # the choice
 
 # %% ../nbs/17_regime.ipynb #7c2564d6
-def curve(
-    run:Run
-) -> pd.DataFrame:
+def curve(run: Run) -> pd.DataFrame:
     "One row an epoch: its setting, where it was trained, losses and scores on val."
     cfg, told = run.cfg, run.provenance
-    what = dict(data=cfg.data, arch=cfg.arch, pretrained=cfg.pretrained or 'none', schedule=cfg.schedule, peak=cfg.lr, mixed=cfg.mix, bootstrap=cfg.bootstrap, seed=cfg.seed)
+    what = dict(
+        data=cfg.data,
+        arch=cfg.arch,
+        pretrained=cfg.pretrained or 'none',
+        schedule=cfg.schedule,
+        peak=cfg.lr,
+        mixed=cfg.mix,
+        bootstrap=cfg.bootstrap,
+        seed=cfg.seed,
+    )
     where = dict(device=told['device'], date=told['date'], seconds=told['seconds'])
     h = run.history[['epoch', 'train_loss', 'valid_loss', 'accuracy', 'f1']]
     return h.assign(**what, **where)
 
+# %% ../nbs/17_regime.ipynb #b4933a07
 KEYS = ('data', 'arch', 'pretrained', 'schedule', 'peak', 'mixed', 'bootstrap', 'seed', 'epoch')
 
-def keep_curve(
-    run:Run
-) -> pd.DataFrame:
+
+def keep_curve(run: Run) -> pd.DataFrame:
     "Put the curve of a run into the long table `regime.csv`; returns all of it."
-    return add_rows(long_table()/'regime.csv', curve(run).to_dict('records'), KEYS)
+    return add_rows(long_table() / 'regime.csv', curve(run).to_dict('records'), KEYS)
 
 # %% ../nbs/17_regime.ipynb #a67b9a81
 def settled(
-    h:pd.DataFrame,  # rows of one run, by epoch
-    cycle:int=3,
-    k:int=8          # best epochs
+    h: pd.DataFrame,  # rows of one run, by epoch
+    cycle: int = 3,
+    k: int = 8,  # best epochs
 ) -> dict:
     "`rise`: points of accuracy that the last third gains in all; `spread`: points between the best and the worst of its `k` best epochs."
     ends = h[h.epoch % cycle == 0]
-    last = ends[ends.epoch > 2/3*h.epoch.max()]
-    slope = np.polyfit(last.epoch, 100*last.accuracy, 1)[0]
-    best = 100*h.accuracy.nlargest(k)
-    return dict(rise=slope*h.epoch.max()/3, spread=best.max()-best.min(), best=best.max(), end=100*ends.accuracy.iloc[-1],
-                loss=h.valid_loss.min())
+    last = ends[ends.epoch > 2 / 3 * h.epoch.max()]
+    slope = np.polyfit(last.epoch, 100 * last.accuracy, 1)[0]
+    best = 100 * h.accuracy.nlargest(k)
+    return dict(
+        rise=slope * h.epoch.max() / 3,
+        spread=best.max() - best.min(),
+        best=best.max(),
+        end=100 * ends.accuracy.iloc[-1],
+        loss=h.valid_loss.min(),
+    )
 
+# %% ../nbs/17_regime.ipynb #332b2756
 def verdicts(
-    curves:pd.DataFrame   # of `regime.csv`
+    curves: pd.DataFrame,  # of `regime.csv`
 ) -> pd.DataFrame:
     "One row a run; `converged` where the last third rises by less than a point and the best epochs lie within three."
     keys = [k for k in KEYS if k != 'epoch']
@@ -67,6 +80,9 @@ def main(args=None):
     p = argparse.ArgumentParser('python -m ich_soups.regime', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=1)
     a = p.parse_args(args)
-    for lr, mix, seed in product(PEAKS, MIXED, range(a.seeds)): keep_curve(get_run(Config.tiny(lr=lr, mix=mix, seed=seed)))
+    for lr, mix, seed in product(PEAKS, MIXED, range(a.seeds)):
+        keep_curve(get_run(Config.tiny(lr=lr, mix=mix, seed=seed)))
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()

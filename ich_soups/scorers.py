@@ -17,89 +17,136 @@ from .core import BadInput
 @dataclass
 class Taste:
     "What is known of some weights after scoring them."
-    score: float               # the score, or a bound that it cannot exceed
-    exact: bool = True         # which of the two
-    logits: np.ndarray|None = None  # float32 [N, C], if every picture was scored
 
+    score: float  # the score, or a bound that it cannot exceed
+    exact: bool = True  # which of the two
+    logits: np.ndarray | None = None  # float32 [N, C], if every picture was scored
+
+# %% ../nbs/04_scorers.ipynb #d8cd4062
 class Scorer:
     "A function of weights to a score on pictures in memory. It counts the passes over them that it spends."
-    def __init__(self,
-        model:nn.Module,   # a scratch model to load weights into
-        inputs,            # a function of int [B] to a batch of inputs
-        targs,             # int [N]
-        metric,            # (logits, targs) -> float, higher is better, and not lower when a picture's logits become perfect
-        prepare=None,      # called with the loaded model, e.g. to measure BatchNorm anew
-        dtype=None,        # autocast to this type
-        bs:int=64,         # pictures at a time; the bound is looked at after each batch
-        early:bool=True    # whether to stop at the bound
+
+    def __init__(
+        self,
+        model: nn.Module,  # a scratch model to load weights into
+        inputs,  # a function of int [B] to a batch of inputs
+        targs,  # int [N]
+        metric,  # (logits, targs) -> float, higher is better, and not lower when a picture's logits become perfect
+        prepare=None,  # called with the loaded model, e.g. to measure BatchNorm anew
+        dtype=None,  # autocast to this type
+        bs: int = 64,  # pictures at a time; the bound is looked at after each batch
+        early: bool = True,  # whether to stop at the bound
     ):
-        self.model, self.inputs, self.targs, self.metric, self.prepare, self.dtype, self.bs, self.early = model, inputs, np.asarray(targs), metric, prepare, dtype, bs, early
-        if not len(self.targs): raise BadInput('there are no pictures to score with; is the validation set empty?')
+        self.model, self.inputs, self.targs, self.metric, self.prepare, self.dtype, self.bs, self.early = (
+            model,
+            inputs,
+            np.asarray(targs),
+            metric,
+            prepare,
+            dtype,
+            bs,
+            early,
+        )
+        if not len(self.targs):
+            raise BadInput('there are no pictures to score with; is the validation set empty?')
         self.seen = 0
 
     @property
-    def passes(self): return self.seen/len(self.targs)
-    def __call__(self, weights) -> float: return self.taste(weights).score
+    def passes(self):
+        return self.seen / len(self.targs)
+
+    def __call__(self, weights) -> float:
+        return self.taste(weights).score
 
     def load(self, weights):
         self.model.load_state_dict(fit_names(weights, self.model))
-        if self.prepare: self.prepare(self.model)
+        if self.prepare:
+            self.prepare(self.model)
         self.model.eval()
 
     def _autocast(self):
         on = self.dtype not in (None, torch.float32)
-        return torch.autocast(next(self.model.parameters()).device.type, self.dtype) if on else contextlib.nullcontext()
+        return (
+            torch.autocast(next(self.model.parameters()).device.type, self.dtype)
+            if on
+            else contextlib.nullcontext()
+        )
 
     @torch.inference_mode()
     def logits(self, idx) -> np.ndarray:
         "Logits of the loaded model, float32 [len(idx), C]. Batches are of one size, the last one filled up, so that a picture's logits do not hang on its neighbours."
         full = np.resize(idx, self.bs) if len(idx) < self.bs < len(self.targs) else idx
-        with self._autocast(): out = self.model(self.inputs(full))
+        with self._autocast():
+            out = self.model(self.inputs(full))
         self.seen += len(idx)
-        return out[:len(idx)].float().cpu().numpy()
+        return out[: len(idx)].float().cpu().numpy()
 
-    def taste(self,
-        weights,        # a state dict
-        floor=None,     # the score to beat; None for the exact score in any case
-        ties:bool=False,# whether equal is enough
-        base=None       # logits [N, C] of a similar model, to ask the hardest pictures first
+    def taste(
+        self,
+        weights,  # a state dict
+        floor=None,  # the score to beat; None for the exact score in any case
+        ties: bool = False,  # whether equal is enough
+        base=None,  # logits [N, C] of a similar model, to ask the hardest pictures first
     ) -> Taste:
         self.load(weights)
-        order = np.arange(len(self.targs)) if base is None else np.argsort(_margin(base, self.targs), kind='stable')
+        order = (
+            np.arange(len(self.targs))
+            if base is None
+            else np.argsort(_margin(base, self.targs), kind='stable')
+        )
         filled = None
         for at in range(0, len(order), self.bs):
-            idx = order[at:at+self.bs]
+            idx = order[at : at + self.bs]
             out = self.logits(idx)
-            if filled is None: filled = 1e4*np.eye(out.shape[1], dtype=np.float32)[self.targs]     # perfect until known better
+            if filled is None:
+                filled = (
+                    1e4 * np.eye(out.shape[1], dtype=np.float32)[self.targs]
+                )  # perfect until known better
             filled[idx] = out
-            if not np.isfinite(out).all(): return Taste(-np.inf)                                       # broken weights are worse than any
-            if at+self.bs >= len(order): break
-            if self.early and floor is not None and not _may_win(bound := float(self.metric(filled, self.targs)), floor, ties): return Taste(bound, False)
+            if not np.isfinite(out).all():
+                return Taste(-np.inf)  # broken weights are worse than any
+            if at + self.bs >= len(order):
+                break
+            if (
+                self.early
+                and floor is not None
+                and not _may_win(bound := float(self.metric(filled, self.targs)), floor, ties)
+            ):
+                return Taste(bound, False)
         score = float(self.metric(filled, self.targs))
         return Taste(-np.inf if np.isnan(score) else score, True, filled)
 
+# %% ../nbs/04_scorers.ipynb #2309a3f5
 def _margin(logits, targs):
     "Logit of the true class minus the largest other, [N]."
     own = logits[np.arange(len(targs)), targs]
-    rest = logits.copy(); rest[np.arange(len(targs)), targs] = -np.inf
+    rest = logits.copy()
+    rest[np.arange(len(targs)), targs] = -np.inf
     return own - rest.max(1)
 
-def _may_win(bound, floor, ties): return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
+
+def _may_win(bound, floor, ties):
+    return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
 
 # %% ../nbs/04_scorers.ipynb #72e16791
 def slope(
-    score,     # a `Scorer` with weights loaded
-    idx        # int [n], pictures
+    score,  # a `Scorer` with weights loaded
+    idx,  # int [n], pictures
 ) -> tuple:
     "Cross-entropy over those pictures, and its gradient for each parameter by name."
     score.model.zero_grad(set_to_none=True)
     score.model.requires_grad_(True)
-    total, targs = 0., torch.from_numpy(score.targs)
-    for at in range(0, len(idx), 4*score.bs):
-        part = idx[at:at+4*score.bs]
-        with score._autocast(): out = score.model(score.inputs(part))
-        loss = nn.functional.cross_entropy(out.float(), targs[part].to(out.device), reduction='sum')/len(idx)
+    total, targs = 0.0, torch.from_numpy(score.targs)
+    for at in range(0, len(idx), 4 * score.bs):
+        part = idx[at : at + 4 * score.bs]
+        with score._autocast():
+            out = score.model(score.inputs(part))
+        loss = nn.functional.cross_entropy(out.float(), targs[part].to(out.device), reduction='sum') / len(
+            idx
+        )
         loss.backward()
         total += loss.item()
-    score.seen += 3*len(idx)                                       # a backward pass costs about two forward
-    return total, {n: p.grad.detach().float().cpu() for n, p in score.model.named_parameters() if p.grad is not None}
+    score.seen += 3 * len(idx)  # a backward pass costs about two forward
+    return total, {
+        n: p.grad.detach().float().cpu() for n, p in score.model.named_parameters() if p.grad is not None
+    }

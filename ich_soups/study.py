@@ -35,11 +35,12 @@ from .training import get_run, predict_logits
 @dataclass(frozen=True)
 class Dish:
     "One way to make a soup of a run."
+
     name: str
     recipe: str
-    metric: str = 'accuracy'   # what the search improves on val
-    pool: str = 'half'         # 'half' or 'best'
-    bn: bool = False           # whether every candidate of the search gets fresh statistics
+    metric: str = 'accuracy'  # what the search improves on val
+    pool: str = 'half'  # 'half' or 'best'
+    bn: bool = False  # whether every candidate of the search gets fresh statistics
     options: dict = field(default_factory=dict, hash=False)
 
 # %% ../nbs/18_study.ipynb #b5bd7e4c
@@ -73,55 +74,73 @@ COSTLY = [
     Dish('learned per stage, free sign', 'learned_stages_free', 'neg_nll', options=dict(steps=6)),
     Dish('Bayesian, by loss', 'bayes', 'neg_nll', options=dict(trials=25)),
 ]
-_MAIN = ('uniform, best epochs', 'uniform', 'EMA of epochs', 'greedy, best epochs', 'greedy by loss', 'post-hoc EMA by loss')
+_MAIN = (
+    'uniform, best epochs',
+    'uniform',
+    'EMA of epochs',
+    'greedy, best epochs',
+    'greedy by loss',
+    'post-hoc EMA by loss',
+)
 _PAPER = ('uniform, best epochs', 'greedy, best epochs', 'post-hoc EMA by loss')
-LEVELS = dict(few=[d for d in DISHES if d.name in ('uniform', 'post-hoc EMA by loss')],
-              paper=[d for d in DISHES if d.name in _PAPER], main=[d for d in DISHES if d.name in _MAIN],
-              every=DISHES, costly=DISHES+COSTLY)
+LEVELS = dict(
+    few=[d for d in DISHES if d.name in ('uniform', 'post-hoc EMA by loss')],
+    paper=[d for d in DISHES if d.name in _PAPER],
+    main=[d for d in DISHES if d.name in _MAIN],
+    every=DISHES,
+    costly=DISHES + COSTLY,
+)
 
 # %% ../nbs/18_study.ipynb #0c20f71e
-JUDGES = 'small17:10000:1000000:0'     # of another seed, no label is wrong
+JUDGES = 'small17:10000:1000000:0'  # of another seed, no label is wrong
+
 
 @cache
-def judges(
-    source:str=JUDGES
-) -> tuple:
+def judges(source: str = JUDGES) -> tuple:
     "Images uint8 [N, S, S, 3] and labels int [N] of a drawn collection without wrong labels."
     pics = load_pictures(source)
     return pics.array, pics.labels
 
-def _is_judged(run): return run.cfg.data.startswith('small17')
+
+def _is_judged(run):
+    return run.cfg.data.startswith('small17')
+
 
 def _loader(run, images):
     "A loader of other images, prepared as the run's own."
     labels = np.zeros(len(images), np.int64)
     return run.dls[1].new(PixelDataset(images, labels, np.arange(len(images)), run.classes, 1))
 
+# %% ../nbs/18_study.ipynb #f1b6b7b0
 def outputs(
-    run,            # a `Run`
-    weights:dict,   # a state dict
-    prepare=None,   # of `fresh_bn`
-    scenes=JUDGES   # of `judges`, for runs on small17
+    run,  # a `Run`
+    weights: dict,  # a state dict
+    prepare=None,  # of `fresh_bn`
+    scenes=JUDGES,  # of `judges`, for runs on small17
 ) -> dict:
     "Logits [N, C] on `val`, `test` and, for a run on small17, `scenes`; BatchNorm statistics are measured once."
     out = dict(val=run.logits_of(weights, 'val', prepare))
     loaders = dict(test=run.dls[2])
-    if _is_judged(run): loaders['scenes'] = _loader(run, judges(scenes)[0])
+    if _is_judged(run):
+        loaders['scenes'] = _loader(run, judges(scenes)[0])
     return out | {k: predict_logits(run.model, dl, run.cfg.precision) for k, dl in loaders.items()}
 
+# %% ../nbs/18_study.ipynb #8ef46a6a
 SHORT = dict(accuracy='accuracy', f1='f1', neg_nll='nll')
+
 
 def scored(
     run,
-    out:dict,       # of `outputs`, or [M, N, C] for several models, which count with their mean
-    scenes=JUDGES
+    out: dict,  # of `outputs`, or [M, N, C] for several models, which count with their mean
+    scenes=JUDGES,
 ) -> dict:
     "Accuracy, macro-F1 and loss on each of them, as `val_accuracy` and so on."
     row = {}
     for split, logits in out.items():
         targs = judges(scenes)[1] if split == 'scenes' else run.targs(split)
         models = logits if logits.ndim == 3 else logits[None]
-        for m, short in SHORT.items(): row[f'{split}_{short}'] = abs(float(np.mean([METRICS[m](l, targs) for l in models])))
+        for m, short in SHORT.items():
+            row[f'{split}_{short}'] = abs(float(np.mean([METRICS[m](l, targs) for l in models])))
     return row
 
 # %% ../nbs/18_study.ipynb #6b60c832
@@ -129,11 +148,12 @@ def _together(outs):
     "Dicts of logits as one dict of [M, N, C]."
     return {k: np.stack([o[k] for o in outs]) for k in outs[0]}
 
+# %% ../nbs/18_study.ipynb #17ad0234
 def controls(
     run,
-    bn,           # of `fresh_bn`
-    which='',     # the pool that is voted on, if any
-    scenes=JUDGES
+    bn,  # of `fresh_bn`
+    which='',  # the pool that is voted on, if any
+    scenes=JUDGES,
 ) -> dict:
     "What is no soup of snapshots: name to `(ingredients, forward passes, logits)`."
     one = lambda w, prepare=None: (1, 1, outputs(run, w, prepare, scenes))
@@ -146,71 +166,107 @@ def controls(
         'EMA of steps': one(run.weights('ema'), bn),
         'SWA of cycle ends': one(run.weights('swa'), bn),
     }
-    if not which: return made
+    if not which:
+        return made
     every = _together([outputs(run, s.weights(), bn, scenes) for s in pool(run, which)])
     n = len(every['val'])
-    vote = {k: np.log(soft_voting(v)+1e-12) for k, v in every.items()}
+    vote = {k: np.log(soft_voting(v) + 1e-12) for k, v in every.items()}
     return made | {'mean of the pool, fresh BN': (1, 1, every), 'soft voting': (n, n, vote)}
 
+# %% ../nbs/18_study.ipynb #93d47715
 def control_rows(run, bn, which='half', scenes=JUDGES) -> tuple:
     "Rows of `controls`, and their logits."
     made = controls(run, bn, which, scenes)
+
     def row(name, ingredients, cost, out):
-        what = dict(kind='control', name=name, recipe='', pool=which if cost > 1 or 'pool' in name else '', metric='')
-        return what | dict(ingredients=ingredients, cost=cost, passes=0., seconds=0.) | scored(run, out, scenes)
+        what = dict(
+            kind='control', name=name, recipe='', pool=which if cost > 1 or 'pool' in name else '', metric=''
+        )
+        return (
+            what
+            | dict(ingredients=ingredients, cost=cost, passes=0.0, seconds=0.0)
+            | scored(run, out, scenes)
+        )
+
     return [row(name, *m) for name, m in made.items()], {name: out for name, (_, _, out) in made.items()}
 
+# %% ../nbs/18_study.ipynb #717a9ba2
 def soup_row(run, dish, bn, scenes=JUDGES) -> tuple:
     "Cook, give fresh statistics, score: the row and its logits."
     start = time.monotonic()
     snaps, score = pool(run, dish.pool), run.scorer(dish.metric, 'val', bn if dish.bn else None)
     soup = finish(run, recipe(dish.recipe)(snaps, score, **dish.options), bn)
-    if len(soup.ingredients) == 1: soup.weights = with_bn(run, soup.weights, bn)   # as its references have them
-    took, out = time.monotonic()-start, outputs(run, soup.weights, None, scenes)
+    if len(soup.ingredients) == 1:
+        soup.weights = with_bn(run, soup.weights, bn)  # as its references have them
+    took, out = time.monotonic() - start, outputs(run, soup.weights, None, scenes)
     what = dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric)
-    return what | dict(ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=took) | scored(run, out, scenes), out
+    return what | dict(ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=took) | scored(
+        run, out, scenes
+    ), out
 
 # %% ../nbs/18_study.ipynb #c2983cd6
-KEPT = ('single best', 'single best, fresh BN', 'last epoch, fresh BN', 'EMA of steps', 'soft voting',
-        'uniform, best epochs', 'greedy, best epochs', 'post-hoc EMA by loss')
+KEPT = (
+    'single best',
+    'single best, fresh BN',
+    'last epoch, fresh BN',
+    'EMA of steps',
+    'soft voting',
+    'uniform, best epochs',
+    'greedy, best epochs',
+    'post-hoc EMA by loss',
+)
 
-def _scenes_file(run): return run.path/'logits'/'scenes.npz'
 
+def _scenes_file(run):
+    return run.path / 'logits' / 'scenes.npz'
+
+# %% ../nbs/18_study.ipynb #2c99700d
 def keep_scenes(run, made):
     "Keep the logits on the scenes of what is in `KEPT`."
     kept = {name: out['scenes'].astype(np.float32) for name, out in made.items() if name in KEPT}
-    with atomic(_scenes_file(run)) as tmp, open(tmp, 'wb') as f: np.savez(f, **kept)
+    with atomic(_scenes_file(run)) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **kept)
 
+# %% ../nbs/18_study.ipynb #008033e9
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'bootstrap', 'seed', 'name')
-OWN = tuple(k for k in KEYS if k != 'bootstrap')     # of the tables that are older than it
 
-OF_TABLE = dict(tuned=KEYS, photos=(*OWN[:-1], 'split_seed', 'name'), recipes=OWN, anytime=OWN)     # what makes a row what it is
+
+OWN = tuple(k for k in KEYS if k != 'bootstrap')  # of the tables that are older than it
+
+
+OF_TABLE = dict(
+    tuned=KEYS, photos=(*OWN[:-1], 'split_seed', 'name'), recipes=OWN, anytime=OWN
+)  # what makes a row what it is
+
 
 def table_of(cfg) -> str:
     "The long table that a run's rows belong to."
-    if cfg.data.startswith('small17'): return 'tuned'
+    if cfg.data.startswith('small17'):
+        return 'tuned'
     return 'photos' if cfg.profile == PHOTOS else 'recipes'
 
+# %% ../nbs/18_study.ipynb #8e12ac49
 def present(
-    cfg:Config,
-    table=None   # which long table; default: `table_of`
+    cfg: Config,
+    table=None,  # which long table; default: `table_of`
 ) -> set:
     "The names that a long table has for that run."
     table = table or table_of(cfg)
-    df = read_rows(long_table()/f'{table}.csv', **{k: getattr(cfg, k) for k in OF_TABLE[table][:-1]})
+    df = read_rows(long_table() / f'{table}.csv', **{k: getattr(cfg, k) for k in OF_TABLE[table][:-1]})
     return set(df.name) if len(df) else set()
 
 # %% ../nbs/18_study.ipynb #57edd0af
 def study_run(
-    cfg:Config,
-    level:str='costly',  # of `LEVELS`; with 'few' and 'paper' nothing is voted on
-    anew:bool=False,     # also what is in the table already
-    scenes:str=JUDGES
+    cfg: Config,
+    level: str = 'costly',  # of `LEVELS`; with 'few' and 'paper' nothing is voted on
+    anew: bool = False,  # also what is in the table already
+    scenes: str = JUDGES,
 ) -> list:
     "Train if need be, cook every dish that is not in the long table, and put the rows there; returns them."
     have = set() if anew else present(cfg)
     todo = [d for d in LEVELS[level] if d.name not in have]
-    if have and not todo: return []
+    if have and not todo:
+        return []
     run, table = get_run(cfg), table_of(cfg)
     bn, (what, how) = fresh_bn(run, 1024 if table == 'tuned' or cfg.data == 'scenes17' else 512), origin(run)
     voted = '' if level in ('few', 'paper') else 'half' if table == 'recipes' else 'best'
@@ -222,88 +278,138 @@ def study_run(
         keep_scenes(run, made)
         keep_curve(run)
         what |= dict(bootstrap=cfg.bootstrap, noise=noise_of(cfg.data))
-    if table == 'photos': what |= dict(split_seed=cfg.split_seed, images=len(run.pictures.idxs('train')), test_images=len(run.targs('test')))
-    add_rows(long_table()/f'{table}.csv', [what | r | how for r in rows], OF_TABLE[table])
+    if table == 'photos':
+        what |= dict(
+            split_seed=cfg.split_seed,
+            images=len(run.pictures.idxs('train')),
+            test_images=len(run.targs('test')),
+        )
+    add_rows(long_table() / f'{table}.csv', [what | r | how for r in rows], OF_TABLE[table])
     return rows
 
 # %% ../nbs/18_study.ipynb #4580d7ea
 DRAWS, FEWER = 8, 5
-NOISE = (0, 6, 20, 40)               # wrong labels in per cent
-OTHER_RATES = (3e-4, 3e-3)           # beside 1e-3
+
+
+NOISE = (0, 6, 20, 40)  # wrong labels in per cent
+
+
+OTHER_RATES = (3e-4, 3e-3)  # beside 1e-3
+
 
 def small17(
-    draw:int=0,    # of the collection
-    noise:int=6    # wrong labels in per cent
+    draw: int = 0,  # of the collection
+    noise: int = 6,  # wrong labels in per cent
 ) -> str:
     "The name of a draw."
-    if noise != 6: return f'small17:3000:{draw}:{noise}'
+    if noise != 6:
+        return f'small17:3000:{draw}:{noise}'
     return f'small17:3000:{draw}' if draw else 'small17'
 
-def noise_of(data:str) -> int:
+# %% ../nbs/18_study.ipynb #4b131038
+def noise_of(data: str) -> int:
     "Wrong labels of a draw, in per cent."
     numbers = data.split('@')[0].split(':')[1:]
     return int(numbers[2]) if len(numbers) > 2 else 6
 
-def draw_of(data:str) -> int:
+
+def draw_of(data: str) -> int:
     "The number of a draw."
     numbers = data.split('@')[0].split(':')[1:]
     return int(numbers[1]) if len(numbers) > 1 else 0
 
+# %% ../nbs/18_study.ipynb #b288f306
 def tuned_run(
-    draw:int=0,
-    schedule:str='restarts',
-    noise:int=6,
-    **over       # other fields of `Config`
+    draw: int = 0,
+    schedule: str = 'restarts',
+    noise: int = 6,
+    **over,  # other fields of `Config`
 ) -> Config:
     "A training of the paper's regime on a draw, every epoch kept."
-    return Config.tiny(**dict(data=small17(draw, noise), schedule=schedule, seed=draw, fixed=tuple(range(1, 51))) | over)
+    return Config.tiny(
+        **dict(data=small17(draw, noise), schedule=schedule, seed=draw, fixed=tuple(range(1, 51))) | over
+    )
 
+# %% ../nbs/18_study.ipynb #0485438f
 def tuned_plan() -> list:
     "The runs of the regime: `(config, level of recipes)`, the most telling first."
     pair = dict(restarts='paper', annealed='few')
     jobs = [(tuned_run(d), 'costly' if d < 2 else 'every' if d < FEWER else 'main') for d in range(DRAWS)]
     jobs += [(tuned_run(d, 'annealed'), 'few') for d in range(DRAWS)]
-    jobs += [(tuned_run(d, s, lr=lr), level) for d in range(3) for lr in OTHER_RATES for s, level in pair.items()]
-    jobs += [(tuned_run(d, s, noise), level) for d in range(FEWER) for noise in NOISE if noise != 6 for s, level in pair.items()]
-    jobs += [(tuned_run(0, bootstrap=k+1, seed=0), 'paper') for k in range(DRAWS)]
+    jobs += [
+        (tuned_run(d, s, lr=lr), level) for d in range(3) for lr in OTHER_RATES for s, level in pair.items()
+    ]
+    jobs += [
+        (tuned_run(d, s, noise), level)
+        for d in range(FEWER)
+        for noise in NOISE
+        if noise != 6
+        for s, level in pair.items()
+    ]
+    jobs += [(tuned_run(0, bootstrap=k + 1, seed=0), 'paper') for k in range(DRAWS)]
     return jobs + [(tuned_run(d, 'flat:1.0', noise), 'main') for d in range(3) for noise in (6, 40)]
 
 # %% ../nbs/18_study.ipynb #0be4477b
-PHOTOS = 'photos, tuned'      # the profile
+PHOTOS = 'photos, tuned'  # the profile
 
-def ahe_run(seed:int, schedule:str='restarts', share:int=100) -> Config:
+
+def ahe_run(seed: int, schedule: str = 'restarts', share: int = 100) -> Config:
     "The tiny CoAtNet on `share` per cent of the training photographs of architecture."
     own = {100: dict(data='ahe10', epochs=15), 10: dict(data='ahe10@10', epochs=45, bs=32)}[share]
-    return Config.tiny(profile=PHOTOS, schedule=schedule, seed=seed, fixed=tuple(range(1, own['epochs']+1)), **own)
+    return Config.tiny(
+        profile=PHOTOS, schedule=schedule, seed=seed, fixed=tuple(range(1, own['epochs'] + 1)), **own
+    )
 
-def groceries_run(seed:int, schedule:str='restarts') -> Config:
+
+def groceries_run(seed: int, schedule: str = 'restarts') -> Config:
     "EfficientNet-Lite0 on photographs of groceries, split by the seed too."
     return lite0_cfg(schedule, seed).replace(profile=PHOTOS, split_seed=seed)
 
+# %% ../nbs/18_study.ipynb #83c6524f
 def photos_plan() -> list:
     "The runs on photographs, and the level of recipes."
     pair = dict(restarts='main', annealed='few')
-    jobs = [(ahe_run(k, s, share), level) for k in range(FEWER) for share in (10, 100) for s, level in pair.items()]
+    jobs = [
+        (ahe_run(k, s, share), level)
+        for k in range(FEWER)
+        for share in (10, 100)
+        for s, level in pair.items()
+    ]
     return jobs + [(groceries_run(k, s), level) for k in range(FEWER) for s, level in pair.items()]
 
 # %% ../nbs/18_study.ipynb #cfd34ba7
-RATES = (1e-3, 4e-3)   # other peak rates than 2e-3: the control deserves its best one too
+RATES = (1e-3, 4e-3)  # other peak rates than 2e-3: the control deserves its best one too
+
+
 SCHEDULES = ('restarts', 'flat:0.03', 'flat:0.1', 'flat:0.3', 'flat:1.0', 'annealed')
+
 
 def scenes_cfg(schedule, seed, epochs=30) -> Config:
     "From scratch on drawn scenes."
-    return Config.scratch(schedule=schedule, seed=seed, epochs=epochs, fixed=tuple(range(1, epochs+1)))
+    return Config.scratch(schedule=schedule, seed=seed, epochs=epochs, fixed=tuple(range(1, epochs + 1)))
+
 
 def photos_cfg(schedule, seed) -> Config:
     "From scratch on photographs of architecture."
-    return Config.scratch(profile='photos', data='ahe10', epochs=15, schedule=schedule, seed=seed, fixed=tuple(range(1, 16)))
+    return Config.scratch(
+        profile='photos', data='ahe10', epochs=15, schedule=schedule, seed=seed, fixed=tuple(range(1, 16))
+    )
 
+# %% ../nbs/18_study.ipynb #1298d6d6
 def lite0_cfg(schedule, seed) -> Config:
     "EfficientNet-Lite0, fine-tuned on photographs of groceries."
-    own = dict(profile='photos', data='groceries14', arch='tf_efficientnet_lite0', pretrained='pip', size=96, crop_min=.3)
-    how = dict(epochs=12, bs=32, lr=5e-4, wd=1e-3, ema=.98, fixed=tuple(range(1, 13)))
+    own = dict(
+        profile='photos',
+        data='groceries14',
+        arch='tf_efficientnet_lite0',
+        pretrained='pip',
+        size=96,
+        crop_min=0.3,
+    )
+    how = dict(epochs=12, bs=32, lr=5e-4, wd=1e-3, ema=0.98, fixed=tuple(range(1, 13)))
     return Config.scratch(**own, **how, schedule=schedule, seed=seed)
 
+# %% ../nbs/18_study.ipynb #9cce247a
 def plan() -> list:
     "All runs of that study, and the level of recipes."
     main, tails, seeds = ('restarts', 'flat:1.0', 'annealed'), ('flat:0.03', 'flat:0.1', 'flat:0.3'), range(5)
@@ -312,46 +418,58 @@ def plan() -> list:
     jobs += [(photos_cfg(s, k), level(k < 1)) for k in seeds for s in main]
     jobs += [(lite0_cfg(s, k), 'every') for k in seeds for s in main]
     jobs += [(scenes_cfg(s, k), 'every') for k in seeds[:3] for s in tails]
-    return jobs + [(scenes_cfg(s, k).replace(lr=lr), 'every') for k in seeds[:3] for lr in RATES for s in ('annealed', 'flat:1.0')]
+    return jobs + [
+        (scenes_cfg(s, k).replace(lr=lr), 'every')
+        for k in seeds[:3]
+        for lr in RATES
+        for s in ('annealed', 'flat:1.0')
+    ]
 
 # %% ../nbs/18_study.ipynb #278dc5bc
 def study_rows(
-    table:str='recipes',   # which long table
-    other_rates:bool=False # also what was trained at another peak rate
+    table: str = 'recipes',  # which long table
+    other_rates: bool = False,  # also what was trained at another peak rate
 ) -> pd.DataFrame:
     "A long table, or the part of it at the collection's own peak learning rate."
-    df = pd.read_csv(long_table()/f'{table}.csv').sort_values('data', ascending=False, kind='stable')
+    df = pd.read_csv(long_table() / f'{table}.csv').sort_values('data', ascending=False, kind='stable')
     return df if other_rates else df[~df.lr.isin(RATES)]
 
+# %% ../nbs/18_study.ipynb #03ba57e2
 def tuned_rows(
-    other_rates:bool=False,  # also what was trained at another peak rate
-    bootstrap:bool=False     # replicates of one collection instead of independent draws
+    other_rates: bool = False,  # also what was trained at another peak rate
+    bootstrap: bool = False,  # replicates of one collection instead of independent draws
 ) -> pd.DataFrame:
     "The rows of the paper's regime, with the number of the draw."
-    df = pd.read_csv(long_table()/'tuned.csv')
+    df = pd.read_csv(long_table() / 'tuned.csv')
     df = df[(df.bootstrap > 0) == bootstrap]
     df = df if other_rates else df[~df.lr.isin(OTHER_RATES)]
     return df.assign(draw=df.data.map(draw_of))
 
 # %% ../nbs/18_study.ipynb #fb28e29d
 def against(
-    df,              # the long table
-    reference:str,   # a name in it
-    schedule=None,   # of the reference; default: the same as the row's
-    metric='test_accuracy'
+    df,  # the long table
+    reference: str,  # a name in it
+    schedule=None,  # of the reference; default: the same as the row's
+    metric='test_accuracy',
 ) -> pd.DataFrame:
     "Difference of each name to the reference of the same data and seed: mean, lo, hi, seeds."
     ref = df[df.name == reference].set_index(['data', 'arch', 'epochs', 'lr', 'schedule', 'seed'])[metric]
     at = lambda r: ref.get((r.data, r.arch, r.epochs, r.lr, schedule or r.schedule, r.seed), np.nan)
     d = df.assign(diff=df[metric] - [at(r) for r in df.itertuples()]).dropna(subset=['diff'])
-    return d.groupby(['data', 'schedule', 'kind', 'name'], sort=False)['diff'].apply(lambda v: pd.Series(over_seeds(v))).unstack().reset_index().astype(dict(seeds=int))
+    return (
+        d.groupby(['data', 'schedule', 'kind', 'name'], sort=False)['diff']
+        .apply(lambda v: pd.Series(over_seeds(v)))
+        .unstack()
+        .reset_index()
+        .astype(dict(seeds=int))
+    )
 
 # %% ../nbs/18_study.ipynb #ad071324
 def gains(
-    df,                                   # of `tuned_rows`
-    reference:str='single best, fresh BN',# a name in it
-    schedule=None,                        # of the reference; default: the same as the row's
-    metric:str='scenes_accuracy'
+    df,  # of `tuned_rows`
+    reference: str = 'single best, fresh BN',  # a name in it
+    schedule=None,  # of the reference; default: the same as the row's
+    metric: str = 'scenes_accuracy',
 ) -> pd.DataFrame:
     "Paired differences to the reference over draws, in one row for each noise, schedule, peak rate and name: mean, lo, hi, seeds."
     keys = ['noise', 'lr', 'draw']
@@ -364,79 +482,115 @@ def gains(
     return groups.apply(lambda v: pd.Series(over_seeds(v))).unstack().reset_index().astype(dict(seeds=int))
 
 # %% ../nbs/18_study.ipynb #83d2c313
-PANELS = {'independent draws': lambda noise: [tuned_run(d, noise=noise) for d in range(DRAWS if noise == 6 else FEWER)],
-          'bootstrap replicates': lambda noise: [tuned_run(0, bootstrap=k+1, seed=0) for k in range(DRAWS)]}
+PANELS = {
+    'independent draws': lambda noise: [
+        tuned_run(d, noise=noise) for d in range(DRAWS if noise == 6 else FEWER)
+    ],
+    'bootstrap replicates': lambda noise: [tuned_run(0, bootstrap=k + 1, seed=0) for k in range(DRAWS)],
+}
+
+
 CHANGES = ('bias, % of the error', 'variance, % of the error', 'variance, % of itself')
 
+
 def scene_probs(
-    cfgs   # of `tuned_run`, one a draw
+    cfgs,  # of `tuned_run`, one a draw
 ) -> dict:
     "Probabilities float64 [draws, N, C] on the scenes, of each way to make one model; `BadInput` if a run has not been scored."
     kept = []
     for cfg in cfgs:
-        runs = {'': get_run(cfg)} | ({'annealed': get_run(cfg.replace(schedule='annealed'))} if not cfg.bootstrap else {})
+        runs = {'': get_run(cfg)} | (
+            {'annealed': get_run(cfg.replace(schedule='annealed'))} if not cfg.bootstrap else {}
+        )
         for run in runs.values():
-            if not _scenes_file(run).exists(): raise BadInput(f'{run.path} has no logits on the scenes; run `python -m ich_soups.study anew`')
-        kept.append({**np.load(_scenes_file(runs['']))} | ({'annealed, last epoch': np.load(_scenes_file(runs['annealed']))['last epoch, fresh BN']} if len(runs) > 1 else {}))
+            if not _scenes_file(run).exists():
+                raise BadInput(
+                    f'{run.path} has no logits on the scenes; run `python -m ich_soups.study anew`'
+                )
+        kept.append(
+            {**np.load(_scenes_file(runs['']))}
+            | (
+                {'annealed, last epoch': np.load(_scenes_file(runs['annealed']))['last epoch, fresh BN']}
+                if len(runs) > 1
+                else {}
+            )
+        )
     return {name: softmax(np.stack([k[name] for k in kept]).astype(np.float64), -1) for name in kept[0]}
 
+# %% ../nbs/18_study.ipynb #6494c798
 def decompose(
-    probs:dict,            # of `scene_probs`
-    targs,                 # int [N]
-    loss:str='squared',
-    reference:str='single best, fresh BN',
-    n_boot:int=300
+    probs: dict,  # of `scene_probs`
+    targs,  # int [N]
+    loss: str = 'squared',
+    reference: str = 'single best, fresh BN',
+    n_boot: int = 300,
 ) -> list:
     "Rows model, part, value, lo, hi: the parts of the expected loss, and for all but the reference their change against it with intervals over draws."
-    few = loss == 'squared'      # has an estimate that allows for few draws
+    few = loss == 'squared'  # has an estimate that allows for few draws
     rows, draws = [], len(probs[reference])
     for model, p in probs.items():
         parts = bias_variance(p, targs, loss, unbiased=few)
         rows += [dict(model=model, part=k, value=parts[k]) for k in ('bias2', 'variance', 'total')]
-        if model == reference: continue
+        if model == reference:
+            continue
+
         def change(i, unbiased=few):
             a, b = (bias_variance(q[i], targs, loss, unbiased=unbiased) for q in (p, probs[reference]))
-            of_error = [(a[k]-b[k])/b['total'] for k in ('bias2', 'variance')]
-            return 100*np.array([*of_error, a['variance']/b['variance']-1])
-        value, lo, hi = bootstrap_draws(change, draws, n_boot, plug_in=change(np.arange(draws), unbiased=False))
+            of_error = [(a[k] - b[k]) / b['total'] for k in ('bias2', 'variance')]
+            return 100 * np.array([*of_error, a['variance'] / b['variance'] - 1])
+
+        value, lo, hi = bootstrap_draws(
+            change, draws, n_boot, plug_in=change(np.arange(draws), unbiased=False)
+        )
         rows += [dict(model=model, part=k, value=value[j], lo=lo[j], hi=hi[j]) for j, k in enumerate(CHANGES)]
     return rows
 
+# %% ../nbs/18_study.ipynb #58ef7932
 def study_parts(
-    panel:str,      # of `PANELS`
-    noise:int=6,
-    losses=('squared', 'kl', '01')
+    panel: str,  # of `PANELS`
+    noise: int = 6,
+    losses=('squared', 'kl', '01'),
 ) -> list:
     "Put the parts of the error of a panel into the long table `parts.csv`."
     cfgs = PANELS[panel](noise)
     probs, targs = scene_probs(cfgs), judges()[1]
     what, how = dict(panel=panel, noise=noise, draws=len(cfgs)), origin(get_run(cfgs[0]))[1]
-    rows = [what | dict(loss=loss) | row | dict(date=how['date'], device=how['device'], commit=how['commit'])
-            for loss in losses for row in decompose(probs, targs, loss)]
-    add_rows(long_table()/'parts.csv', rows, ('panel', 'noise', 'loss', 'model', 'part'))
+    rows = [
+        what | dict(loss=loss) | row | dict(date=how['date'], device=how['device'], commit=how['commit'])
+        for loss in losses
+        for row in decompose(probs, targs, loss)
+    ]
+    add_rows(long_table() / 'parts.csv', rows, ('panel', 'noise', 'loss', 'model', 'part'))
     return rows
 
 # %% ../nbs/18_study.ipynb #9ddd158d
 ENDS = (6, 12, 18, 24)
 
+
 def curve_rows(run, bn) -> list:
     "Scores at every epoch of the checkpoint and of a soup of the past; of an annealed run, whose end is planned, those of its last epoch."
     end = run.cfg.epochs
     if run.cfg.schedule == 'annealed':
-        return [dict(name='annealed to end here', epoch=end) | scored(run, outputs(run, run.weights('last'), bn))]
+        return [
+            dict(name='annealed to end here', epoch=end) | scored(run, outputs(run, run.weights('last'), bn))
+        ]
     rows = []
     for s in run.snapshots:
-        so_far = [o for o in run.snapshots if s.epoch/2 < o.epoch <= s.epoch]
+        so_far = [o for o in run.snapshots if s.epoch / 2 < o.epoch <= s.epoch]
         made = {'checkpoint': s.weights(), 'soup of the last half so far': uniform_soup(so_far).weights}
-        rows += [dict(name=name, epoch=s.epoch) | scored(run, outputs(run, w, bn)) for name, w in made.items()]
+        rows += [
+            dict(name=name, epoch=s.epoch) | scored(run, outputs(run, w, bn)) for name, w in made.items()
+        ]
     return rows
 
-def study_curve(cfg:Config) -> list:
+# %% ../nbs/18_study.ipynb #6cb3995a
+def study_curve(cfg: Config) -> list:
     "Rows of the anytime table for one run: all its epochs, or for an annealed one its last."
     run = get_run(cfg)
     rows, (what, how) = curve_rows(run, fresh_bn(run, 1024)), origin(run)
-    add_rows(long_table()/'anytime.csv', [what | r | how for r in rows], (*OWN, 'epoch'))
+    add_rows(long_table() / 'anytime.csv', [what | r | how for r in rows], (*OWN, 'epoch'))
     return rows
+
 
 def curve_plan() -> list:
     "The runs behind the anytime table."
@@ -448,17 +602,27 @@ def best_on_test(run) -> Candidate:
     "The single best checkpoint of a network that is compared with."
     return Candidate('baseline', run.logits('test')[[s.epoch for s in run.snapshots].index(run.best().epoch)])
 
+
 def baseline_plan() -> list:
     "The runs behind the table of baselines."
     return [Config.scratch(arch=a, seed=k) for k in range(3) for a in RELATIVES if a != 'test_coatnet']
 
-def study_baseline(cfg:Config) -> list:
+# %% ../nbs/18_study.ipynb #177b1cb5
+def study_baseline(cfg: Config) -> list:
     "The row of `compare.table` for one of these runs, against the single best checkpoint of the tiny CoAtNet."
     run, other = get_run(cfg), get_run(cfg.replace(arch='test_coatnet'))
-    refs = {'single best': best_on_test(other), 'single best, fresh BN': Candidate('control', other.logits_of(other.best().weights(), 'test', fresh_bn(other)))}
-    row, (what, how) = table({RELATIVES[cfg.arch]: best_on_test(run)} | refs, run.targs('test')).iloc[0], origin(run)
-    how['dtype'] = how.pop('precision')      # the score has that name
-    add_rows(long_table()/'baselines.csv', [what | row.to_dict() | how], (*OWN[:-1], 'model'))
+    refs = {
+        'single best': best_on_test(other),
+        'single best, fresh BN': Candidate(
+            'control', other.logits_of(other.best().weights(), 'test', fresh_bn(other))
+        ),
+    }
+    row, (what, how) = (
+        table({RELATIVES[cfg.arch]: best_on_test(run)} | refs, run.targs('test')).iloc[0],
+        origin(run),
+    )
+    how['dtype'] = how.pop('precision')  # the score has that name
+    add_rows(long_table() / 'baselines.csv', [what | row.to_dict() | how], (*OWN[:-1], 'model'))
     return [row]
 
 # %% ../nbs/18_study.ipynb #49b4f7f3
@@ -467,50 +631,65 @@ def _study(jobs, anew):
         print(f'{table_of(cfg)}: run {i} of {len(jobs)}, {cfg.key}', flush=True)
         study_run(cfg, level, anew)
 
+# %% ../nbs/18_study.ipynb #a68e458c
 def fill_tuned(
-    anew:bool=False,
-    share:int=0, of:int=1   # every `of`-th run from the `share`-th on, for processes that divide the work
+    anew: bool = False,
+    share: int = 0,
+    of: int = 1,  # every `of`-th run from the `share`-th on, for processes that divide the work
 ):
     "The tables of the paper's regime."
     _study(tuned_plan()[share::of], anew)
-    if of > 1: return
-    for noise in NOISE: study_parts('independent draws', noise)
+    if of > 1:
+        return
+    for noise in NOISE:
+        study_parts('independent draws', noise)
     study_parts('bootstrap replicates')
 
-def fill_photos(
-    anew:bool=False
-):
+# %% ../nbs/18_study.ipynb #986006f6
+def fill_photos(anew: bool = False):
     "The table of fine-tuned photographs; a sentence where AHE-10 is not at hand, and then the rest."
     jobs = photos_plan()
-    try: load_pictures('ahe10')
+    try:
+        load_pictures('ahe10')
     except BadInput as e:
         print(f'{e}; its rows stay as they are', flush=True)
         jobs = [j for j in jobs if not j[0].data.startswith('ahe10')]
     _study(jobs, anew)
 
-def fill_scratch(
-    anew:bool=False
-):
+# %% ../nbs/18_study.ipynb #92c8edd9
+def fill_scratch(anew: bool = False):
     "The tables of the networks from scratch and of the photographs."
     _study(plan(), anew)
     for cfg in curve_plan():
         print(f'anytime: {cfg.key}', flush=True)
-        if anew or not present(cfg, 'anytime'): study_curve(cfg)
+        if anew or not present(cfg, 'anytime'):
+            study_curve(cfg)
     for cfg in baseline_plan():
         print(f'baselines: {cfg.key}', flush=True)
         what = {k: getattr(cfg, k) for k in OWN[:-1]}
-        if anew or not len(read_rows(long_table()/'baselines.csv', **what)): study_baseline(cfg)
+        if anew or not len(read_rows(long_table() / 'baselines.csv', **what)):
+            study_baseline(cfg)
 
+# %% ../nbs/18_study.ipynb #9283b126
 def main(args=None):
     "python -m ich_soups.study: everything in the long tables that is not there yet; with `anew`, everything: about ten hours on two cores"
     p = argparse.ArgumentParser('python -m ich_soups.study', description=main.__doc__)
     p.add_argument('anew', nargs='?', choices=['anew'], help='also what is there')
     p.add_argument('--only', choices=['tuned', 'photos', 'scratch'])
-    p.add_argument('--share', default='0/1', help='2/4: every fourth run of the regime from the third on, without the parts of the error')
+    p.add_argument(
+        '--share',
+        default='0/1',
+        help='2/4: every fourth run of the regime from the third on, without the parts of the error',
+    )
     a = p.parse_args(args)
     share, of = map(int, a.share.split('/'))
-    if a.only in (None, 'tuned'): fill_tuned(bool(a.anew), share, of)
-    if a.only in (None, 'photos'): fill_photos(bool(a.anew))
-    if a.only in (None, 'scratch'): fill_scratch(bool(a.anew))
+    if a.only in (None, 'tuned'):
+        fill_tuned(bool(a.anew), share, of)
+    if a.only in (None, 'photos'):
+        fill_photos(bool(a.anew))
+    if a.only in (None, 'scratch'):
+        fill_scratch(bool(a.anew))
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/18_study.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -23,57 +23,102 @@ from .training import get_run
 SEARCHES = ('accuracy', 'f1', 'neg_nll')
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'seed', 'pool', 'metric')
 
+
 def search_row(
-    run,          # a `Run`
-    metric:str,   # what greedy improves on val
-    name:str      # of the pool
+    run,  # a `Run`
+    metric: str,  # what greedy improves on val
+    name: str,  # of the pool
 ) -> dict:
     "What greedy took, and of `distance` and `apart` the `subset_test`, in columns `distance`, `distance_lo`, ...; no tests where it took one or all. `pool_distance` is the mean distance in the whole pool."
     snaps, t = pool(run, name), run.targs('val')
     logits, soup = np.stack([s.logits() for s in snaps]), greedy_soup(snaps, run.scorer(metric))
     at = [[s.name for s in snaps].index(i) for i in soup.ingredients]
-    d, e = model_distance(softmax(logits.astype(np.float64), -1), 'sqrt_js'), np.array([s.epoch for s in snaps], float)
-    row = dict(pool=name, metric=metric, size=len(snaps), ingredients=len(at), taken=' '.join(f'{e[i]:.0f}' for i in sorted(at)), pool_distance=d[np.triu_indices(len(d), 1)].mean())
-    if not 1 < len(at) < len(snaps): return row
-    for n, table in dict(distance=d, apart=abs(e[:, None]-e)).items():
+    d, e = (
+        model_distance(softmax(logits.astype(np.float64), -1), 'sqrt_js'),
+        np.array([s.epoch for s in snaps], float),
+    )
+    row = dict(
+        pool=name,
+        metric=metric,
+        size=len(snaps),
+        ingredients=len(at),
+        taken=' '.join(f'{e[i]:.0f}' for i in sorted(at)),
+        pool_distance=d[np.triu_indices(len(d), 1)].mean(),
+    )
+    if not 1 < len(at) < len(snaps):
+        return row
+    for n, table in dict(distance=d, apart=abs(e[:, None] - e)).items():
         r = subset_test(table, at, [METRICS[metric](l, t) for l in logits])
         row |= dict(subsets=r.pop('subsets')) | {n if k == 'inside' else f'{n}_{k}': v for k, v in r.items()}
     return row
 
 # %% ../nbs/19_subsets.ipynb #ce487672
 def holm(
-    p   # p-values
+    p,  # p-values
 ) -> np.ndarray:
     "Holm's corrected p-values (1979), in the order given."
     p = np.asarray(p, float)
     order = np.argsort(p)
     out = np.empty(len(p))
-    out[order] = np.maximum.accumulate((len(p)-np.arange(len(p)))*p[order]).clip(max=1)
+    out[order] = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
     return out
 
+# %% ../nbs/19_subsets.ipynb #2627f5b6
 def seeds_together(
-    df,              # rows of the table
-    pool:str='half'  # which pool
+    df,  # rows of the table
+    pool: str = 'half',  # which pool
 ) -> pd.DataFrame:
     "One row a schedule and metric: seeds with a test, means of greedy's distance and of the median subset's, the same for epochs, and Fisher's p of `further` apart, `closer` together and further apart among subsets of like score (`matched`), each with Holm's correction over all rows (`further_holm`, ...)."
     d = df[(df.pool == pool) & df.subsets.notna()]
     fisher = lambda p: float(combine_pvalues(p, 'fisher').pvalue)
-    rows = [dict(data=k[0], schedule=k[1], metric=k[2], seeds=len(g), distance=g.distance.mean(), distance_median=g.distance_median.mean(), apart=g.apart.mean(), apart_median=g.apart_median.mean(),
-                 further=fisher(g.distance_p), closer=fisher(g.distance_closer), matched=fisher(g.distance_matched)) for k, g in d.groupby([d.data.str.split(':').str[0], 'schedule', 'metric'], sort=False)]
-    out = pd.DataFrame(rows, columns=['data', 'schedule', 'metric', 'seeds', 'distance', 'distance_median', 'apart', 'apart_median', 'further', 'closer', 'matched'])
+    rows = [
+        dict(
+            data=k[0],
+            schedule=k[1],
+            metric=k[2],
+            seeds=len(g),
+            distance=g.distance.mean(),
+            distance_median=g.distance_median.mean(),
+            apart=g.apart.mean(),
+            apart_median=g.apart_median.mean(),
+            further=fisher(g.distance_p),
+            closer=fisher(g.distance_closer),
+            matched=fisher(g.distance_matched),
+        )
+        for k, g in d.groupby([d.data.str.split(':').str[0], 'schedule', 'metric'], sort=False)
+    ]
+    out = pd.DataFrame(
+        rows,
+        columns=[
+            'data',
+            'schedule',
+            'metric',
+            'seeds',
+            'distance',
+            'distance_median',
+            'apart',
+            'apart_median',
+            'further',
+            'closer',
+            'matched',
+        ],
+    )
     return out.assign(**{f'{c}_holm': holm(out[c]) for c in ('further', 'closer', 'matched')})
 
 # %% ../nbs/19_subsets.ipynb #989e2b41
-def table() -> Path: return long_table()/'subsets.csv'
+def table() -> Path:
+    return long_table() / 'subsets.csv'
+
 
 def plan() -> list:
     "The trainings behind the table: those of the recipe study with warm restarts, on independent draws; and from scratch, three seeds, also with the rate held at its peak."
     scratch = [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')]
     return [tuned_run(d) for d in range(DRAWS)] + scratch
 
+# %% ../nbs/19_subsets.ipynb #4502a8d5
 def add_run(
-    run,         # a `Run` that kept every epoch
-    path=None    # default: the committed table
+    run,  # a `Run` that kept every epoch
+    path=None,  # default: the committed table
 ) -> list:
     "Search, and put the rows into the table; returns them."
     what, how = origin(run)
@@ -81,11 +126,15 @@ def add_run(
     add_rows(path or table(), rows, KEYS)
     return rows
 
+# %% ../nbs/19_subsets.ipynb #b0514776
 def main(args=None):
     "python -m ich_soups.subsets: the rows that are not there yet; with `anew`, all of them"
     anew = (sys.argv[1:] if args is None else args) == ['anew']
     for i, c in enumerate(plan(), 1):
         print(f'subsets: run {i} of {len(plan())}, {c.key}', flush=True)
-        if anew or not len(read_rows(table(), **{k: getattr(c, k) for k in KEYS[:6]})): add_run(get_run(c))
+        if anew or not len(read_rows(table(), **{k: getattr(c, k) for k in KEYS[:6]})):
+            add_run(get_run(c))
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -14,54 +14,80 @@ from .core import BadInput, atomic, checkout, refuse_smoke
 from .locks import locked
 
 # %% ../nbs/04_tables.ipynb #989fa49c
-def long_table() -> Path: return (checkout() or Path())/'figures'/'long'   # where the committed ones lie
+def long_table() -> Path:
+    return (checkout() or Path()) / 'figures' / 'long'  # where the committed ones lie
 
+# %% ../nbs/04_tables.ipynb #68062197
 def add_rows(
-    path,         # a CSV file
-    rows,         # list of dicts; every cell a name or a number
-    keys:tuple    # columns that make a row what it is: a new row replaces an old one
+    path,  # a CSV file
+    rows,  # list of dicts; every cell a name or a number
+    keys: tuple,  # columns that make a row what it is: a new row replaces an old one
 ) -> pd.DataFrame:
     "Merge rows into a long table; several processes may do so at once."
     path = Path(path)
     refuse_smoke(path)
     with locked(f'{path}.lock'):
-        df = pd.concat([read_rows(path), pd.DataFrame(rows)], ignore_index=True).drop_duplicates(list(keys), keep='last').sort_values(list(keys))
-        with atomic(path) as tmp: df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
+        df = (
+            pd.concat([read_rows(path), pd.DataFrame(rows)], ignore_index=True)
+            .drop_duplicates(list(keys), keep='last')
+            .sort_values(list(keys))
+        )
+        with atomic(path) as tmp:
+            df.to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
     return df
 
+# %% ../nbs/04_tables.ipynb #210d7a0c
 def read_rows(
-    path,     # a CSV file, which need not be there
-    **what    # columns and the values that they must have
+    path,  # a CSV file, which need not be there
+    **what,  # columns and the values that they must have
 ) -> pd.DataFrame:
     "The rows of a long table, or those that match; none where there is no file. `BadInput` for a file that is no table."
-    if not Path(path).exists(): return pd.DataFrame(columns=list(what))
-    try: df = pd.read_csv(path)
-    except (ValueError, OSError) as e: raise BadInput(f'{path} is not readable as a table ({type(e).__name__}); restore it, or delete it to fill it anew') from None
-    if absent := [k for k in what if k not in df]: raise BadInput(f'{path} has no column {absent[0]!r}; it is another table, so choose another place')
+    if not Path(path).exists():
+        return pd.DataFrame(columns=list(what))
+    try:
+        df = pd.read_csv(path)
+    except (ValueError, OSError) as e:
+        raise BadInput(
+            f'{path} is not readable as a table ({type(e).__name__}); restore it, or delete it to fill it anew'
+        ) from None
+    if absent := [k for k in what if k not in df]:
+        raise BadInput(f'{path} has no column {absent[0]!r}; it is another table, so choose another place')
     return df[np.all([df[k] == v for k, v in what.items()], axis=0)] if what else df
 
+# %% ../nbs/04_tables.ipynb #bb79a8cb
 def origin(
-    run   # a `Run`
+    run,  # a `Run`
 ) -> tuple:
     "Two dicts: which training a row is of, and how the row came about."
-    try: head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True).stdout.strip()
-    except OSError: head = ''      # there is no git here
+    try:
+        head = subprocess.run(
+            ['git', 'rev-parse', '--short', 'HEAD'], cwd=checkout() or '.', capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        head = ''  # there is no git here
     c, p = run.cfg, run.provenance
-    return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, lr=c.lr, seed=c.seed), dict(device=p['device'], date=p['date'], precision=p['precision'], training_seconds=p['seconds'], commit=head)
+    return dict(data=c.data, arch=c.arch, epochs=c.epochs, schedule=c.schedule, lr=c.lr, seed=c.seed), dict(
+        device=p['device'],
+        date=p['date'],
+        precision=p['precision'],
+        training_seconds=p['seconds'],
+        commit=head,
+    )
 
 # %% ../nbs/04_tables.ipynb #0e6abb03
 def over_seeds(
-    values   # one a seed
+    values,  # one a seed
 ) -> dict:
     "Mean and 95 % interval of the mean by Student's t, and how many; no interval from a single seed."
     v = np.asarray(values, float)
-    half = student.ppf(.975, len(v)-1)*v.std(ddof=1)/len(v)**.5 if len(v) > 1 else np.nan
-    return dict(mean=v.mean(), lo=v.mean()-half, hi=v.mean()+half, seeds=len(v))
+    half = student.ppf(0.975, len(v) - 1) * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else np.nan
+    return dict(mean=v.mean(), lo=v.mean() - half, hi=v.mean() + half, seeds=len(v))
 
+# %% ../nbs/04_tables.ipynb #c4040580
 def one_more(
-    values   # one a seed
+    values,  # one a seed
 ) -> tuple:
     "The 95 % prediction interval `(lo, hi)` for one more value; unlike that of the mean it does not shrink to nothing."
     v = np.asarray(values, float)
-    half = student.ppf(.975, len(v)-1)*v.std(ddof=1)*(1+1/len(v))**.5 if len(v) > 1 else np.nan
-    return v.mean()-half, v.mean()+half
+    half = student.ppf(0.975, len(v) - 1) * v.std(ddof=1) * (1 + 1 / len(v)) ** 0.5 if len(v) > 1 else np.nan
+    return v.mean() - half, v.mean() + half

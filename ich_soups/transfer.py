@@ -16,44 +16,75 @@ from .training import get_run
 
 # %% ../nbs/18_transfer.ipynb #f531ea6f
 STARTS = ('scratch', 'motifs', 'taught')
+
+
 COLLECTIONS = ('ahe10', 'groceries14')
-EPOCHS = {100: 12, 30: 24, 10: 40}       # by share of the training photographs, in per cent
-PEAKS = (1e-3, 3e-3)                     # of the learning rate
+
+
+EPOCHS = {100: 12, 30: 24, 10: 40}  # by share of the training photographs, in per cent
+
+
+PEAKS = (1e-3, 3e-3)  # of the learning rate
+
 
 def weights_of(
-    start:str   # of `STARTS`
+    start: str,  # of `STARTS`
 ) -> str:
     "What `Config.pretrained` says for that start; the taught network is pre-trained if it is not there."
-    if start != 'taught': return dict(scratch='', motifs='bundled')[start]
+    if start != 'taught':
+        return dict(scratch='', motifs='bundled')[start]
     run = pretrain(source_config('test_coatnet', data='patches:20000'))
-    return str(run.path/'averages'/'last.safetensors')
+    return str(run.path / 'averages' / 'last.safetensors')
 
+# %% ../nbs/18_transfer.ipynb #1f88de9d
 def transfer_config(
-    data:str,
-    share:int,   # of the training images, in per cent
-    start:str,   # of `STARTS`
-    lr:float,
-    seed:int=0
+    data: str,
+    share: int,  # of the training images, in per cent
+    start: str,  # of `STARTS`
+    lr: float,
+    seed: int = 0,
 ) -> Config:
     "One fine-tuning of the comparison, annealed to zero."
     bs = 64 if share == 100 else 32
-    return Config(profile='transfer', data=f'{data}@{share}', pretrained=weights_of(start), epochs=EPOCHS[share], bs=bs,
-                  lr=lr, seed=seed, schedule='annealed', k=1, monitor=('accuracy',))
+    return Config(
+        profile='transfer',
+        data=f'{data}@{share}',
+        pretrained=weights_of(start),
+        epochs=EPOCHS[share],
+        bs=bs,
+        lr=lr,
+        seed=seed,
+        schedule='annealed',
+        k=1,
+        monitor=('accuracy',),
+    )
 
 # %% ../nbs/18_transfer.ipynb #c3369441
 KEYS = ('data', 'share', 'start', 'lr', 'seed')
 
-def transfer_row(
-    data:str, share:int, start:str, lr:float, seed:int
-) -> dict:
+
+def transfer_row(data: str, share: int, start: str, lr: float, seed: int) -> dict:
     "Train, and say how the last epoch scores on val."
     run = get_run(transfer_config(data, share, start, lr, seed))
     last, told = run.history.iloc[-1], run.provenance
     images = len(run.pictures.idxs('train'))
-    return dict(data=data, share=share, start=start, lr=lr, seed=seed, epochs=run.cfg.epochs, images=images,
-                accuracy=last.accuracy, f1=last.f1, nll=last.valid_loss, seconds=told['seconds'], device=told['device'],
-                date=told['date'])
+    return dict(
+        data=data,
+        share=share,
+        start=start,
+        lr=lr,
+        seed=seed,
+        epochs=run.cfg.epochs,
+        images=images,
+        accuracy=last.accuracy,
+        f1=last.f1,
+        nll=last.valid_loss,
+        seconds=told['seconds'],
+        device=told['device'],
+        date=told['date'],
+    )
 
+# %% ../nbs/18_transfer.ipynb #6bb3bc31
 def main(args=None):
     "python -m ich_soups.transfer: make the rows of `transfer.csv` that are missing; about two hours on two cores"
     p = argparse.ArgumentParser('python -m ich_soups.transfer', description=main.__doc__)
@@ -64,9 +95,11 @@ def main(args=None):
     jobs = product(range(a.seeds), a.data, EPOCHS, a.starts, PEAKS)
     try:
         for seed, data, share, start, lr in jobs:
-            add_rows(long_table()/'transfer.csv', [transfer_row(data, share, start, lr, seed)], KEYS)
+            add_rows(long_table() / 'transfer.csv', [transfer_row(data, share, start, lr, seed)], KEYS)
     except BadInput as e:
         print(e, file=sys.stderr)
         sys.exit(2)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+# %% ../nbs/18_transfer.ipynb #1914486a
+if __name__ == '__main__' and '__file__' in globals():
+    main()
