@@ -7,9 +7,19 @@ __all__ = ['SPINS', 'jpeg_folder', 'training_speed', 'time_shares', 'keeping_spe
            'peak_memory', 'averaging_speed', 'search_speed', 'main']
 
 # %% ../nbs/16_bench.ipynb #e25cd3a6
-import contextlib, json, os, random, subprocess, sys, tempfile, time
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
-import numpy as np, pandas as pd, timm, torch
+import numpy as np
+import pandas as pd
+import timm
+import torch
 from fastai.callback.core import Callback
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from PIL import Image
@@ -85,7 +95,8 @@ class _Clock(Callback):
 
 # %% ../nbs/16_bench.ipynb #b9d599a6
 def _plain(photos, cfg):
-    "One pass of the usual loop after a few batches to warm up, on a CPU with the start of the workers. Call it in a process of its own."
+    """One pass of the usual loop after a few batches to warm up, on a CPU with the start of the workers. Call
+    it in a process of its own."""
     dev = device()
     half = dev.type == 'cuda'
     tfms = v2.Compose(
@@ -159,7 +170,8 @@ def training_speed(
     cfg: Config = Config.scratch(),  # architecture, size, batch size, precision
     rounds: int = 3,  # each way is timed so often, in turns
 ) -> pd.DataFrame:
-    "Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians over rounds."
+    """Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians
+    over rounds."""
     keep_memory()
     dls = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min)
     new = lambda: create_model(cfg.arch, dls.c, cfg.size, seed=0)
@@ -325,7 +337,8 @@ def keeping_speed(
     cfg: Config = Config.scratch(),
     epochs: int = 4,  # timed, after one to warm up
 ) -> pd.DataFrame:
-    "Seconds of an epoch, of its parts and of resuming, and their share of the epoch; medians over epochs, each of which is kept."
+    """Seconds of an epoch, of its parts and of resuming, and their share of the epoch; medians over epochs,
+    each of which is kept."""
     cfg = cfg.replace(epochs=epochs + 2, k=epochs + 2)
 
     def halted(stop):
@@ -376,7 +389,8 @@ def compile_speed(
     batches: int = 20,  # measured each time
     rounds: int = 3,  # of each, in turns
 ) -> pd.DataFrame:
-    "Pictures a second of the bare model as it is and compiled, the ratio, and the seconds that the compilation takes."
+    """Pictures a second of the bare model as it is and compiled, the ratio, and the seconds that the
+    compilation takes."""
     from torch._inductor.utils import fresh_cache
 
     with fresh_cache():
@@ -400,7 +414,8 @@ _BUSY = 'while True: sum(range(100_000))'
 
 
 def _quiet_and_busy(cfg, batches, rounds):
-    "Images a second of the bare model, alone and beside one busy process, in turns. Call it in a process of its own."
+    """Images a second of the bare model, alone and beside one busy process, in turns. Call it in a process of
+    its own."""
     rate = lambda: model_speed(cfg, batches=batches)['train']
     rate()
     quiet, busy = [], []
@@ -435,11 +450,15 @@ def busy_speed(
     rounds: int = 3,  # alone and beside the other, in turns
     ways=tuple(SPINS),
 ) -> pd.DataFrame:
-    "Images a second of the bare model on a quiet machine and beside one busy process; `of_quiet` is the share of the quiet speed that is left, `of_torch` the quiet speed against torch's own setting."
+    """Images a second of the bare model on a quiet machine and beside one busy process; `of_quiet` is the
+    share of the quiet speed that is left, `of_torch` the quiet speed against torch's own setting."""
     rows = []
     for way in ways:
         first = 'import torch' if way == 'as torch comes' else 'import ich_soups'
-        code = f'{first}; from ich_soups.bench import _quiet_and_busy, Config; print(*_quiet_and_busy({cfg!r}, {batches}, {rounds}))'
+        code = (
+            f'{first}; from ich_soups.bench import _quiet_and_busy, Config; '
+            f'print(*_quiet_and_busy({cfg!r}, {batches}, {rounds}))'
+        )
         out = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', code],
             env=_own_environment(**SPINS[way]),
@@ -480,9 +499,11 @@ def peak_memory(
     work: str,  # and the code that does; both see `args`
     *args,  # anything that JSON can carry
 ) -> float:
-    "Peak of the resident memory of `work` in a fresh process above what it had after `imports`, MiB; Linux only."
+    """Peak of the resident memory of `work` in a fresh process above what it had after `imports`, MiB; Linux
+    only."""
     code = f"""
-import json, sys
+import json
+import sys
 args = json.loads(sys.argv[1])
 {imports}
 now = lambda k: int(next(l for l in open('/proc/self/status') if l.startswith(k)).split()[1])/1024
@@ -583,7 +604,8 @@ def search_speed(
     ks: tuple = (8, 24),  # the best, and the last, so many snapshots
     metrics: tuple = ('accuracy', 'f1'),
 ) -> pd.DataFrame:
-    "Passes of the greedy search against the naive one, whether the ingredients are the same, and seconds for each pass spent in those of a bare forward pass."
+    """Passes of the greedy search against the naive one, whether the ingredients are the same, and seconds
+    for each pass spent in those of a bare forward pass."""
     rows = []
     for cfg in configs:
         run = get_run(cfg)
@@ -644,7 +666,8 @@ def _show(df, note, digits=2, keep=False, **what):
 
 # %% ../nbs/16_bench.ipynb #dd80ace2
 def main(args=None):
-    "python -m ich_soups.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search; with `keep`, all but the last also go into the long table"
+    """python -m ich_soups.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search;
+    with `keep`, all but the last also go into the long table"""
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
     keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
     every = lambda s, k: Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31)))
@@ -673,7 +696,8 @@ def main(args=None):
         for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
             _show(
                 compile_speed(cfg, n),
-                f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of the first step',
+                f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; '
+                'seconds of the first step',
                 keep=keep,
                 table='compile',
                 arch=cfg.arch,
@@ -703,7 +727,8 @@ def main(args=None):
 
         _show(
             speed(),
-            'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one divided by the CPUs',
+            'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of '
+            'the one divided by the CPUs',
             keep=keep,
             table='runs',
             arch=Config.scratch().arch,
@@ -723,7 +748,8 @@ def main(args=None):
         df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])
         _show(
             df,
-            f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time {df.time_to_bare.mean():.2f}',
+            f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time '
+            f'{df.time_to_bare.mean():.2f}',
         )
     else:
         sys.exit(f'what to measure? {main.__doc__}')

@@ -17,11 +17,14 @@ def check_models(
     probs,  # float [R, N, C]: R models, N pictures, C classes
     targs=None,  # int [N]
 ) -> tuple:
-    "Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there are two models or more, scored on the same pictures, and the rows are probabilities and the labels classes."
+    """Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there
+    are two models or more, scored on the same pictures, and the rows are probabilities and the labels
+    classes."""
     shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
     if len(set(shapes)) > 1:
         raise BadInput(
-            f"the models were scored on different pictures or classes: their probabilities have the shapes {', '.join(map(str, shapes[:8]))}"
+            "the models were scored on different pictures or classes: their probabilities have the shapes "
+            f"{', '.join(map(str, shapes[:8]))}"
         )
     try:
         probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
@@ -39,20 +42,23 @@ def check_models(
         off = np.maximum(abs(p.sum(-1, dtype=np.float64) - 1), 1e3 * (-p.min(-1)).clip(0))
         if off.max() > 1e-3:
             raise BadInput(
-                f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, not logits'
+                f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, '
+                'not logits'
             )
     if targs is None:
         return probs, None
     targs = np.asarray(targs)
     if targs.shape != probs.shape[1:2]:
         raise BadInput(
-            f'the models were scored on {probs.shape[1]} pictures, but there are {len(targs) if targs.ndim else "no"} labels'
+            f'the models were scored on {probs.shape[1]} pictures, but there are '
+            f'{len(targs) if targs.ndim else "no"} labels'
         )
     if targs.dtype.kind not in 'iu':
         raise BadInput(f'labels are whole numbers; got {targs.dtype}')
     if targs.min() < 0 or targs.max() >= probs.shape[2]:
         raise BadInput(
-            f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the {probs.shape[2]} classes'
+            f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the '
+            f'{probs.shape[2]} classes'
         )
     return probs, targs
 
@@ -95,12 +101,16 @@ def bias_variance(
     probs,  # float [R, N, C]: models trained on independent draws
     targs,  # int [N]: the labels
     loss='squared',  # 'squared', 'kl' (in nats) or '01'
-    noise=None,  # float [N, C], the distribution of each picture's label; default: all on `targs`, and then bias means bias and noise
+    noise=None,  # float [N, C], the distribution of each label; default: all on `targs`: bias holds noise
     each: bool = False,  # one value a picture instead of the mean
     unbiased: bool = False,  # squared loss only: allow for the draws being few
 ) -> dict:
-    """`bias2`, `variance`, `noise` and their sum `total`, the expected loss over draws and labels. For 0-1 loss `variance` is the net one, `c₂ P(y ≠ y_m)`, which is negative where the main prediction is wrong and some model is right;
-    `spread` is `P(y ≠ y_m)`, and `variance_unbiased` - `variance_biased` make up the net one. With `unbiased`, `variance` is multiplied by `R/(R-1)` and `variance/R` is taken from `bias2`, which the mean of few models carries; the total stays. `BadInput` for what are no probabilities, or an unknown loss."""
+    """`bias2`, `variance`, `noise` and their sum `total`, the expected loss over draws and labels. For 0-1
+    loss `variance` is the net one, `c₂ P(y ≠ y_m)`, which is negative where the main prediction is wrong
+    and some model is right; `spread` is `P(y ≠ y_m)`, and `variance_unbiased` - `variance_biased` make up
+    the net one. With `unbiased`, `variance` is multiplied by `R/(R-1)` and `variance/R` is taken from
+    `bias2`, which the mean of few models carries; the total stays. `BadInput` for what are no
+    probabilities, or an unknown loss."""
     if loss not in LOSSES:
         raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
     if unbiased and loss != 'squared':
@@ -111,7 +121,8 @@ def bias_variance(
     p, q = p.astype(np.float64), np.eye(p.shape[2])[t] if noise is None else np.asarray(noise, np.float64)
     if q.shape != p.shape[1:] or not (abs(q.sum(-1) - 1) < 1e-6).all() or q.min() < 0:
         raise BadInput(
-            f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows that sum to 1; got {q.shape}'
+            f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows '
+            f'that sum to 1; got {q.shape}'
         )
     b, v, n, more = dict(squared=_squared, kl=_kl)[loss](p, q) if loss != '01' else _zero_one(p, q)
     if unbiased:
@@ -125,9 +136,10 @@ def bootstrap_draws(
     n_draws: int,  # R
     n_boot: int = 300,
     seed: int = 0,
-    plug_in=None,  # what resamples scatter around, where `f` allows for few draws: `f` of all draws without that; default: `f` of all draws
+    plug_in=None,  # what resamples scatter around, where `f` allows for few draws; default: `f` of all
 ) -> tuple:
-    "`(value, lo, hi)`: of all draws, and the 95 % interval of the basic bootstrap over draws (Davison and Hinkley 1997, eq. 2.10). Resamples that hold a single draw are drawn again."
+    """`(value, lo, hi)`: of all draws, and the 95 % interval of the basic bootstrap over draws (Davison and
+    Hinkley 1997, eq. 2.10). Resamples that hold a single draw are drawn again."""
     r, value, boot = np.random.default_rng(seed), f(np.arange(n_draws)), []
     while len(boot) < n_boot:
         if len(set(i := r.integers(0, n_draws, n_draws))) > 1:

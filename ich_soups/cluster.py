@@ -7,13 +7,28 @@ __all__ = ['PIECE', 'ray_on', 'map_runs', 'train_all', 'score_soups', 'Ranks', '
            'estimate']
 
 # %% ../nbs/13_cluster.ipynb #a6c7ec22
-import contextlib, copy, importlib, logging, os, random, re, secrets, shutil, socket, subprocess, sys, tempfile, time
+import contextlib
+import copy
+import importlib
+import logging
+import os
+import random
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.callback.core import Callback
 from tqdm.auto import tqdm
 from .averaging import average
@@ -128,9 +143,10 @@ def _connect(ray, where):
 # %% ../nbs/13_cluster.ipynb #0f6c9362
 @contextlib.contextmanager
 def ray_on(
-    where: str = 'ray',  # 'ray' for this machine, `ray://host:10001` for a client of a cluster, `host:6379` or 'auto' on a machine of the cluster
+    where: str = 'ray',  # 'ray' for this machine, `ray://host:10001` from outside, `host:6379` or 'auto' inside a cluster
 ):
-    "The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it was started here. `BadInput` if nobody answers."
+    """The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it
+    was started here. `BadInput` if nobody answers."""
     for k, v in _QUIET.items():
         os.environ.setdefault(k, v)
     ray = _needs('ray')
@@ -193,7 +209,8 @@ def _seat(cpus, gpus, settings, token):
 
 # %% ../nbs/13_cluster.ipynb #07cbfa1a
 def _remote(ray, f, cpus, gpus, settings, token):
-    "`f(item, shared)` as a task; a closure, which Ray sends once to each worker, with whatever `f` remembers there."
+    """`f(item, shared)` as a task; a closure, which Ray sends once to each worker, with whatever `f`
+    remembers there."""
 
     def task(item):
         with _seat(cpus, gpus, settings, token) as shared:
@@ -205,7 +222,8 @@ def _remote(ray, f, cpus, gpus, settings, token):
 
 # %% ../nbs/13_cluster.ipynb #1a5e91cb
 def _fits(ray, where, cpus, gpus):
-    "`BadInput` if this machine could never take such a task; a warning on a cluster, where larger ones may be on their way."
+    """`BadInput` if this machine could never take such a task; a warning on a cluster, where larger ones may
+    be on their way."""
     most = {k: max(n['Resources'].get(k, 0) for n in ray.nodes() if n['Alive']) for k in ('CPU', 'GPU')}
     if any(
         n['Resources'].get('CPU', 0) >= cpus and n['Resources'].get('GPU', 0) >= gpus
@@ -213,7 +231,10 @@ def _fits(ray, where, cpus, gpus):
         if n['Alive']
     ):
         return
-    words = f"no machine here has {cpus} CPUs and {gpus} GPUs; the most there are is {most['CPU']:g} and {most['GPU']:g}"
+    words = (
+        f"no machine here has {cpus} CPUs and {gpus} GPUs; the most there are is {most['CPU']:g} and "
+        f"{most['GPU']:g}"
+    )
     if where == 'ray':
         raise BadInput(words)
     warnings.warn(words + ', so this waits for others to join')
@@ -248,7 +269,9 @@ def _on_ray(f, items, where, cpus, gpus, retries, after):
                             continue
                         if not failed:
                             v = BadInput(
-                                f'{_name(items[i])} was lost in {retries + 1} of {retries + 1} tries ({type(e).__name__}); call again and it goes on where it stopped; if it needs more memory, give each run more cpus'
+                                f'{_name(items[i])} was lost in {retries + 1} of {retries + 1} tries '
+                                f'({type(e).__name__}); call again and it goes on where it stopped; if it '
+                                'needs more memory, give each run more cpus'
                             )
                     yield i, v
                 yield None
@@ -317,7 +340,8 @@ def map_runs(
     retries: int = 2,  # on Ray, how often a lost one is begun again
     progress: bool = True,  # show a bar with the time left
 ) -> list:
-    "`[f(x) for x in items]`. Raises what `f` raised; `BadInput` if nobody can take such a task, or one was lost too often."
+    """`[f(x) for x in items]`. Raises what `f` raised; `BadInput` if nobody can take such a task, or one was
+    lost too often."""
     items = list(items)
     with _bar(progress, total=len(items)) as bar:
         return _collect(lambda x, shared: f(x), items, where, cpus, gpus, retries, bar)
@@ -396,7 +420,8 @@ def _bring_home(cfg, got):
 
 # %% ../nbs/13_cluster.ipynb #97dbeed7
 def _rewrite_split(cfg, path):
-    "The paths in it are relative to the run, which has moved; without the pictures there is nothing to point at."
+    """The paths in it are relative to the run, which has moved; without the pictures there is nothing to
+    point at."""
     try:
         write_split(load_pictures(cfg.data, cfg.split_seed), path / 'split.csv')
     except BadInput:
@@ -410,10 +435,11 @@ def train_all(
     gpus: float = None,  # of each run, on Ray; 0 trains on CPUs; default: 1 where there are GPUs
     retries: int = 2,  # on Ray, how often a run whose worker or machine was lost is begun again
     progress: bool = True,  # show a bar with the time left
-    then=None,  # a function of a `Run`, called where it was trained; its results are returned instead of the runs
+    then=None,  # a function of a `Run`, called where it was trained; its results replace the runs
     cbs=(),  # fastai callbacks that look on, a copy for each run
 ) -> list:
-    "The finished runs of `cfgs`, in order, in `runs_dir()`. Raises as `get_run` and `map_runs` do; what was finished stays, and the same call goes on."
+    """The finished runs of `cfgs`, in order, in `runs_dir()`. Raises as `get_run` and `map_runs` do; what was
+    finished stays, and the same call goes on."""
     cfgs, path = list(cfgs), lambda c: runs_dir() / c.key
     done = {c for c in cfgs if (path(c) / 'DONE').exists()}
     todo, then_ = [c for c in dict.fromkeys(cfgs) if then or c not in done], then or (lambda run: None)
@@ -476,7 +502,8 @@ def score_soups(
     fresh: bool = True,  # re-estimate BatchNorm statistics, as soups do
     **kw,  # where, cpus, gpus, retries, progress: as in `map_runs`
 ) -> np.ndarray:
-    "The score of the mean of each candidate's ingredients, higher is better, float64. `BadInput` for an epoch that was not kept."
+    """The score of the mean of each candidate's ingredients, higher is better, float64. `BadInput` for an
+    epoch that was not kept."""
     return np.array(
         map_runs(_Taster(os.path.abspath(run.path), name, split, fresh), [tuple(c) for c in candidates], **kw)
     )
@@ -522,11 +549,13 @@ class Ranks(Callback):
         _splits(bs, n)
         if len(self.dls[0].dataset) < bs:
             raise BadInput(
-                f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process'
+                f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a '
+                'smaller bs, or one process'
             )
         if len(self.dls[1].dataset) < n:
             raise BadInput(
-                f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose fewer processes'
+                f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose '
+                'fewer processes'
             )
 
     def before_train(self):
@@ -578,7 +607,8 @@ class Ranks(Callback):
 def _splits(bs, n):
     if bs % n:
         raise BadInput(
-            f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so that {n} divides bs/accum'
+            f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so '
+            f'that {n} divides bs/accum'
         )
 
 
@@ -626,7 +656,8 @@ def train_together(
     cfg: Config,
     path=None,  # as in `get_run`
 ) -> Run | None:
-    "What each process under `accelerate launch` calls: rank 0 returns the run of `cfg`, the others None. Raises as `get_run` does."
+    """What each process under `accelerate launch` calls: rank 0 returns the run of `cfg`, the others None.
+    Raises as `get_run` does."""
     acc = _accelerator()
     if acc.num_processes == 1:
         return get_run(cfg, path)
@@ -646,9 +677,13 @@ def train_together(
 
 # %% ../nbs/13_cluster.ipynb #d26f7f9c
 _SIDE_BY_SIDE = """
-import os, subprocess, sys, time
+import os
+import subprocess
+import sys
+import time
 n, cmd = int(sys.argv[1]), sys.argv[2:]
-def start(rank): return subprocess.Popen(cmd, env=os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)))
+def start(rank): return subprocess.Popen(cmd, env=os.environ | ranks(rank))
+def ranks(rank): return dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
 ranks = [start(r) for r in range(n)]
 while any(p.poll() is None for p in ranks) and not any(p.poll() for p in ranks): time.sleep(.1)
 ends = {r: p.poll() for r, p in enumerate(ranks) if p.poll()}
@@ -690,7 +725,8 @@ def launch(
     threads: int = 1,  # of each process
     progress: bool = True,  # show a bar with the time left
 ) -> Run:
-    "The finished run of `cfg`, trained by several processes at once. `BadInput` as in `get_run`, or if they end without a word."
+    """The finished run of `cfg`, trained by several processes at once. `BadInput` as in `get_run`, or if they
+    end without a word."""
     path = Path(os.path.abspath(path or runs_dir() / cfg.key))
     if processes == 1 or (path / 'DONE').exists():
         return get_run(cfg, path)
@@ -699,7 +735,8 @@ def launch(
     gpus = 0 if os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') else torch.cuda.device_count()
     if gpus and gpus < processes:
         raise BadInput(
-            f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu'
+            f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set '
+            'ICH_SOUPS_DEVICE=cpu'
         )
     with (
         tempfile.TemporaryDirectory() as d,
@@ -743,7 +780,9 @@ def launch(
                 if re.match(r'(\w+\.)*\w*(Error|Exception)\b.*: |.*\bSignal \d+', l.strip())
             ]
             raise BadInput(
-                f"the processes that trained {cfg.key} ended with code {code} ({words[0][:300] if words else 'without a word'}); launch again and they go on from the last finished epoch"
+                f"the processes that trained {cfg.key} ended with code {code} "
+                f"({words[0][:300] if words else 'without a word'}); launch again and they go on from the "
+                "last finished epoch"
             )
     return Run(path)
 
@@ -782,7 +821,8 @@ def speed(
     cfg: Config = Config.scratch(epochs=12),  # the tiny profile, some of its epochs
     cpus: int = 2,  # of Ray
 ) -> pd.DataFrame:
-    "Seconds of `runs` seeds one after another on one thread, and on Ray, its start and the imports of its workers included; `to_ideal` is the share of `serial/cpus`, 1 at best."
+    """Seconds of `runs` seeds one after another on one thread, and on Ray, its start and the imports of its
+    workers included; `to_ideal` is the share of `serial/cpus`, 1 at best."""
     cfgs = [cfg.replace(seed=s) for s in range(runs)]
 
     def timed(folder, **kw):
@@ -824,12 +864,13 @@ def estimate(
     runs: int = 1000,
     pictures: tuple = (6057, 600),  # in training and validation; ICH-17
     classes: int = 17,
-    peak: float = 312e12,  # operations a second of the GPU in dense bf16; NVIDIA states 312e12 for the A100, 989e12 for the H100 SXM
+    peak: float = 312e12,  # operations a second in dense bf16; NVIDIA states 312e12 for the A100
     use: float = 0.2,  # share of it that a training reaches
     lease: float = 6.0,  # hours until a spot instance is taken away, on average
     restart: float = 120.0,  # seconds from there to the next training step
 ) -> dict:
-    "GPU hours (of one run, of all, and the share lost to interruptions), and bytes of one snapshot, of a run and of all runs."
+    """GPU hours (of one run, of all, and the share lost to interruptions), and bytes of one snapshot, of a
+    run and of all runs."""
     flops, tensors = _measure(cfg.arch, classes, cfg.size)
     one = cfg.epochs * (3 * pictures[0] + pictures[1]) * flops / (peak * use) / 3600
     lost = (one / cfg.epochs / 2 + restart / 3600) / lease  # half an epoch and a start for each interruption

@@ -11,7 +11,8 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.special import log_softmax
 from .core import BadInput, amp_dtype, atomic, may_write
 from .data import PixelDataset
@@ -36,7 +37,8 @@ def fresh_bn(
     run,  # a `Run`
     n: int = 1024,  # training pictures to measure on
 ):
-    "A function that re-estimates the BatchNorm statistics of a model in place, or None if the architecture has no such layers."
+    """A function that re-estimates the BatchNorm statistics of a model in place, or None if the architecture
+    has no such layers."""
     if not has_bn(run.model):
         return None
     return partial(recalibrate_bn, dl=bn_batches(run.dls.plain, n), dtype=amp_dtype(run.cfg.precision))
@@ -85,8 +87,8 @@ def finish(run, soup, prepare):
 def describe(
     run,  # a `Run`
 ) -> dict:
-    """What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and std
-    of the channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
+    """What has to be known to use weights of that run elsewhere: run, arch, size in pixels, classes, mean and
+    std of the channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
     mean, std = data_stats(run.cfg.arch, run.cfg.norm)
     return dict(
         run=run.cfg.key,
@@ -106,7 +108,8 @@ def pool(
     run,  # a `Run` that kept every epoch
     name: str,  # 'half' or 'best'
 ) -> list:
-    "The snapshots that may go into a soup: all of the second half of the training, or the best eight by each of the three metrics."
+    """The snapshots that may go into a soup: all of the second half of the training, or the best eight by
+    each of the three metrics."""
     keep = (
         {e for e in range(1, run.cfg.epochs + 1) if e > run.cfg.epochs / 2}
         if name == 'half'
@@ -136,11 +139,13 @@ def logits_on(
     images,  # uint8 [N, S, S, 3]: other pictures of the run's size, e.g. new draws or spoilt copies
     prepare=None,  # of `fresh_bn`
 ) -> np.ndarray:
-    "Logits of those weights on pictures that are not part of the run's collection, float32 [N, C]. `BadInput` for another size."
+    """Logits of those weights on pictures that are not part of the run's collection, float32 [N, C].
+    `BadInput` for another size."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (run.cfg.size, run.cfg.size, 3) or images.dtype != np.uint8:
         raise BadInput(
-            f'the run takes uint8 pictures [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} {list(images.shape)}'
+            f'the run takes uint8 pictures [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} '
+            f'{list(images.shape)}'
         )
     run.model.load_state_dict(weights)
     if prepare:
@@ -255,7 +260,8 @@ def table(
     reference: str = 'single best',  # the row that the others are tested against
     fair: str = 'single best, fresh BN',  # and a second one, columns with `fair_` in front
 ) -> pd.DataFrame:
-    "One row a candidate: model, group, passes, ingredients, scores with intervals, wins, losses, p, diff, diff_lo, diff_hi, and the same against `fair`."
+    """One row a candidate: model, group, passes, ingredients, scores with intervals, wins, losses, p, diff,
+    diff_lo, diff_hi, and the same against `fair`."""
     odd, rows = _odd(cands), []
     refs = {k: cands[r].logits for k, r in (('', reference), ('fair_', fair)) if r in cands and r not in odd}
     for name, c in sorted(cands.items(), key=lambda nc: nc[0] in odd):
@@ -278,7 +284,7 @@ def table(
 # %% ../nbs/17_compare.ipynb #a810b446
 def in_words(
     row,  # a row of `table`
-    fair: bool = True,  # against the checkpoint with fresh BatchNorm statistics, as the soups have them, if that row exists
+    fair: bool = True,  # against the checkpoint with fresh BatchNorm statistics, if that row exists
 ) -> str:
     "One sentence: the difference, its interval, the test, and what follows."
     k = 'fair_' if fair and 'fair_diff' in row else ''
@@ -288,7 +294,8 @@ def in_words(
     d, lo, hi = (100 * row[k + c] for c in ('diff', 'diff_lo', 'diff_hi'))
     word = 'better than' if lo > 0 else 'worse than' if hi < 0 else 'not told apart from'
     return (
-        f"**{row['model']}** is {word} {reference} on these pictures: {d:+.1f} points [{lo:+.1f}, {hi:+.1f}], "
+        f"**{row['model']}** is {word} {reference} on these pictures: {d:+.1f} points [{lo:+.1f}, "
+        f"{hi:+.1f}], "
         f"{int(row[k + 'wins'])} wins and {int(row[k + 'losses'])} losses, McNemar p = {row[k + 'p']:.2g}."
     )
 

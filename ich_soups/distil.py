@@ -6,7 +6,9 @@
 __all__ = ['TEACHER', 'teacher', 'seen_by', 'whole', 'patch_of', 'patches', 'teacher_labels', 'taught', 'Distil']
 
 # %% ../nbs/07_distil.ipynb #f7875076
-import numpy as np, timm, torch
+import numpy as np
+import timm
+import torch
 from fastai.callback.core import Callback
 from PIL import Image, ImageOps
 from torch import nn
@@ -24,7 +26,8 @@ TEACHER = 'tf_efficientnet_lite0'
 def teacher(
     on='cpu',  # a device
 ) -> nn.Module:
-    "The teacher with its weights of ImageNet, for images of mean and std 0.5. `BadInput` if its package is not here."
+    """The teacher with its weights of ImageNet, for images of mean and std 0.5. `BadInput` if its package is
+    not here."""
     model = timm.create_model(TEACHER)
     model.load_state_dict(pip_weights(TEACHER, model))
     return model.eval().to(on, memory_format=torch.channels_last)
@@ -70,7 +73,8 @@ def patches(
     size: int = 64,
     seed: int = 0,
 ) -> np.ndarray:
-    "Half patches, half motifs: uint8 [n, size, size, 3], in random order. `BadInput` if groceries14 is not here."
+    """Half patches, half motifs: uint8 [n, size, size, 3], in random order. `BadInput` if groceries14 is not
+    here."""
     source, r = load_pictures('groceries14'), np.random.default_rng([seed, 2])
     photos = [whole(source.items[i]) for i in source.idxs('train')[: n // 2]]
     cut = [patch_of(photos[i % len(photos)], size, r) for i in range(n // 2)]

@@ -9,7 +9,8 @@ __all__ = ['KINDS', 'BLOCK', 'model_distance', 'q_statistic', 'weight_geometry',
 # %% ../nbs/10_diversity.ipynb #d1ae3aeb
 from itertools import combinations
 from math import comb
-import numpy as np, torch
+import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS
@@ -59,7 +60,8 @@ def model_distance(
     probs,  # float [M, N, C]
     kind='ce',  # one of `KINDS`
 ) -> np.ndarray:
-    "Distances between models, float [M, M], in nats but for disagreement, a share. `BadInput` for what are no probabilities, one model, or an unknown kind."
+    """Distances between models, float [M, M], in nats but for disagreement, a share. `BadInput` for what are
+    no probabilities, one model, or an unknown kind."""
     if kind not in KINDS:
         raise BadInput(f"unknown distance {kind!r}; known: {', '.join(KINDS)}")
     p, _ = check_models(probs)
@@ -92,7 +94,8 @@ def q_statistic(
 def weight_geometry(
     gram,  # float [K, K], inner products of flattened weights, e.g. summed from `averaging.side_by_side`
 ) -> tuple:
-    "L2 distances and cosines between checkpoints, each float [K, K]; the cosines of their differences from their mean."
+    """L2 distances and cosines between checkpoints, each float [K, K]; the cosines of their differences from
+    their mean."""
     g = np.asarray(gram, np.float64)
     sq = np.diag(g)[:, None] + np.diag(g) - 2 * g
     j = np.eye(len(g)) - 1 / len(g)
@@ -113,7 +116,9 @@ def subset_test(
     limit=20000,  # if there are more subsets, so many at random
     seed: int = 0,  # of these
 ) -> dict:
-    "Mean distance `inside` the choice; `lo`, `median`, `hi` (5, 50, 95 %) of the subsets; the shares `p` at least as far apart and `closer` at most; `matched`, the first share among subsets of like scores; and how many `subsets`. `BadInput` for a choice of one, of all, or of what is not there."
+    """Mean distance `inside` the choice; `lo`, `median`, `hi` (5, 50, 95 %) of the subsets; the shares `p` at
+    least as far apart and `closer` at most; `matched`, the first share among subsets of like scores; and
+    how many `subsets`. `BadInput` for a choice of one, of all, or of what is not there."""
     d, chosen = np.asarray(dist, np.float64), list(chosen)
     m, k = len(d), len(chosen)
     if d.shape != (m, m) or not np.isfinite(d).all() or not np.allclose(d, d.T):
@@ -149,7 +154,8 @@ def subset_test(
 def upright(
     xy,  # float [M, 2]
 ) -> np.ndarray:
-    "Centred and turned so that the longest axis lies across, the first point to the left, and the second not below it."
+    """Centred and turned so that the longest axis lies across, the first point to the left, and the second
+    not below it."""
     xy = xy - xy.mean(0)
     xy = xy @ np.linalg.svd(xy, full_matrices=False)[2].T
     for k, sign in ((0, -1), (1, 1)):
@@ -200,7 +206,8 @@ def place(
     to_fixed,  # float [M]: distances of a newcomer to the models of the map
     xy,  # float [M, 2], the map, which stays as it is
 ) -> tuple:
-    "`(point, misfit)`: where a newcomer fits best on a fixed map, float [2], and the root mean square misfit (landmark MDS)."
+    """`(point, misfit)`: where a newcomer fits best on a fixed map, float [2], and the root mean square
+    misfit (landmark MDS)."""
     f = lambda z: ((np.linalg.norm(xy - z, axis=1) - to_fixed) ** 2).mean()
     best = min(
         (

@@ -14,11 +14,13 @@ def soft_voting(
     logits,  # float [M, N, C]: M models, N pictures, C classes
     over: str = 'logits',  # 'logits' as in the paper, or 'probs'
 ) -> np.ndarray:
-    "Probabilities of the ensemble, float [N, C]. `ValueError` for no models, NaN, or an unknown kind of mean."
+    """Probabilities of the ensemble, float [N, C]. `ValueError` for no models, NaN, or an unknown kind of
+    mean."""
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 3 or not len(logits):
         raise ValueError(
-            f'soft voting needs logits of shape [models, pictures, classes] and at least one model; got {logits.shape}'
+            'soft voting needs logits of shape [models, pictures, classes] and at least one model; got '
+            f'{logits.shape}'
         )
     if not np.isfinite(logits).all():
         raise ValueError(f'the logits of model {int(np.argwhere(~np.isfinite(logits))[0][0])} are not finite')

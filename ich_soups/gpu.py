@@ -13,8 +13,19 @@ __all__ = ['FORMS', 'FASTAI_SAYS', 'PARTS', 'RECIPES_TRIED', 'ERROR', 'SPEEDS', 
            'report', 'options', 'main']
 
 # %% ../nbs/15_gpu.ipynb #bade31e7
-import argparse, math, os, re, shutil, signal, statistics
-import subprocess, sys, tempfile, threading, time, warnings
+import argparse
+import math
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
@@ -23,7 +34,9 @@ from functools import cached_property, partial, wraps
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.callback.core import Callback
 from PIL import Image
 from torch import nn

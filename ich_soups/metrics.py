@@ -8,7 +8,8 @@ __all__ = ['COUNTED', 'METRICS', 'check_scores', 'class_counts', 'f1_classes', '
            'paired_difference', 'per_class']
 
 # %% ../nbs/04_metrics.ipynb #9d3f5710
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.special import log_softmax, softmax
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest
@@ -36,7 +37,8 @@ def class_counts(
     targs,  # int [..., N], or [N]
     n_classes: int,
 ) -> tuple:
-    "`(hits, true, predicted)`: how many of each class were right, were there, were predicted; int [B, C] each, leading axes of the input are separate counts."
+    """`(hits, true, predicted)`: how many of each class were right, were there, were predicted; int [B, C]
+    each, leading axes of the input are separate counts."""
     preds, targs = np.broadcast_arrays(np.atleast_2d(preds), np.atleast_2d(targs))
     count = lambda rows, c: np.bincount(rows * n_classes + c, minlength=len(preds) * n_classes).reshape(
         -1, n_classes
@@ -62,7 +64,8 @@ def from_counts(
     true,
     predicted,  # of `class_counts`
 ) -> dict:
-    "`COUNTED`: accuracy, macro precision, recall and F1 over the classes that occur, balanced accuracy; float [B] each."
+    """`COUNTED`: accuracy, macro precision, recall and F1 over the classes that occur, balanced accuracy;
+    float [B] each."""
     seen = (true + predicted) > 0  # scikit-learn's rule: a class counts if it is there or was predicted
     macro = lambda x, of: (x * of).sum(-1) / of.sum(-1)
     p, r = _ratio(hits, predicted), _ratio(hits, true)
@@ -97,7 +100,8 @@ def _gaps(logits, targs, bins):
 
 # %% ../nbs/04_metrics.ipynb #88605b03
 def _per_bin(gap, bin, bins):
-    "The part of each bin in the mean gap, float [B, bins]; leading axes of `gap` and `bin` are separate sets."
+    """The part of each bin in the mean gap, float [B, bins]; leading axes of `gap` and `bin` are separate
+    sets."""
     gap, bin = np.atleast_2d(gap), np.atleast_2d(bin)
     return (
         np.bincount(
@@ -128,7 +132,8 @@ def newcombe(
     k2: int,
     n2: int,  # of the second
 ) -> tuple:
-    "`(diff, lo, hi)`: difference of two independent proportions and its 95 % interval (Newcombe 1998, method 10), made of Wilson's."
+    """`(diff, lo, hi)`: difference of two independent proportions and its 95 % interval (Newcombe 1998,
+    method 10), made of Wilson's."""
     p1, p2, (l1, u1), (l2, u2) = k1 / n1, k2 / n2, wilson(k1, n1), wilson(k2, n2)
     return (
         p1 - p2,
@@ -179,7 +184,8 @@ def ece_interval(
     n_boot: int = 1000,  # resamples that say how large chance gaps are
     seed: int = 0,  # of the resamples
 ) -> tuple:
-    "`(lo, hi)`, 95 %, of the expected calibration error of the whole population: the errors from which the measured one is no surprise."
+    """`(lo, hi)`, 95 %, of the expected calibration error of the whole population: the errors from which the
+    measured one is no surprise."""
     logits, targs = check_scores(logits, targs)
     g, b = _gaps(logits, targs, bins)
     seen = _per_bin(g, b, bins)[0]
@@ -192,7 +198,8 @@ def scores(
     n_boot: int = 1000,  # resamples for everything that is not a proportion
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:
-    "Rows accuracy, precision, recall, f1, balanced, top5, nll, ece; columns value, lo, hi (95 %). The calibration error is measured too high, and its interval, of `ece_interval`, allows for that."
+    """Rows accuracy, precision, recall, f1, balanced, top5, nll, ece; columns value, lo, hi (95 %). The
+    calibration error is measured too high, and its interval, of `ece_interval`, allows for that."""
     logits, targs = check_scores(logits, targs)
     n, c = logits.shape
     preds, k = logits.argmax(1), min(5, c)
@@ -270,7 +277,8 @@ def temperature(
     logits,  # float [N, C], of val
     targs,  # int [N]
 ) -> float:
-    "The temperature, between 0.05 and 20, by which logits are divided to have the least cross-entropy; above 1 the model was too sure."
+    """The temperature, between 0.05 and 20, by which logits are divided to have the least cross-entropy;
+    above 1 the model was too sure."""
     logits, targs = check_scores(logits, targs)
     return float(
         np.exp(
@@ -300,7 +308,8 @@ def paired_test(
 
 # %% ../nbs/04_metrics.ipynb #5f22cade
 def paired_difference(logits_a, logits_b, targs, name='accuracy', n_boot=1000, seed=0):
-    "Difference a - b of accuracy or another metric of `from_counts`, with its 95 % bootstrap interval over pictures: `(diff, lo, hi)`."
+    """Difference a - b of accuracy or another metric of `from_counts`, with its 95 % bootstrap interval over
+    pictures: `(diff, lo, hi)`."""
     (la, t), (lb, _) = check_scores(logits_a, targs), check_scores(logits_b, targs)
     a, b, c = la.argmax(1), lb.argmax(1), la.shape[1]
     d = lambda i: np.subtract(*[from_counts(*class_counts(p[i], t[i], c))[name] for p in (a, b)])
@@ -317,7 +326,8 @@ def per_class(
     n_boot: int = 1000,  # resamples
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:
-    "Columns class, n (pictures), diff (of F1, a - b), lo, hi (95 %, bootstrap over pictures); classes with most pictures first, those with none left out."
+    """Columns class, n (pictures), diff (of F1, a - b), lo, hi (95 %, bootstrap over pictures); classes with
+    most pictures first, those with none left out."""
     a, b, t = map(np.asarray, (pred_a, pred_b, targs))
     d = lambda i: np.subtract(*[f1_classes(*class_counts(p[i], t[i], len(classes))) for p in (a, b)])
     lo, hi = np.quantile(resampled(d, len(t), n_boot, seed), (0.025, 0.975), axis=0)

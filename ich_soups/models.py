@@ -7,9 +7,15 @@ __all__ = ['PAPER_MODELS', 'WEIGHTS', 'RELATIVES', 'tiny_densenet', 'tiny_vit8',
            'fetch_weights', 'pip_weights', 'bundled_weights', 'data_stats', 'is_bn', 'has_bn', 'stage_summary', 'main']
 
 # %% ../nbs/03_models.ipynb #e3daf25b
-import hashlib, importlib, re, sys, warnings
+import hashlib
+import importlib
+import re
+import sys
+import warnings
 from pathlib import Path
-import pandas as pd, timm, torch
+import pandas as pd
+import timm
+import torch
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import build_model_with_cfg, register_model
 from timm.models.densenet import DenseNet
@@ -44,7 +50,8 @@ def _register_relative(f):
 
 # %% ../nbs/03_models.ipynb #1bd32a36
 def _relative(cls, arch, pretrained, kw, classifier, **own):
-    "Built as timm builds its own, so that `timm.create_model('local-dir:...')` loads a folder of such a model."
+    """Built as timm builds its own, so that `timm.create_model('local-dir:...')` loads a folder of such a
+    model."""
     kw['pretrained_cfg'] = kw.get('pretrained_cfg') or dict(
         architecture=arch,
         input_size=(3, 64, 64),
@@ -135,10 +142,11 @@ def create_model(
     arch: str,  # any timm name, or one of `RELATIVES`
     n_classes: int,  # outputs of the new head
     size: int = 224,  # width and height of the pictures in pixels
-    pretrained: str = '',  # '' from scratch; 'bundled' those of this package; 'timm' its hub; 'pip' an installed package of weights; a path (.safetensors, .pth), or a folder of weights
+    pretrained: str = '',  # '' from scratch; 'bundled', 'timm', 'pip'; or a file (.safetensors, .pth) or folder
     seed: int | None = None,  # of the initial weights
 ) -> nn.Module:
-    "A classifier. Raises `BadInput` for an unknown name, a size the architecture cannot take, weights that cannot be had."
+    """A classifier. Raises `BadInput` for an unknown name, a size the architecture cannot take, weights that
+    cannot be had."""
     if not timm.is_model(arch.split('.')[0]):
         raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
     if seed is not None:
@@ -154,7 +162,8 @@ def create_model(
         if pretrained == 'timm':
             raise _not_fetched(arch, e) from None
         raise BadInput(
-            f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use its own size or a multiple of 32'
+            f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use '
+            'its own size or a multiple of 32'
         ) from None
     _try_size(model, arch, size)
     if pretrained not in ('', 'timm'):
@@ -172,7 +181,8 @@ def blank_model(
     n_classes: int,
     size: int = 224,  # width and height of the pictures in pixels
 ) -> nn.Module:
-    "The model on torch's `meta` device: names and shapes, no numbers, no memory. `BadInput` as `create_model`."
+    """The model on torch's `meta` device: names and shapes, no numbers, no memory. `BadInput` as
+    `create_model`."""
     if not timm.is_model(arch.split('.')[0]):
         raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
     try:
@@ -193,7 +203,8 @@ def _given_weights(arch, model, pretrained, size):
 
 # %% ../nbs/03_models.ipynb #675b7c55
 def _load_body(model, weights, arch, n_classes, size):
-    "The model with every tensor loaded but those of its head; `BadInput` for weights of another architecture."
+    """The model with every tensor loaded but those of its head; `BadInput` for weights of another
+    architecture."""
     own, head = model.state_dict(), _head(model, n_classes)
     name = next(n for n, m in model.named_modules() if m is head) + '.'
     body = {k: v for k, v in weights.items() if not k.startswith(name)}
@@ -211,7 +222,8 @@ def _load_body(model, weights, arch, n_classes, size):
 
 # %% ../nbs/03_models.ipynb #afe8d7f6
 def _translate(arch, weights, n_classes, size):
-    "timm's model with those weights under whatever names; raises if a tensor of its body stays as it was drawn."
+    """timm's model with those weights under whatever names; raises if a tensor of its body stays as it was
+    drawn."""
     with torch.random.fork_rng(devices=[]):
         blank = _build(arch, n_classes, size)
     model = _build(
@@ -241,7 +253,8 @@ def _weights_cfg(arch):
 
 # %% ../nbs/03_models.ipynb #2e6680f0
 def _names(arch):
-    "What the weights of `arch` may be called, the most exact first: with its tag, without, and as the file at its address."
+    """What the weights of `arch` may be called, the most exact first: with its tag, without, and as the file
+    at its address."""
     cfg = _weights_cfg(arch)
     full = f'{cfg.architecture}.{cfg.tag}' if cfg is not None and cfg.tag else arch
     return list(dict.fromkeys([full, arch, arch.split('.')[0]])), Path(
@@ -267,9 +280,11 @@ def find_weights(
     if found := next((f for f in tries if f.is_file()), None):
         return found
     raise BadInput(
-        f"{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and {names[0]}/model.safetensors"
+        f"{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and "
+        f"{names[0]}/model.safetensors"
         + (f', also under {names[-1]}' if names[-1] != names[0] else '')
-        + f"; put the file there, or fetch it on a machine with internet: python -m ich_soups.models FOLDER {names[0]}"
+        + "; put the file there, or fetch it on a machine with internet: python -m ich_soups.models "
+        f"FOLDER {names[0]}"
     )
 
 # %% ../nbs/03_models.ipynb #6f2af439
@@ -279,11 +294,14 @@ def _not_fetched(arch, why):
     hub = getattr(_weights_cfg(arch), 'hf_hub_id', None)
     if not hub:
         return BadInput(
-            f"timm has no pre-trained weights of {arch}; train it from scratch with pretrained='', or give a file or folder of weights"
+            f"timm has no pre-trained weights of {arch}; train it from scratch with pretrained='', or give "
+            "a file or folder of weights"
         )
     return BadInput(
-        f"the pre-trained weights of {arch} could not be fetched from {hub} on the Hugging Face hub nor from its cache on this machine ({type(why).__name__}); "
-        f"check the connection, or give a folder that holds {names[0]}.safetensors, filled on a machine with internet by: python -m ich_soups.models FOLDER {names[0]}"
+        f"the pre-trained weights of {arch} could not be fetched from {hub} on the Hugging Face hub nor "
+        f"from its cache on this machine ({type(why).__name__}); "
+        f"check the connection, or give a folder that holds {names[0]}.safetensors, filled on a machine "
+        f"with internet by: python -m ich_soups.models FOLDER {names[0]}"
     )
 
 # %% ../nbs/03_models.ipynb #da90d759
@@ -291,7 +309,8 @@ def fetch_weights(
     folder,  # made if needed
     archs=tuple(PAPER_MODELS),  # timm names
 ) -> list:
-    "Download timm's weights and write them as `<name>.safetensors`; files that are there stay. Returns their paths."
+    """Download timm's weights and write them as `<name>.safetensors`; files that are there stay. Returns
+    their paths."""
     out = []
     for arch in archs:
         if not timm.is_model(arch.split('.')[0]):
@@ -335,7 +354,8 @@ def bundled_weights(
     size: int = 64,  # of the images in pixels
     folder=None,  # default: that of the package
 ) -> dict:
-    "The state dict of the package's own weights, in float32. `BadInput` for a network that has none, and for a damaged file."
+    """The state dict of the package's own weights, in float32. `BadInput` for a network that has none, and
+    for a damaged file."""
     folder = Path(folder or WEIGHTS)
     known = read_json(folder / 'weights.json')
     if arch not in known:
@@ -350,7 +370,8 @@ def bundled_weights(
         )
     if size != told['size']:
         warnings.warn(
-            f"the bundled weights of {arch} were trained on images of {told['size']} px; at {size} px they are a weaker start"
+            f"the bundled weights of {arch} were trained on images of {told['size']} px; at {size} px they "
+            "are a weaker start"
         )
     return {k: v.float() if v.is_floating_point() else v for k, v in load_weights(file).items()}
 
@@ -431,7 +452,8 @@ def stage_summary(
 
 # %% ../nbs/03_models.ipynb #8e8da1f0
 def main(args=None):
-    "python -m ich_soups.models FOLDER [NAMES...]: download timm's weights into a folder, for a machine without internet; default: the five of the paper"
+    """python -m ich_soups.models FOLDER [NAMES...]: download timm's weights into a folder, for a machine
+    without internet; default: the five of the paper"""
     folder, *archs = (sys.argv[1:] if args is None else args) or ['']
     if not folder or folder.startswith('-'):
         sys.exit(main.__doc__)

@@ -7,9 +7,14 @@ __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_row
            'pretty_results', 'settings_in_words', 'write_results', 'costs', 'prepare', 'main']
 
 # %% ../nbs/19_paper.ipynb #a19588f4
-import argparse, os, sys, tempfile
+import argparse
+import os
+import sys
+import tempfile
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd, torch
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
 from .compare import Candidate, candidates, fresh_bn, paper_soups, table
 from .core import BadInput, Config, atomic, device_name, home
 from .data import SPLITS, _list_folder, load_pictures
@@ -80,7 +85,8 @@ def plan(
     models='',  # of `which_models`
     **over,  # other fields of `Config`, to make it smaller
 ) -> list:
-    "What to train: pairs of a `Config` and that of its annealed control, or None for a network without soups. A whole table a seed, so that the first seed gives a first table."
+    """What to train: pairs of a `Config` and that of its annealed control, or None for a network without
+    soups. A whole table a seed, so that the first seed gives a first table."""
     if seeds < 1:
         raise BadInput(f'seeds is a positive number; got {seeds}')
     one = dict(k=1, monitor=('accuracy',), fixed=())
@@ -189,7 +195,8 @@ def _beside(row, theirs):
 def results(
     rows: pd.DataFrame,  # of the long table
 ) -> pd.DataFrame:
-    "One row a model, mean over seeds, the published row beside it where there is one; scores and differences in per cent."
+    """One row a model, mean over seeds, the published row beside it where there is one; scores and
+    differences in per cent."""
     paper, out = published().set_index('model'), []
     order = {a: i for i, a in enumerate(_NAMES)}
     archs = sorted(rows.arch.unique(), key=lambda a: (order.get(a, len(order)), a))
@@ -241,11 +248,16 @@ def beside_in_words(
     )
     many = r['seeds'] > 1
     seeds = (
-        f", {where(r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} seeds; {where(r['next_lo'], r['next_hi'])}, where one more seed is expected"
+        f", {where(r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} "
+        f"seeds; {where(r['next_lo'], r['next_hi'])}, where one more seed is expected"
         if many
         else ' (one seed: no interval over seeds)'
     )
-    out = f"**{r['name']}**: {r['accuracy']:.1f} %. The published {p:.2f} % of {r['published_as']} lies {where(r['pictures_lo'], r['pictures_hi'])}, where {r['test_pictures']:.0f} other test pictures could put ours{seeds}. "
+    out = (
+        f"**{r['name']}**: {r['accuracy']:.1f} %. The published {p:.2f} % of {r['published_as']} lies "
+        f"{where(r['pictures_lo'], r['pictures_hi'])}, where {r['test_pictures']:.0f} other test pictures "
+        f"could put ours{seeds}. "
+    )
     out += (
         f"Difference {r['diff']:+.1f} points"
         + (f" [{r['diff_lo']:+.1f}, {r['diff_hi']:+.1f}] over seeds" if many else '')
@@ -338,12 +350,17 @@ def write_results(
 def _report(df, rows, n, differs):
     "results.md."
     done, hours = rows.run.nunique(), rows.drop_duplicates('run').training_seconds.sum() / 3600
-    made = f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'} with their annealed controls; {', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
+    made = (
+        f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'} "
+        f"with their annealed controls; {', '.join(rows.device.unique())}; "
+        f"{', '.join(rows.dtype.unique())}; {rows.date.max()}."
+    )
     warn = (
         []
         if not differs
         else [
-            'This is **not** the experiment of the paper; the published numbers stand beside for orientation. It differs in:\n',
+            'This is **not** the experiment of the paper; the published numbers stand beside for '
+            'orientation. It differs in:\n',
             *(f'- {d}' for d in differs),
             '',
         ]
@@ -384,7 +401,8 @@ def _markdown(df):
 def costs(
     jobs,  # of `plan`
 ) -> pd.DataFrame:
-    "One row a network: pictures a second here, hours for all its trainings and their scores, at most so many GB of snapshots."
+    """One row a network: pictures a second here, hours for all its trainings and their scores, at most so
+    many GB of snapshots."""
     from ich_soups.bench import model_speed
 
     pics, rows = load_pictures(jobs[0][0].data), []
@@ -430,7 +448,8 @@ def costs(
 def _parser():
     p = argparse.ArgumentParser(
         'python -m ich_soups.paper',
-        description="The paper's table from its photographs: train, cook, compare with the published numbers. Give the same command again to go on.",
+        description="The paper's table from its photographs: train, cook, compare with the published "
+        "numbers. Give the same command again to go on.",
     )
     p.add_argument(
         'data',
@@ -441,7 +460,8 @@ def _parser():
     p.add_argument(
         '--weights',
         default='timm',
-        help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' trains from nothing",
+        help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' "
+        "trains from nothing",
     )
     p.add_argument('--seeds', type=int, default=5, help='trainings of each network')
     p.add_argument(
@@ -461,7 +481,8 @@ def _parser():
         '--compile',
         action='store_true',
         default=None,
-        help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster here',
+        help='train through torch.compile; python -m ich_soups.bench compile says whether that is faster '
+        'here',
     )
     p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
     p.add_argument(
@@ -481,7 +502,8 @@ def _parser():
 def prepare(
     a,  # of the parser
 ) -> tuple:
-    "`(jobs, differs)`: what to train, and in what that is not the paper. Whatever cannot work is found here, before days are spent: `BadInput`."
+    """`(jobs, differs)`: what to train, and in what that is not the paper. Whatever cannot work is found
+    here, before days are spent: `BadInput`."""
     data = (
         'ich17'
         if a.data == 'ich17'
@@ -499,7 +521,8 @@ def prepare(
     )
     if weights not in ('', 'timm', 'pip') and not Path(weights).exists():
         raise BadInput(
-            f'{a.weights} does not exist; give a folder of weights, fill one with: python -m ich_soups.models FOLDER, or leave it out to download'
+            f'{a.weights} does not exist; give a folder of weights, fill one with: python -m '
+            'ich_soups.models FOLDER, or leave it out to download'
         )
     over = {
         k: v

@@ -10,9 +10,15 @@ __all__ = ['COLOURS', 'use_style', 'save_fig', 'shrink_png', 'said', 'plot_sampl
            'plot_anytime', 'plot_masks']
 
 # %% ../nbs/11_plots.ipynb #ba2f2356
-import base64, io, json, re
+import base64
+import io
+import json
+import re
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.colors import PowerNorm
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -62,7 +68,8 @@ def save_fig(
     folder,  # `core.figures_dir()`
     dpi: int = 160,  # dots an inch of the PNG
 ):
-    "Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the figure. `BadInput` for a smoke run in the committed figures."
+    """Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the
+    figure. `BadInput` for a smoke run in the committed figures."""
     folder = Path(folder)
     refuse_smoke(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +117,8 @@ def _shrink_embedded(svg):
 def _write_gallery(folder, index):
     "README.md of the figures."
     rows = [
-        f"## {n}\n\n![{n}]({n}.png)\n\n{v['caption']} Drawn by `nbs/{v['notebook']}.ipynb` from [{n}.csv]({n}.csv); {said(v['made'])}.\n"
+        f"## {n}\n\n![{n}]({n}.png)\n\n{v['caption']} Drawn by `nbs/{v['notebook']}.ipynb` from "
+        f"[{n}.csv]({n}.csv); {said(v['made'])}.\n"
         for n, v in sorted(index.items())
     ]
     (folder / 'README.md').write_text(
@@ -341,9 +349,10 @@ def plot_forest(
 
 # %% ../nbs/11_plots.ipynb #40b2d018
 def plot_published(
-    df,  # of `paper.results`, in per cent: name, group, and for accuracy and f1 a value, *_lo and *_hi over seeds; pictures_lo, pictures_hi; published_accuracy, its *_lo, *_hi, published_f1
+    df,  # of `paper.results`, in per cent
 ):
-    "Ours, with a thick interval over seeds and a thin one over test pictures, and the published score below it, hollow."
+    """Ours, with a thick interval over seeds and a thin one over test pictures, and the published score below
+    it, hollow."""
     df = df.reindex(
         columns=list(
             dict.fromkeys(
@@ -385,7 +394,8 @@ def plot_confusions(
     df,  # columns model, true, predicted, share (of the true class, 0..1)
     classes,  # names, in order
 ):
-    "Confusion matrices side by side, rows normalised, on a square-root scale that shows the few among the many."
+    """Confusion matrices side by side, rows normalised, on a square-root scale that shows the few among the
+    many."""
     models = df.model.unique()
     fig, axs = plt.subplots(
         1, len(models), figsize=(4.1 * len(models) + 1.3, 4.9), sharey=True, squeeze=False
@@ -444,7 +454,8 @@ def plot_per_class(
 def plot_greedy_path(
     df,  # columns metric, order, step, round, tried, score, accepted (bool)
 ):
-    "What greedy searches tried, what they took, and the best so far: a row of panels a metric, a column an order."
+    """What greedy searches tried, what they took, and the best so far: a row of panels a metric, a column an
+    order."""
     metrics, orders = df.metric.unique(), df.order.unique()
     fig, axs = plt.subplots(
         len(metrics),
@@ -575,7 +586,7 @@ def plot_cost(
 
 # %% ../nbs/11_plots.ipynb #625dcdb2
 def plot_recipes(
-    df,  # columns schedule (a panel each), data (a colour each), name, kind ('control' or 'soup'), diff (points), lo, hi
+    df,  # columns schedule (a panel), data (a colour), name, kind ('control' or 'soup'), diff (points), lo, hi
     order,  # names, from top to bottom: soups, then controls
     xlabel: str,
 ):
@@ -652,11 +663,12 @@ _PARTS = {'bias²': ('blue', ''), 'variance': ('orange', '//')}
 
 
 def plot_decomposition(
-    parts,  # columns panel, model, part ('bias²' or 'variance'), value: the parts of the expected loss; models in order
+    parts,  # columns panel, model, part ('bias²' or 'variance'), value; models in order
     changes,  # columns panel, model, part, value, lo, hi: the change of a part against a reference
     claimed: dict,  # a part of `changes`: what has been claimed of it
 ):
-    "Left: of what the error is made, in the first panel. Right: the change of each part, a column a claim, which is the dotted line."
+    """Left: of what the error is made, in the first panel. Right: the change of each part, a column a claim,
+    which is the dotted line."""
     models, panels = list(parts.model.unique())[::-1], parts.panel.unique()
     size = (3.4 + 2.6 * len(claimed), 0.32 * len(models) + 1.4)
     fig, (bars, *axs) = plt.subplots(1, 1 + len(claimed), figsize=size, sharey=True)
@@ -752,7 +764,8 @@ _SIDE = {
 def plot_maps(
     df,  # columns panel, model, kind, x, y, accuracy, stress
 ):
-    "Models as points, the nearer the more alike; the accuracy is written beside each, and the stress of the map above it."
+    """Models as points, the nearer the more alike; the accuracy is written beside each, and the stress of the
+    map above it."""
     panels = df.panel.unique()
     fig, axs = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 0.6, 4), squeeze=False)
     for ax, p in zip(axs[0], panels):
@@ -827,9 +840,10 @@ def plot_distances(
 
 # %% ../nbs/11_plots.ipynb #575e0215
 def plot_permutation(
-    df,  # columns panel, search (its name), quantity, greedy, lo, median, hi (of subsets), p (of as large a value or larger)
+    df,  # columns panel, search, quantity, greedy; lo, median, hi, p (as large or larger) of subsets
 ):
-    "How far apart greedy's ingredients are, against random subsets of the same size: a row of panels a schedule, a column a quantity."
+    """How far apart greedy's ingredients are, against random subsets of the same size: a row of panels a
+    schedule, a column a quantity."""
     panels, quantities, rows = (
         df.panel.unique(),
         df.quantity.unique(),
@@ -889,7 +903,8 @@ def plot_plane(
     df,  # columns bn, metric, x, y, value: a full grid
     marks,  # columns name, kind, x, y
 ):
-    "A metric over the plane through three checkpoints, a column a metric, a row a way of treating BatchNorm; the checkpoints and soups are marked."
+    """A metric over the plane through three checkpoints, a column a metric, a row a way of treating
+    BatchNorm; the checkpoints and soups are marked."""
     rows, metrics = df.bn.unique(), df.metric.unique()
     shape = np.ptp(df.y) / np.ptp(df.x)
     fig, axs = plt.subplots(
@@ -1001,9 +1016,10 @@ def plot_reliability(
 
 # %% ../nbs/11_plots.ipynb #b77399e0
 def plot_corruptions(
-    df,  # columns data, corruption, strength (0 to 5), model, value, lo, hi: difference to the reference in points; and accuracy, of the reference
+    df,  # columns data, corruption, strength, model, value, lo, hi (points), accuracy (of the reference)
 ):
-    "What each model gains over a reference as pictures get worse, a row a collection, a column a corruption; above each the reference's own accuracy."
+    """What each model gains over a reference as pictures get worse, a row a collection, a column a
+    corruption; above each the reference's own accuracy."""
     datas, kinds = df.data.unique(), df.corruption.unique()
     fig, axs = plt.subplots(
         len(datas),
@@ -1080,7 +1096,8 @@ def plot_masks(
     masks: dict,  # a column's name to bool [N, S, S]; the first is the truth
     names: dict,  # a column's name to N class names; the first are the true ones
 ):
-    "One row a picture: itself, the true mask, and what each model says; a wrong class in orange, wrong pixels in orange (too much) and blue (too little)."
+    """One row a picture: itself, the true mask, and what each model says; a wrong class in orange, wrong
+    pixels in orange (too much) and blue (too little)."""
     true, *models = masks
     fig, axs = plt.subplots(
         len(images), 1 + len(masks), figsize=(1.45 * (1 + len(masks)), 1.62 * len(images)), squeeze=False

@@ -7,7 +7,9 @@ __all__ = ['SOURCE', 'GRID', 'RATES', 'source_config', 'Enough', 'Beginning', 'p
            'long_row', 'keep_rows', 'try_rates', 'renew', 'main']
 
 # %% ../nbs/08_pretraining.ipynb #9bb3023b
-import argparse, hashlib, sys
+import argparse
+import hashlib
+import sys
 from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
@@ -61,7 +63,8 @@ def pretrain(
     cfg: Config,  # of `source_config`
     path=None,  # as in `get_run`
 ) -> Run:
-    "The finished run; on `patches` with a teacher. The losses of its first steps lie beside it, if it was trained in one go."
+    """The finished run; on `patches` with a teacher. The losses of its first steps lie beside it, if it was
+    trained in one go."""
     begun = Beginning()
     run = get_run(cfg, path, [begun, *([Distil()] if cfg.data.startswith('patches') else [])])
     if len(begun.seen) == begun.steps and not run.provenance['resumed_at']:
@@ -157,7 +160,8 @@ def renew(arch: str, folder=WEIGHTS) -> Path:
 
 # %% ../nbs/08_pretraining.ipynb #7708d8f2
 def main(args=None):
-    "python -m ich_soups.pretraining [NETWORK ...]: pre-train, and put the weights into the package; default: all four"
+    """python -m ich_soups.pretraining [NETWORK ...]: pre-train, and put the weights into the package;
+    default: all four"""
     p = argparse.ArgumentParser(
         'python -m ich_soups.pretraining', description='Pre-train the networks of the package anew.'
     )

@@ -39,7 +39,8 @@ SOURCES = dict(paper="the authors' table, JITC 2025(3)", summary='a summary of t
 def published(
     version: str = 'paper',  # 'paper' or 'summary'
 ) -> pd.DataFrame:
-    "Test scores on ICH-17 in per cent: model, accuracy, precision, recall, f1, source, and Wilson's interval of the accuracy."
+    """Test scores on ICH-17 in per cent: model, accuracy, precision, recall, f1, source, and Wilson's
+    interval of the accuracy."""
     if version not in SOURCES:
         raise ValueError(f"there are the versions {' and '.join(SOURCES)}, not {version!r}")
     df = (
@@ -61,9 +62,10 @@ def about_effect(
     hi: float,  # the 95 % interval of what was measured
     claimed: float,  # the published effect, positive or negative
 ) -> str:
-    """The verdict on a claim that something goes up (or down) by so much: `holds` where the interval lies on the claimed side of
-    zero; `does not hold` where it lies on the other side, or holds zero and stays short of the published effect; `undecided`
-    where it holds both, so that the test could not have seen the effect."""
+    """The verdict on a claim that something goes up (or down) by so much: `holds` where the interval lies on
+    the claimed side of zero; `does not hold` where it lies on the other side, or holds zero and stays short
+    of the published effect; `undecided` where it holds both, so that the test could not have seen the
+    effect."""
     if claimed < 0:
         lo, hi, claimed = -hi, -lo, -claimed
     if lo > 0:
@@ -98,8 +100,10 @@ def _efficiency(read):
     said = 'holds' if ahead.all() else 'does not hold' if not ahead.any() else 'holds in part'
     return _row(
         'CoAtNet is the data-efficient choice for a small collection',
-        f'clearly ahead in {ahead.sum()}, clearly behind in {behind.sum()} of {len(lead)} comparisons with rivals; with {few.x.iloc[0].split()[0]} images: {told} %',
-        f'small17, {int(lead.seeds.min())} to {int(lead.seeds.max())} draws, 4 networks, {lead.x.nunique()} amounts of data',
+        f'clearly ahead in {ahead.sum()}, clearly behind in {behind.sum()} of {len(lead)} comparisons with '
+        f'rivals; with {few.x.iloc[0].split()[0]} images: {told} %',
+        f'small17, {int(lead.seeds.min())} to {int(lead.seeds.max())} draws, 4 networks, '
+        f'{lead.x.nunique()} amounts of data',
         said,
         '22_efficiency',
         seen=f'{(lead.hi - lead.lo).mean() / 2:.1f} points',
@@ -133,7 +137,8 @@ def _cost(read):
     free = counted.eq(1).all() and (clock.hi <= 1.1).all()
     return _row(
         '... at no cost in inference',
-        f'parameters and operations x {counted.max():.2f}, time x {clock.ratio.min():.2f} to {clock.ratio.max():.2f}, upper quartiles up to {clock.hi.max():.2f} (allowed: 1.1)',
+        f'parameters and operations x {counted.max():.2f}, time x {clock.ratio.min():.2f} to '
+        f'{clock.ratio.max():.2f}, upper quartiles up to {clock.hi.max():.2f} (allowed: 1.1)',
         ', '.join(soup.model.unique()),
         'holds' if free else 'does not hold',
         '26_cost',
@@ -173,7 +178,9 @@ def _diverse(read):
     said = 'holds' if further.all() else 'holds in part' if further.any() else 'does not hold'
     return _row(
         'Soups pick geometrically diverse checkpoints',
-        f"distance within greedy soups {d.greedy.mean():.3f}, in the median subset {d['median'].mean():.3f}; of {len(pairs)} metrics further apart than chance in {further.sum()}, closer together in {closer.sum()} (5 %, after Holm)",
+        f"distance within greedy soups {d.greedy.mean():.3f}, in the median subset "
+        f"{d['median'].mean():.3f}; of {len(pairs)} metrics further apart than chance in {further.sum()}, "
+        f"closer together in {closer.sum()} (5 %, after Holm)",
         f'small17, {len(d)} greedy searches, {d.seed.nunique()} draws',
         said,
         '25_diversity',
@@ -199,7 +206,9 @@ def _central(read):
     said = 'holds' if all(inside) else 'holds in part' if any(inside) else 'does not hold'
     return _row(
         'Soft voting sits in the centre of the map',
-        f"at {paper:.2f} of the ingredients' mean distance from their centre on the published map, at {real:.2f} under a metric; the vote of noisy copies of one checkpoint at {fakes[0]:.2f} and {fakes[1]:.2f}: a mean lies in the middle of anything",
+        f"at {paper:.2f} of the ingredients' mean distance from their centre on the published map, at "
+        f"{real:.2f} under a metric; the vote of noisy copies of one checkpoint at {fakes[0]:.2f} and "
+        f"{fakes[1]:.2f}: a mean lies in the middle of anything",
         'small17, 1 run',
         said,
         '25_diversity',
@@ -211,7 +220,8 @@ def _private(read):
     best = published().set_index('model').loc['CoAtNet-2 + uniform soup']
     return _row(
         f'{best.accuracy:.2f} % top-1 and {best.f1:.2f} % macro-F1 on ICH-17',
-        f'the photographs are private; the interval of the published accuracy is {best.accuracy_lo:.1f} to {best.accuracy_hi:.1f} %',
+        f'the photographs are private; the interval of the published accuracy is {best.accuracy_lo:.1f} to '
+        f'{best.accuracy_hi:.1f} %',
         'ICH-17',
         'not testable',
         '17_published',
@@ -234,7 +244,8 @@ CLAIMS = (
 def claims(
     folder,  # of the figures' tables, e.g. `core.figures_dir()`
 ) -> pd.DataFrame:
-    """Columns claim, measured, data, from_scratch, smallest (effect that could have been seen), verdict, notebook: the paper's claims
-    against the tables in `folder`. `FileNotFoundError` names a table that is missing."""
+    """Columns claim, measured, data, from_scratch, smallest (effect that could have been seen), verdict,
+    notebook: the paper's claims against the tables in `folder`. `FileNotFoundError` names a table that is
+    missing."""
     read = lambda name: pd.read_csv(Path(folder) / f'{name}.csv')
     return pd.DataFrame([claim(read) for claim in CLAIMS])

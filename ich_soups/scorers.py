@@ -8,7 +8,8 @@ __all__ = ['Taste', 'Scorer', 'slope']
 # %% ../nbs/04_scorers.ipynb #4f178851
 import contextlib
 from dataclasses import dataclass
-import numpy as np, torch
+import numpy as np
+import torch
 from torch import nn
 from .checkpoints import fit_names
 from .core import BadInput
@@ -31,7 +32,7 @@ class Scorer:
         model: nn.Module,  # a scratch model to load weights into
         inputs,  # a function of int [B] to a batch of inputs
         targs,  # int [N]
-        metric,  # (logits, targs) -> float, higher is better, and not lower when a picture's logits become perfect
+        metric,  # (logits, targs) -> float, higher is better, never lower when logits improve
         prepare=None,  # called with the loaded model, e.g. to measure BatchNorm anew
         dtype=None,  # autocast to this type
         bs: int = 64,  # pictures at a time; the bound is looked at after each batch
@@ -74,7 +75,8 @@ class Scorer:
 
     @torch.inference_mode()
     def logits(self, idx) -> np.ndarray:
-        "Logits of the loaded model, float32 [len(idx), C]. Batches are of one size, the last one filled up, so that a picture's logits do not hang on its neighbours."
+        """Logits of the loaded model, float32 [len(idx), C]. Batches are of one size, the last one filled up,
+        so that a picture's logits do not hang on its neighbours."""
         full = np.resize(idx, self.bs) if len(idx) < self.bs < len(self.targs) else idx
         with self._autocast():
             out = self.model(self.inputs(full))

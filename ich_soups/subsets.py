@@ -8,7 +8,8 @@ __all__ = ['SEARCHES', 'KEYS', 'search_row', 'holm', 'seeds_together', 'table', 
 # %% ../nbs/19_subsets.ipynb #64cf0c95
 import sys
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.special import softmax
 from scipy.stats import combine_pvalues
 from .compare import pool
@@ -29,7 +30,9 @@ def search_row(
     metric: str,  # what greedy improves on val
     name: str,  # of the pool
 ) -> dict:
-    "What greedy took, and of `distance` and `apart` the `subset_test`, in columns `distance`, `distance_lo`, ...; no tests where it took one or all. `pool_distance` is the mean distance in the whole pool."
+    """What greedy took, and of `distance` and `apart` the `subset_test`, in columns `distance`,
+    `distance_lo`, ...; no tests where it took one or all. `pool_distance` is the mean distance in the whole
+    pool."""
     snaps, t = pool(run, name), run.targs('val')
     logits, soup = np.stack([s.logits() for s in snaps]), greedy_soup(snaps, run.scorer(metric))
     at = [[s.name for s in snaps].index(i) for i in soup.ingredients]
@@ -68,7 +71,10 @@ def seeds_together(
     df,  # rows of the table
     pool: str = 'half',  # which pool
 ) -> pd.DataFrame:
-    "One row a schedule and metric: seeds with a test, means of greedy's distance and of the median subset's, the same for epochs, and Fisher's p of `further` apart, `closer` together and further apart among subsets of like score (`matched`), each with Holm's correction over all rows (`further_holm`, ...)."
+    """One row a schedule and metric: seeds with a test, means of greedy's distance and of the median
+    subset's, the same for epochs, and Fisher's p of `further` apart, `closer` together and further apart
+    among subsets of like score (`matched`), each with Holm's correction over all rows (`further_holm`,
+    ...)."""
     d = df[(df.pool == pool) & df.subsets.notna()]
     fisher = lambda p: float(combine_pvalues(p, 'fisher').pvalue)
     rows = [
@@ -111,7 +117,8 @@ def table() -> Path:
 
 
 def plan() -> list:
-    "The trainings behind the table: those of the recipe study with warm restarts, on independent draws; and from scratch, three seeds, also with the rate held at its peak."
+    """The trainings behind the table: those of the recipe study with warm restarts, on independent draws; and
+    from scratch, three seeds, also with the rate held at its peak."""
     scratch = [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')]
     return [tuned_run(d) for d in range(DRAWS)] + scratch
 

@@ -8,7 +8,8 @@ __all__ = ['long_table', 'add_rows', 'read_rows', 'origin', 'over_seeds', 'one_m
 # %% ../nbs/04_tables.ipynb #19690005
 import subprocess
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 from .core import BadInput, atomic, checkout, refuse_smoke
 from .locks import locked
@@ -41,14 +42,16 @@ def read_rows(
     path,  # a CSV file, which need not be there
     **what,  # columns and the values that they must have
 ) -> pd.DataFrame:
-    "The rows of a long table, or those that match; none where there is no file. `BadInput` for a file that is no table."
+    """The rows of a long table, or those that match; none where there is no file. `BadInput` for a file that
+    is no table."""
     if not Path(path).exists():
         return pd.DataFrame(columns=list(what))
     try:
         df = pd.read_csv(path)
     except (ValueError, OSError) as e:
         raise BadInput(
-            f'{path} is not readable as a table ({type(e).__name__}); restore it, or delete it to fill it anew'
+            f'{path} is not readable as a table ({type(e).__name__}); restore it, or delete it to fill it '
+            'anew'
         ) from None
     if absent := [k for k in what if k not in df]:
         raise BadInput(f'{path} has no column {absent[0]!r}; it is another table, so choose another place')
@@ -87,7 +90,8 @@ def over_seeds(
 def one_more(
     values,  # one a seed
 ) -> tuple:
-    "The 95 % prediction interval `(lo, hi)` for one more value; unlike that of the mean it does not shrink to nothing."
+    """The 95 % prediction interval `(lo, hi)` for one more value; unlike that of the mean it does not shrink
+    to nothing."""
     v = np.asarray(values, float)
     half = student.ppf(0.975, len(v) - 1) * v.std(ddof=1) * (1 + 1 / len(v)) ** 0.5 if len(v) > 1 else np.nan
     return v.mean() - half, v.mean() + half
