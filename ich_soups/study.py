@@ -335,7 +335,7 @@ def tuned_run(
 def tuned_plan() -> list:
     "The runs of the regime: `(config, level of recipes)`, the most telling first."
     pair = dict(restarts='paper', annealed='few')
-    jobs = [(tuned_run(d), 'costly' if d < 2 else 'every' if d < FEWER else 'main') for d in range(DRAWS)]
+    jobs = [(tuned_run(d), 'costly' if d < 2 else 'every' if d < 4 else 'main') for d in range(DRAWS)]
     jobs += [(tuned_run(d, 'annealed'), 'few') for d in range(DRAWS)]
     jobs += [
         (tuned_run(d, s, lr=lr), level) for d in range(3) for lr in OTHER_RATES for s, level in pair.items()
