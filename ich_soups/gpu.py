@@ -41,7 +41,7 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torch import nn
 from .averaging import average
-from .cluster import Ranks, _accelerator, _environ, _watch
+from .cluster import Ranks, _accelerator, _environ, _watch, start_group
 from .core import BadInput, Config, checkout, device, device_name, load_config
 from .core import one_line, provenance, write_json
 from .export import Classifier, to_onnx
@@ -451,26 +451,10 @@ def group_of_one(
     config, said = Path(f'{path}.json'), Path(f'{path}.log')
     write_json(config, asdict(cfg))
     code = f'from ich_soups.gpu import one_rank; one_rank({str(config)!r}, {str(path)!r})'
-    cmd = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc-per-node',
-        '1',
-        '--no-python',
-        sys.executable,
-        '-W',
-        'ignore',
-        '-c',
-        code,
-    ]
-    own = str(Path(find_spec('ich_soups').origin).parents[1])
-    known = os.pathsep.join(filter(None, (own, os.environ.get('PYTHONPATH'))))
-    env = os.environ | dict(PYTHONPATH=known)
+    command = [sys.executable, '-W', 'ignore', '-c', code]
     with open(said, 'w') as log:
-        p = subprocess.Popen(cmd, stdout=log, stderr=log, env=env, start_new_session=True)
-        code = _watch(p, cfg, path, progress=False)
+        group = start_group(1, command, f'{path}.meeting', log, torch.get_num_threads())
+        code = _watch(group, cfg, path, progress=False)
     errors = ERROR.findall(said.read_text(errors='replace'))
     must(code == 0, f"the process ended with code {code}: {errors[0] if errors else 'without a word'}")
     return Run(path)
