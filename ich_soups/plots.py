@@ -197,93 +197,86 @@ def plot_counts(
     return fig
 
 # %% ../nbs/11_plots.ipynb #7e8597bc
+_STAGES = dict(convolution=('blue', ''), transformer=('orange', '//'), head=('grey', '..'))
+
+
+_UNITS = ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, ''))
+
+
+def _in_unit(value, unit) -> str:
+    "A number above a bar."
+    if not value:
+        return '0'
+    return f'{value / unit:.3g}' if value >= 0.1 * unit or unit == 1 else '<0.1'
+
+# %% ../nbs/11_plots.ipynb #aa8e65c6
+def _stage_bars(ax, d, column, label):
+    "One quantity of one model, a bar a stage."
+    unit, sign = next(u for u in _UNITS if d[column].max() >= u[0])
+    for x, (_, r) in enumerate(d.iterrows()):
+        colour, hatch = _STAGES[r.kind]
+        ax.bar(x, r[column] / unit, color=COLOURS[colour], hatch=hatch, edgecolor='white', lw=0)
+        ax.text(x, r[column] / unit, _in_unit(r[column], unit), ha='center', va='bottom', fontsize=7)
+    ax.margins(y=0.15)
+    ax.set_ylabel(f'{label} ({sign})' if sign else label)
+
+# %% ../nbs/11_plots.ipynb #79b3692a
 def plot_stages(
     df,  # columns model, stage, kind, params, flops, bn_layers
 ):
     "Parameters, operations and BatchNorm layers of each stage, one column of panels a model."
-    models, kinds = (
-        df.model.unique(),
-        dict(convolution=('blue', ''), transformer=('orange', '//'), head=('grey', '..')),
-    )
+    models = df.model.unique()
+    rows = dict(params='parameters', flops='FLOPs', bn_layers='BatchNorm layers')
     fig, axs = plt.subplots(3, len(models), figsize=(3.6 * len(models), 5), sharex='col', squeeze=False)
-    for j, m in enumerate(models):
+    for (top, mid, low), m in zip(axs.T, models):
         d = df[(df.model == m) & (df.stage != 'total')]
-        for ax, col, label in zip(
-            axs[:, j], ('params', 'flops', 'bn_layers'), ('parameters', 'FLOPs', 'BatchNorm layers')
-        ):
-            unit, sign = next(
-                u for u in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, '')) if d[col].max() >= u[0]
-            )
-            for x, (_, r) in enumerate(d.iterrows()):
-                c, h = kinds[r.kind]
-                ax.bar(x, r[col] / unit, color=COLOURS[c], hatch=h, edgecolor='white', lw=0)
-                ax.text(
-                    x,
-                    r[col] / unit,
-                    '0'
-                    if not r[col]
-                    else f'{r[col] / unit:.3g}'
-                    if r[col] >= 0.1 * unit or unit == 1
-                    else '<0.1',
-                    ha='center',
-                    va='bottom',
-                    fontsize=7,
-                )
-            ax.margins(y=0.15)
-            ax.set_ylabel(f'{label} ({sign})' if sign else label)
-            if col == 'bn_layers':
-                ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axs[0, j].set_title(m)
-        axs[-1, j].set_xticks(
-            range(len(d)), [s.replace('stages.', 'stage ') for s in d.stage], rotation=35, ha='right'
-        )
+        for ax, (column, label) in zip((top, mid, low), rows.items()):
+            _stage_bars(ax, d, column, label)
+        low.yaxis.set_major_locator(MaxNLocator(integer=True))
+        top.set_title(m)
+        names = [s.replace('stages.', 'stage ') for s in d.stage]
+        low.set_xticks(range(len(d)), names, rotation=35, ha='right')
+    look = dict(ec='white', lw=0)
     shown = {
-        k: plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, ec='white', lw=0)
-        for k, (c, h) in kinds.items()
-        if k != 'head'
-    }  # a head is too small to see
+        k: plt.Rectangle((0, 0), 1, 1, fc=COLOURS[c], hatch=h, **look)
+        for k, (c, h) in _STAGES.items()
+        if k != 'head'  # too small to see
+    }
     fig.legend(shown.values(), shown, loc='outside lower center', ncols=3)
     return fig
 
 # %% ../nbs/11_plots.ipynb #1a77bf2b
+def _scores_by_epoch(ax, d, kept):
+    "Accuracy and macro-F1 on val; the kept epochs are marked."
+    for column, name, colour, mark in (
+        ('accuracy', 'accuracy', 'blue', 'o'),
+        ('f1', 'macro-F1', 'orange', 's'),
+    ):
+        look = dict(color=COLOURS[colour], ms=5, mec='white', mew=0.5)
+        ax.plot(d.epoch, d[column], color=COLOURS[colour], lw=1)
+        ax.plot(kept.epoch, kept[column], mark, label=f'{name} (marked: kept)', **look)
+    ax.set(xlabel='epoch')
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+# %% ../nbs/11_plots.ipynb #1dabada5
 def plot_trajectory(
     df,  # columns run, epoch, lr, train_loss, valid_loss, accuracy, f1, kept (bool)
     lr,  # columns run, epoch (fraction), lr
 ):
     "Learning rate, losses, and validation accuracy and F1 by epoch; kept snapshots are marked."
     runs = df.run.unique()
-    fig, axs = plt.subplots(
-        3,
-        len(runs),
-        figsize=(3.8 * len(runs), 5.6),
-        sharex=True,
-        sharey='row',
-        squeeze=False,
-        height_ratios=(0.7, 1, 1.2),
-    )
+    shared = dict(sharex=True, sharey='row', squeeze=False, height_ratios=(0.7, 1, 1.2))
+    fig, axs = plt.subplots(3, len(runs), figsize=(3.8 * len(runs), 5.6), **shared)
     for (top, mid, low), r in zip(axs.T, runs):
-        d, k = df[df.run == r], df[(df.run == r) & df.kept]
+        d = df[df.run == r]
         top.plot(*lr[lr.run == r][['epoch', 'lr']].values.T, color=COLOURS['grey'])
         top.set(title=r)
         mid.plot(d.epoch, d.train_loss, color=COLOURS['brown'], ls='--', label='train (mixed pictures)')
         mid.plot(d.epoch, d.valid_loss, color=COLOURS['blue'], label='val')
-        for col, c, m in (('accuracy', 'blue', 'o'), ('f1', 'orange', 's')):
-            low.plot(d.epoch, d[col], color=COLOURS[c], lw=1)
-            low.plot(
-                k.epoch,
-                k[col],
-                m,
-                color=COLOURS[c],
-                ms=5,
-                mec='white',
-                mew=0.5,
-                label=dict(accuracy='accuracy', f1='macro-F1')[col] + ' (marked: kept)',
-            )
-        low.set(xlabel='epoch')
-        low.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        low.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for ax, l in zip(axs[:, 0], ('learning rate', 'loss (nats)', 'validation score')):
-        ax.set_ylabel(l)
+        _scores_by_epoch(low, d, d[d.kept])
+    for ax, label in zip(axs[:, 0], ('learning rate', 'loss (nats)', 'validation score')):
+        ax.set_ylabel(label)
     axs[1, -1].legend()
     axs[2, -1].legend(loc='lower right')
     fig.align_ylabels(axs[:, 0])
@@ -451,64 +444,47 @@ def plot_per_class(
     return fig
 
 # %% ../nbs/11_plots.ipynb #2ed9d202
+_ORDERS = dict(sorted='one pass, from best to worst', best='best improvement at each step')
+
+
+def _one_path(ax, d, rounds):
+    "What one search tried, and the score of its soup after each round."
+    best = lambda scores: scores[d.accepted].max() if d.accepted[scores.index].any() else np.nan
+    ends = d.groupby('round').agg(step=('step', 'max'), best=('score', best)).ffill()
+    x, y = [*ends.step, d.step.max()], [*ends.best, ends.best.iloc[-1]]
+    ax.step(x, y, where='post', color=COLOURS['orange'], lw=1.5, label='soup after each round')
+    for end in ends.step[:-1] if rounds else ():
+        ax.axvline(end + 0.5, color=COLOURS['grey'], lw=0.6, ls=':')
+    for ok, colour, mark, label in (
+        (False, 'grey', 'x', 'tried, rejected'),
+        (True, 'orange', 'D', 'accepted'),
+    ):
+        e = d[d.accepted == ok]
+        ax.plot(e.step, e.score, mark, color=COLOURS[colour], ms=5, label=label)
+    look = dict(xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8)
+    for _, r in d[d.accepted].iterrows():
+        ax.annotate(r.tried.replace('epoch_0', '').replace('epoch_', ''), (r.step, r.score), **look)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+    ax.margins(y=0.15)
+
+# %% ../nbs/11_plots.ipynb #77c9c3a4
 def plot_greedy_path(
     df,  # columns metric, order, step, round, tried, score, accepted (bool)
 ):
     """What greedy searches tried, what they took, and the best so far: a row of panels a metric, a column an
     order."""
     metrics, orders = df.metric.unique(), df.order.unique()
-    fig, axs = plt.subplots(
-        len(metrics),
-        len(orders),
-        figsize=(3.7 * len(orders), 2.3 * len(metrics) + 0.3),
-        squeeze=False,
-        sharey='row',
-        sharex='col',
-    )
-    for (i, m), (j, o) in [(a, b) for a in enumerate(metrics) for b in enumerate(orders)]:
-        d, ax = df[(df.metric == m) & (df.order == o)], axs[i, j]
-        ends = (
-            d.groupby('round')
-            .agg(
-                step=('step', 'max'),
-                best=('score', lambda s: s[d.accepted].max() if d.accepted[s.index].any() else np.nan),
-            )
-            .ffill()
-        )
-        ax.step(
-            [*ends.step, d.step.max()],
-            [*ends.best, ends.best.iloc[-1]],
-            where='post',
-            color=COLOURS['orange'],
-            lw=1.5,
-            label='soup after each round',
-        )
-        for x in ends.step[:-1] if o == 'best' else ():
-            ax.axvline(x + 0.5, color=COLOURS['grey'], lw=0.6, ls=':')
-        for ok, c, mark, l in ((False, 'grey', 'x', 'tried, rejected'), (True, 'orange', 'D', 'accepted')):
-            ax.plot(
-                d.step[d.accepted == ok], d.score[d.accepted == ok], mark, color=COLOURS[c], ms=5, label=l
-            )
-        for _, r in d[d.accepted].iterrows():
-            ax.annotate(
-                r.tried.replace('epoch_0', '').replace('epoch_', ''),
-                (r.step, r.score),
-                xytext=(0, 6),
-                textcoords='offset points',
-                ha='center',
-                fontsize=8,
-            )
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
-        ax.margins(y=0.15)
-        if i == 0:
-            ax.set_title(
-                dict(sorted='one pass, from best to worst', best='best improvement at each step').get(o, o)
-            )
-        if i == len(metrics) - 1:
-            ax.set_xlabel('attempt')
-        if j == 0:
-            ax.set_ylabel(f"val {dict(f1='macro-F1').get(m, m)} of the mean")
+    size = (3.7 * len(orders), 2.3 * len(metrics) + 0.3)
+    shared = dict(squeeze=False, sharey='row', sharex='col')
+    fig, axs = plt.subplots(len(metrics), len(orders), figsize=size, **shared)
+    for row, m in zip(axs, metrics):
+        for ax, o in zip(row, orders):
+            _one_path(ax, df[(df.metric == m) & (df.order == o)], o == 'best')
+        row[0].set_ylabel(f"val {dict(f1='macro-F1').get(m, m)} of the mean")
+    for top, low, o in zip(axs[0], axs[-1], orders):
+        top.set_title(_ORDERS.get(o, o))
+        low.set_xlabel('attempt')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
@@ -662,6 +638,29 @@ def plot_tails(
 _PARTS = {'bias²': ('blue', ''), 'variance': ('orange', '//')}
 
 
+def _part_bars(ax, parts, models):
+    "The parts of the error of each model, stacked."
+    left = np.zeros(len(models))
+    for part, (colour, hatch) in _PARTS.items():
+        value = parts[parts.part == part].set_index('model').value.reindex(models).fillna(0)
+        look = dict(color=COLOURS[colour], hatch=hatch, edgecolor='white', lw=0)
+        ax.barh(models, value, left=left, height=0.62, label=part, **look)
+        left += value.values
+    ax.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
+
+# %% ../nbs/11_plots.ipynb #06154b57
+def _part_changes(ax, changes, panels, models, claim):
+    "The change of one part, a mark a panel, beside what has been claimed of it."
+    for k, (panel, mark) in enumerate(zip(panels, 'oD')):
+        d = changes[changes.panel == panel]
+        y = [models.index(m) + 0.24 * ((len(panels) - 1) / 2 - k) for m in d.model]
+        look = dict(color=COLOURS['green' if k else 'purple'], mfc='white' if k else None, ms=5, lw=1.2)
+        ax.errorbar(d.value, y, xerr=[d.value - d.lo, d.hi - d.value], fmt=mark, label=panel, **look)
+    ax.axvline(0, color='black', lw=0.7, zorder=0)
+    ax.axvline(claim, color=COLOURS['red'], lw=1.2, ls=':', label='claimed')
+    ax.grid(axis='x', alpha=0.3)
+
+# %% ../nbs/11_plots.ipynb #bd1b8a2c
 def plot_decomposition(
     parts,  # columns panel, model, part ('bias²' or 'variance'), value; models in order
     changes,  # columns panel, model, part, value, lo, hi: the change of a part against a reference
@@ -672,40 +671,11 @@ def plot_decomposition(
     models, panels = list(parts.model.unique())[::-1], parts.panel.unique()
     size = (3.4 + 2.6 * len(claimed), 0.32 * len(models) + 1.4)
     fig, (bars, *axs) = plt.subplots(1, 1 + len(claimed), figsize=size, sharey=True)
-    left = np.zeros(len(models))
-    for part, (colour, hatch) in _PARTS.items():
-        value = (
-            parts[(parts.panel == panels[0]) & (parts.part == part)]
-            .set_index('model')
-            .value.reindex(models)
-            .fillna(0)
-        )
-        bars.barh(
-            models,
-            value,
-            left=left,
-            height=0.62,
-            color=COLOURS[colour],
-            hatch=hatch,
-            edgecolor='white',
-            lw=0,
-            label=part,
-        )
-        left += value.values
+    _part_bars(bars, parts[parts.panel == panels[0]], models)
     bars.set_xlabel(f'expected squared loss\n({panels[0]})')
-    bars.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
     for ax, (part, claim) in zip(axs, claimed.items()):
-        for k, (panel, mark) in enumerate(zip(panels, 'oD')):
-            d = changes[(changes.panel == panel) & (changes.part == part)]
-            y = [models.index(m) + 0.24 * ((len(panels) - 1) / 2 - k) for m in d.model]
-            look = dict(color=COLOURS['green' if k else 'purple'], mfc='white' if k else None)
-            ax.errorbar(
-                d.value, y, xerr=[d.value - d.lo, d.hi - d.value], fmt=mark, ms=5, lw=1.2, label=panel, **look
-            )
-        ax.axvline(0, color='black', lw=0.7, zorder=0)
-        ax.axvline(claim, color=COLOURS['red'], lw=1.2, ls=':', label='claimed')
+        _part_changes(ax, changes[changes.part == part], panels, models, claim)
         ax.set_xlabel(part.replace(', ', ':\nchange in ', 1))
-        ax.grid(axis='x', alpha=0.3)
     for ax in (bars, *axs):
         ax.tick_params(axis='y', length=0)
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
@@ -761,6 +731,24 @@ _SIDE = {
 }  # where points lie on each other their labels do not
 
 # %% ../nbs/11_plots.ipynb #348f454a
+def _one_map(ax, d):
+    "Models as points, with their accuracy."
+    for kind, (colour, mark) in _KINDS.items():
+        e, plain = d[d.kind == kind], kind in ('ingredient', 'copy')
+        look = dict(ms=8 if plain else 10, alpha=0.85, mec='white', zorder=2 if plain else 3)
+        if len(e):
+            ax.plot(e.x, e.y, mark, color=COLOURS[colour], label=kind, **look)
+    for r in d[d.accuracy.notna()].itertuples():
+        at, ha, va = _SIDE.get(r.kind, ((0, 7), 'center', 'bottom'))
+        look = dict(xytext=at, textcoords='offset points', ha=ha, va=va, fontsize=7.5)
+        ax.annotate(f'{100 * r.accuracy:.1f}', (r.x, r.y), **look)
+    ax.set_aspect('equal', 'datalim')
+    ax.margins(0.16)
+    ax.grid(alpha=0.3)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+
+# %% ../nbs/11_plots.ipynb #652b22a1
 def plot_maps(
     df,  # columns panel, model, kind, x, y, accuracy, stress
 ):
@@ -770,38 +758,8 @@ def plot_maps(
     fig, axs = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 0.6, 4), squeeze=False)
     for ax, p in zip(axs[0], panels):
         d = df[df.panel == p]
-        for kind, (c, mark) in _KINDS.items():
-            e = d[d.kind == kind]
-            if len(e):
-                ax.plot(
-                    e.x,
-                    e.y,
-                    mark,
-                    ms=8 if kind in ('ingredient', 'copy') else 10,
-                    color=COLOURS[c],
-                    label=kind,
-                    alpha=0.85,
-                    mec='white',
-                    zorder=2 if kind in ('ingredient', 'copy') else 3,
-                )
-        for r in d.itertuples():
-            at, ha, va = _SIDE.get(r.kind, ((0, 7), 'center', 'bottom'))
-            if pd.notna(r.accuracy):
-                ax.annotate(
-                    f'{100 * r.accuracy:.1f}',
-                    (r.x, r.y),
-                    xytext=at,
-                    textcoords='offset points',
-                    ha=ha,
-                    va=va,
-                    fontsize=7.5,
-                )
+        _one_map(ax, d)
         ax.set_title(f'{p}\n(stress {d.stress.iloc[0]:.2f})')
-        ax.set_aspect('equal', 'datalim')
-        ax.margins(0.16)
-        ax.grid(alpha=0.3)
-        ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.yaxis.set_major_locator(MaxNLocator(5))
     fig.supxlabel('map, in the units of the distance', fontsize=9)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=6)
     return fig
@@ -839,66 +797,61 @@ def plot_distances(
     return fig
 
 # %% ../nbs/11_plots.ipynb #575e0215
+def _against_subsets(ax, d):
+    "Greedy's value of each search, beside those of subsets of the same size."
+    y, subsets = np.arange(len(d))[::-1], dict(fmt='o', color=COLOURS['grey'], lw=4, ms=5, alpha=0.7)
+    span = [d['median'] - d.lo, d.hi - d['median']]
+    ax.errorbar(d['median'], y, xerr=span, label='subsets: median, 5 to 95 %', **subsets)
+    ax.plot(d.greedy, y, 'D', color=COLOURS['orange'], ms=5.5, label='greedy soup')
+    look = dict(xytext=(7, 0), textcoords='offset points', va='center', fontsize=7.5)
+    for greedy, hi, p, k in zip(d.greedy, d.hi, d.p, y):
+        ax.annotate(f'{p:.2g}', (max(greedy, hi), k), **look)
+    ax.set_yticks(y, d.search)
+    ax.tick_params(axis='y', length=0)
+    ax.margins(x=0.16)
+    ax.set_ylim(-0.6, len(d) - 0.4)
+    ax.grid(axis='x', alpha=0.3)
+
+# %% ../nbs/11_plots.ipynb #cdafefde
 def plot_permutation(
     df,  # columns panel, search, quantity, greedy; lo, median, hi, p (as large or larger) of subsets
 ):
     """How far apart greedy's ingredients are, against random subsets of the same size: a row of panels a
     schedule, a column a quantity."""
-    panels, quantities, rows = (
-        df.panel.unique(),
-        df.quantity.unique(),
-        df.groupby('panel', sort=False).search.nunique(),
-    )
-    fig, axs = plt.subplots(
-        len(panels),
-        len(quantities),
-        figsize=(3 * len(quantities) + 2.4, 0.25 * rows.sum() + 0.5 * len(panels) + 0.8),
-        squeeze=False,
-        sharey='row',
-        sharex='col',
-        gridspec_kw=dict(height_ratios=list(rows)),
-    )
-    for (i, p), (j, q) in [(a, b) for a in enumerate(panels) for b in enumerate(quantities)]:
-        ax, d = axs[i, j], df[(df.panel == p) & (df.quantity == q)]
-        y = np.arange(len(d))[::-1]
-        ax.errorbar(
-            d['median'],
-            y,
-            xerr=[d['median'] - d.lo, d.hi - d['median']],
-            fmt='o',
-            color=COLOURS['grey'],
-            lw=4,
-            ms=5,
-            alpha=0.7,
-            label='subsets: median, 5 to 95 %',
-        )
-        ax.plot(d.greedy, y, 'D', color=COLOURS['orange'], ms=5.5, label='greedy soup')
-        for g, h, v, k in zip(d.greedy, d.hi, d.p, y):
-            ax.annotate(
-                f'{v:.2g}',
-                (max(g, h), k),
-                xytext=(7, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=7.5,
-            )
-        ax.set_yticks(y, d.search)
-        ax.tick_params(axis='y', length=0)
-        ax.margins(x=0.16)
-        ax.set_ylim(-0.6, len(d) - 0.4)
-        ax.grid(axis='x', alpha=0.3)
-        ax.set_title(p if j == 0 else '')
-        if i == len(panels) - 1:
-            ax.set_xlabel(q)
-    fig.legend(
-        *axs[0, 0].get_legend_handles_labels(),
-        loc='outside upper center',
-        ncols=2,
-        title='numbers: p, the share of subsets at least as far apart',
-    )
+    panels, quantities = df.panel.unique(), df.quantity.unique()
+    rows = df.groupby('panel', sort=False).search.nunique()
+    size = (3 * len(quantities) + 2.4, 0.25 * rows.sum() + 0.5 * len(panels) + 0.8)
+    shared = dict(squeeze=False, sharey='row', sharex='col', height_ratios=list(rows))
+    fig, axs = plt.subplots(len(panels), len(quantities), figsize=size, **shared)
+    for row, p in zip(axs, panels):
+        for ax, q in zip(row, quantities):
+            _against_subsets(ax, df[(df.panel == p) & (df.quantity == q)])
+        row[0].set_title(p)
+    for ax, q in zip(axs[-1], quantities):
+        ax.set_xlabel(q)
+    title = 'numbers: p, the share of subsets at least as far apart'
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, title=title)
     return fig
 
 # %% ../nbs/11_plots.ipynb #b2133b5e
+def _levels(values, metric):
+    "Levels of a contour, closer together where the values are."
+    levels = np.unique(np.nanquantile(values, np.linspace(0, 1, 14) ** (1 if metric == 'loss' else 0.8)))
+    return levels if len(levels) > 1 else levels + [0, 1e-9]  # the same everywhere
+
+# %% ../nbs/11_plots.ipynb #8215cb97
+def _marked(ax, marks):
+    "The checkpoints and soups on a map of the plane."
+    for kind, mark, colour in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
+        e = marks[marks.kind == kind]
+        ax.plot(e.x, e.y, mark, ms=7, color=colour, mec='black', label=kind)
+    look = dict(ha='center', textcoords='offset points', fontsize=8, color='white')
+    outline = [withStroke(linewidth=2, foreground='black')]
+    for r in marks.itertuples():
+        at = (0, -15 if r.name.startswith('mean') else 7)
+        ax.annotate(r.name, (r.x, r.y), xytext=at, path_effects=outline, **look)
+
+# %% ../nbs/11_plots.ipynb #4b3b5b84
 def plot_plane(
     df,  # columns bn, metric, x, y, value: a full grid
     marks,  # columns name, kind, x, y
@@ -907,161 +860,94 @@ def plot_plane(
     BatchNorm; the checkpoints and soups are marked."""
     rows, metrics = df.bn.unique(), df.metric.unique()
     shape = np.ptp(df.y) / np.ptp(df.x)
-    fig, axs = plt.subplots(
-        len(rows),
-        len(metrics),
-        figsize=(4.3 * len(metrics), (3.2 * shape + 0.35) * len(rows) + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for j, m in enumerate(metrics):
-        levels = np.unique(
-            np.nanquantile(df[df.metric == m].value, np.linspace(0, 1, 14) ** (1 if m == 'loss' else 0.8))
-        )
-        if len(levels) < 2:
-            levels = levels + [0, 1e-9]  # the same everywhere
-        for i, b in enumerate(rows):
-            z, ax = (
-                df[(df.bn == b) & (df.metric == m)].pivot(index='y', columns='x', values='value'),
-                axs[i, j],
-            )
-            f = ax.contourf(
-                z.columns, z.index, z.values, levels, cmap='cividis_r' if m == 'loss' else 'cividis'
-            )
-            for kind, mark, c in (('checkpoint', 'o', 'white'), ('soup', 'D', COLOURS['orange'])):
-                e = marks[marks.kind == kind]
-                ax.plot(e.x, e.y, mark, ms=7, color=c, mec='black', label=kind)
-            for r in marks.itertuples():
-                ax.annotate(
-                    r.name,
-                    (r.x, r.y),
-                    xytext=(0, -15 if r.name.startswith('mean') else 7),
-                    ha='center',
-                    textcoords='offset points',
-                    fontsize=8,
-                    color='white',
-                    path_effects=[withStroke(linewidth=2, foreground='black')],
-                )
+    size = (4.3 * len(metrics), (3.2 * shape + 0.35) * len(rows) + 0.5)
+    fig, axs = plt.subplots(len(rows), len(metrics), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for column, m in zip(axs.T, metrics):
+        of, loss = df[df.metric == m], m == 'loss'
+        levels, colours = _levels(of.value, m), 'cividis_r' if loss else 'cividis'
+        for ax, b in zip(column, rows):
+            z = of[of.bn == b].pivot(index='y', columns='x', values='value')
+            f = ax.contourf(z.columns, z.index, z.values, levels, cmap=colours)
+            _marked(ax, marks)
             ax.set_title(f'BatchNorm {b}')
             ax.set_aspect('equal')
-            if i == len(rows) - 1:
-                ax.set_xlabel('L2 distance in weight space')
-            if j == 0:
-                ax.set_ylabel('L2 distance')
-        fig.colorbar(
-            f,
-            ax=axs[:, j],
-            label='val loss (nats)' if m == 'loss' else f'val {m}',
-            format='%.2f' if m == 'loss' else PercentFormatter(1, 1),
-            shrink=0.8,
-        )
+        column[-1].set_xlabel('L2 distance in weight space')
+        scale = dict(label='val loss (nats)', format='%.2f') if loss else dict(label=f'val {m}')
+        fig.colorbar(f, ax=column, shrink=0.8, **dict(format=PercentFormatter(1, 1)) | scale)
+    for ax in axs[:, 0]:
+        ax.set_ylabel('L2 distance')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
 # %% ../nbs/11_plots.ipynb #9f8d7ccf
+def _one_reliability(ax, d, eces):
+    "Accuracy against confidence of one model, before and after temperature scaling."
+    ax.plot([0, 1], [0, 1], color='black', lw=0.7, ls=':')
+    ways = ((False, 'blue', 'o-', 'as it is'), (True, 'orange', 'D-', 'temperature fitted on val'))
+    for scaled, colour, mark, label in ways:
+        e, error = d[d.scaled == scaled], eces[eces.scaled == scaled].ece
+        look, span = dict(ms=3.5, lw=1, color=COLOURS[colour]), [e.accuracy - e.lo, e.hi - e.accuracy]
+        if len(e):
+            ax.errorbar(e.confidence, e.accuracy, yerr=span, fmt=mark, label=label, **look)
+        if len(error):
+            said = f'ECE {100 * error.iloc[0]:.1f} %'
+            ax.text(0.04, 0.93 - 0.1 * scaled, said, color=look['color'], fontsize=8, transform=ax.transAxes)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, 0))
+        axis.set_ticks([0, 0.5, 1])
+
+# %% ../nbs/11_plots.ipynb #67417b98
 def plot_reliability(
     df,  # columns data, model, scaled, bin, n, confidence, accuracy, lo, hi: of `metrics.reliability`
     eces,  # columns data, model, scaled, ece
 ):
     "Accuracy against confidence, a row a collection, a column a model, before and after temperature scaling."
     datas, models = df.data.unique(), df.model.unique()
-    fig, axs = plt.subplots(
-        len(datas),
-        len(models),
-        figsize=(2.25 * len(models) + 0.6, 2.5 * len(datas) + 0.4),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for (i, dt), (j, m) in [(a, b) for a in enumerate(datas) for b in enumerate(models)]:
-        ax = axs[i, j]
-        ax.plot([0, 1], [0, 1], color='black', lw=0.7, ls=':')
-        for s, c, mark, l in (
-            (False, 'blue', 'o', 'as it is'),
-            (True, 'orange', 'D', 'temperature fitted on val'),
-        ):
-            d = df[(df.data == dt) & (df.model == m) & (df.scaled == s)]
-            e = eces[(eces.data == dt) & (eces.model == m) & (eces.scaled == s)].ece
-            if len(d):
-                ax.errorbar(
-                    d.confidence,
-                    d.accuracy,
-                    yerr=[d.accuracy - d.lo, d.hi - d.accuracy],
-                    fmt=mark + '-',
-                    ms=3.5,
-                    lw=1,
-                    color=COLOURS[c],
-                    label=l,
-                )
-            if len(e):
-                ax.text(
-                    0.04,
-                    0.93 - 0.1 * s,
-                    f'ECE {100 * e.iloc[0]:.1f} %',
-                    color=COLOURS[c],
-                    fontsize=8,
-                    transform=ax.transAxes,
-                )
-        ax.set_title(m if i == 0 else '')
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, 0))
-            axis.set_ticks([0, 0.5, 1])
-        if j == 0:
-            ax.set_ylabel(f'{dt}\naccuracy in the bin')
-        if i == len(datas) - 1:
-            ax.set_xlabel('mean confidence')
+    size = (2.25 * len(models) + 0.6, 2.5 * len(datas) + 0.4)
+    fig, axs = plt.subplots(len(datas), len(models), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, data in zip(axs, datas):
+        for ax, m in zip(row, models):
+            of = lambda t: t[(t.data == data) & (t.model == m)]
+            _one_reliability(ax, of(df), of(eces))
+        row[0].set_ylabel(f'{data}\naccuracy in the bin')
+    for top, low, m in zip(axs[0], axs[-1], models):
+        top.set_title(m)
+        low.set_xlabel('mean confidence')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
 # %% ../nbs/11_plots.ipynb #b77399e0
+def _one_corruption(ax, here, models):
+    "What each model gains over the reference, by strength; above it the reference's own accuracy."
+    for q, (m, colour, mark) in enumerate(zip(models, ('blue', 'orange', 'green', 'purple'), 'sD^v')):
+        d = here[here.model == m]
+        x, span = d.strength + 0.1 * (q - (len(models) - 1) / 2), [d.value - d.lo, d.hi - d.value]
+        ax.errorbar(x, d.value, yerr=span, fmt=f'{mark}-', ms=3.5, lw=0.9, color=COLOURS[colour], label=m)
+    ax.axhline(0, color='black', lw=0.7)
+    reference = here.drop_duplicates('strength').sort_values('strength').accuracy
+    said = 'single: ' + ' '.join(f'{100 * v:.0f}' for v in reference) + ' %'
+    ax.text(0, 1.02, said, transform=ax.transAxes, fontsize=7.5, color='dimgrey')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis='y', alpha=0.3)
+
+# %% ../nbs/11_plots.ipynb #1a54c81d
 def plot_corruptions(
     df,  # columns data, corruption, strength, model, value, lo, hi (points), accuracy (of the reference)
 ):
     """What each model gains over a reference as pictures get worse, a row a collection, a column a
     corruption; above each the reference's own accuracy."""
-    datas, kinds = df.data.unique(), df.corruption.unique()
-    fig, axs = plt.subplots(
-        len(datas),
-        len(kinds),
-        figsize=(2.5 * len(kinds) + 0.7, 2.5 * len(datas) + 0.5),
-        sharex=True,
-        sharey='row',
-        squeeze=False,
-    )
-    for (i, dt), (j, k) in [(a, b) for a in enumerate(datas) for b in enumerate(kinds)]:
-        ax, here = axs[i, j], df[(df.data == dt) & (df.corruption == k)]
-        for q, (m, c, mark) in enumerate(
-            zip(df.model.unique(), ('blue', 'orange', 'green', 'purple'), 'sD^v')
-        ):
-            d = here[here.model == m]
-            ax.errorbar(
-                d.strength + 0.1 * (q - (df.model.nunique() - 1) / 2),
-                d.value,
-                yerr=[d.value - d.lo, d.hi - d.value],
-                fmt=mark + '-',
-                ms=3.5,
-                lw=0.9,
-                color=COLOURS[c],
-                label=m,
-            )
-        ax.axhline(0, color='black', lw=0.7)
-        ref = here.drop_duplicates('strength').sort_values('strength').accuracy
-        ax.set_title(f'{k}\n' if i == 0 else '\n')
-        ax.text(
-            0,
-            1.02,
-            'single: ' + ' '.join(f'{100 * v:.0f}' for v in ref) + ' %',
-            transform=ax.transAxes,
-            fontsize=7.5,
-            color='dimgrey',
-        )
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(axis='y', alpha=0.3)
-        if i == len(datas) - 1:
-            ax.set_xlabel('strength')
-        if j == 0:
-            ax.set_ylabel(f'{dt}\naccuracy minus single, points')
+    datas, kinds, models = df.data.unique(), df.corruption.unique(), df.model.unique()
+    size = (2.5 * len(kinds) + 0.7, 2.5 * len(datas) + 0.5)
+    fig, axs = plt.subplots(len(datas), len(kinds), figsize=size, sharex=True, sharey='row', squeeze=False)
+    for row, data in zip(axs, datas):
+        for ax, k in zip(row, kinds):
+            _one_corruption(ax, df[(df.data == data) & (df.corruption == k)], models)
+            ax.set_title('\n')
+        row[0].set_ylabel(f'{data}\naccuracy minus single, points')
+    for ax, k in zip(axs[0], kinds):
+        ax.set_title(f'{k}\n')
+    for ax in axs[-1]:
+        ax.set_xlabel('strength')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4)
     return fig
 
