@@ -665,94 +665,93 @@ def _show(df, note, digits=2, keep=False, **what):
         )
 
 # %% ../nbs/16_bench.ipynb #dd80ace2
+def _bench_training(folder, keep):
+    "Our training beside the bare model and the plain way, and where its time goes."
+    large = (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448)))
+    for cfg, n, side in ((Config.scratch(), 3000, 64), large):
+        with contextlib.nullcontext(folder) if folder else jpeg_folder(n, side) as photos:
+            of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
+            title = f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds'
+            _show(training_speed(photos, cfg), title, table='training', **of)
+            title = f'where the time goes, milliseconds a batch of {cfg.bs // cfg.accum}'
+            _show(time_shares(photos, cfg), title, 3, table='time', **of)
+
+# %% ../nbs/16_bench.ipynb #1ef970ba
+def _bench_compile(folder, keep):
+    "What `torch.compile` gains."
+    for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
+        title = (
+            f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of '
+            'the first step'
+        )
+        _show(compile_speed(cfg, n), title, keep=keep, table='compile', arch=cfg.arch, size=cfg.size)
+
+
+def _small():
+    return dict(arch=Config.scratch().arch, size=Config.scratch().size)
+
+# %% ../nbs/16_bench.ipynb #04f31949
+def _bench_keeping(folder, keep):
+    "What it costs that nothing is lost."
+    title = 'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost'
+    _show(keeping_speed(), title, 4, keep, table='keeping', **_small())
+
+
+def _bench_busy(folder, keep):
+    "One busy neighbour."
+    title = 'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds'
+    _show(busy_speed(), title, keep=keep, table='busy', **_small())
+
+# %% ../nbs/16_bench.ipynb #55ae2e9b
+def _bench_runs(folder, keep):
+    "Several trainings, one after another and on Ray."
+    from ich_soups.cluster import speed
+
+    title = (
+        'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one '
+        'divided by the CPUs'
+    )
+    _show(speed(), title, keep=keep, table='runs', **_small())
+
+# %% ../nbs/16_bench.ipynb #b44b6216
+def _bench_averaging(folder, keep):
+    "Averaging against the disk."
+    df = averaging_speed().assign(what=lambda d: d.what + ', ' + d.checkpoints.astype(str) + ' files')
+    title = 'seconds, medians of 3 rounds; floor: reading the files and writing one'
+    _show(df, title, keep=keep, table='averaging', arch='coatnet_2_rw_224', size=224)
+
+# %% ../nbs/16_bench.ipynb #816f6394
+def _bench_search(folder, keep):
+    "The greedy search against the naive one."
+    every = lambda s: Config.scratch(schedule=s, fixed=tuple(range(1, 31)))
+    df = search_speed([every(s) for s in ('restarts', 'flat:0.3', 'annealed')])
+    title = (
+        f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time '
+        f'{df.time_to_bare.mean():.2f}'
+    )
+    _show(df, title)
+
+# %% ../nbs/16_bench.ipynb #14f2cd8e
+_BENCHES = dict(
+    training=_bench_training,
+    keeping=_bench_keeping,
+    busy=_bench_busy,
+    compile=_bench_compile,
+    runs=_bench_runs,
+    averaging=_bench_averaging,
+    search=_bench_search,
+)
+
+# %% ../nbs/16_bench.ipynb #df7be3bb
 def main(args=None):
     """python -m ich_soups.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search;
     with `keep`, all but the last also go into the long table"""
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
-    keep, rest = 'keep' in rest, [r for r in rest if r != 'keep']
-    every = lambda s, k: Config.scratch(schedule=s, seed=k, fixed=tuple(range(1, 31)))
-    print(device_name(), flush=True)
-    if what == 'training':
-        for cfg, n, side in (
-            (Config.scratch(), 3000, 64),
-            (_large(), *((2048, 320) if device().type == 'cuda' else (102, 448))),
-        ):
-            with contextlib.nullcontext(rest[0]) if rest else jpeg_folder(n, side) as photos:
-                of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
-                _show(
-                    training_speed(photos, cfg),
-                    f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds',
-                    table='training',
-                    **of,
-                )
-                _show(
-                    time_shares(photos, cfg),
-                    f'where the time goes, milliseconds a batch of {cfg.bs // cfg.accum}',
-                    3,
-                    table='time',
-                    **of,
-                )
-    elif what == 'compile':
-        for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
-            _show(
-                compile_speed(cfg, n),
-                f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; '
-                'seconds of the first step',
-                keep=keep,
-                table='compile',
-                arch=cfg.arch,
-                size=cfg.size,
-            )
-    elif what == 'keeping':
-        _show(
-            keeping_speed(),
-            'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost',
-            4,
-            keep,
-            table='keeping',
-            arch=Config.scratch().arch,
-            size=Config.scratch().size,
-        )
-    elif what == 'busy':
-        _show(
-            busy_speed(),
-            'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds',
-            keep=keep,
-            table='busy',
-            arch=Config.scratch().arch,
-            size=Config.scratch().size,
-        )
-    elif what == 'runs':
-        from ich_soups.cluster import speed
-
-        _show(
-            speed(),
-            'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of '
-            'the one divided by the CPUs',
-            keep=keep,
-            table='runs',
-            arch=Config.scratch().arch,
-            size=Config.scratch().size,
-        )
-    elif what == 'averaging':
-        df = averaging_speed().assign(what=lambda d: d.what + ', ' + d.checkpoints.astype(str) + ' files')
-        _show(
-            df,
-            'seconds, medians of 3 rounds; floor: reading the files and writing one',
-            keep=keep,
-            table='averaging',
-            arch='coatnet_2_rw_224',
-            size=224,
-        )
-    elif what == 'search':
-        df = search_speed([every(s, 0) for s in ('restarts', 'flat:0.3', 'annealed')])
-        _show(
-            df,
-            f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time '
-            f'{df.time_to_bare.mean():.2f}',
-        )
-    else:
+    if what not in _BENCHES:
         sys.exit(f'what to measure? {main.__doc__}')
+    print(device_name(), flush=True)
+    folders = [r for r in rest if r != 'keep']
+    _BENCHES[what](folders[0] if folders else None, 'keep' in rest)
 
 # %% ../nbs/16_bench.ipynb #1914486a
 if __name__ == '__main__' and '__file__' in globals():

@@ -13,18 +13,13 @@ from .core import BadInput
 LOSSES = ('squared', 'kl', '01')
 
 
-def check_models(
-    probs,  # float [R, N, C]: R models, N pictures, C classes
-    targs=None,  # int [N]
-) -> tuple:
-    """Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there
-    are two models or more, scored on the same pictures, and the rows are probabilities and the labels
-    classes."""
+def _as_probs(probs):
+    "An array [R, N, C] of at least two models; `BadInput` if it is none."
     shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
     if len(set(shapes)) > 1:
         raise BadInput(
-            "the models were scored on different pictures or classes: their probabilities have the shapes "
-            f"{', '.join(map(str, shapes[:8]))}"
+            'the models were scored on different pictures or classes: their probabilities have the shapes '
+            f'{", ".join(map(str, shapes[:8]))}'
         )
     try:
         probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
@@ -36,7 +31,12 @@ def check_models(
         raise BadInput(f'it takes two models to differ; got {len(probs)}')
     if not probs.shape[1]:
         raise BadInput('there are no pictures')
-    for m, p in enumerate(probs):  # one by one: a copy of all may not fit
+    return probs
+
+# %% ../nbs/09_bias_variance.ipynb #21316fb2
+def _check_rows(probs):
+    "`BadInput` unless every row is a distribution; model by model, for a copy of all may not fit."
+    for m, p in enumerate(probs):
         if not np.isfinite(p).all():
             raise BadInput(f'the probabilities of model {m} hold NaN or infinity')
         off = np.maximum(abs(p.sum(-1, dtype=np.float64) - 1), 1e3 * (-p.min(-1)).clip(0))
@@ -45,21 +45,33 @@ def check_models(
                 f'row {off.argmax()} of model {m} does not sum to 1 or is negative: give probabilities, '
                 'not logits'
             )
+
+# %% ../nbs/09_bias_variance.ipynb #a5716d7f
+def _check_labels(targs, n, c):
+    "`BadInput` unless there is one of `c` classes for each of `n` pictures."
+    if targs.shape != (n,):
+        have = len(targs) if targs.ndim else 'no'
+        raise BadInput(f'the models were scored on {n} pictures, but there are {have} labels')
+    if targs.dtype.kind not in 'iu':
+        raise BadInput(f'labels are whole numbers; got {targs.dtype}')
+    if targs.min() < 0 or targs.max() >= c:
+        odd = int(targs.max() if targs.min() >= 0 else targs.min())
+        raise BadInput(f'label {odd} lies outside the {c} classes')
+
+# %% ../nbs/09_bias_variance.ipynb #5bb2b8cf
+def check_models(
+    probs,  # float [R, N, C]: R models, N pictures, C classes
+    targs=None,  # int [N]
+) -> tuple:
+    """Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there
+    are two models or more, scored on the same pictures, and the rows are probabilities and the labels
+    classes."""
+    probs = _as_probs(probs)
+    _check_rows(probs)
     if targs is None:
         return probs, None
     targs = np.asarray(targs)
-    if targs.shape != probs.shape[1:2]:
-        raise BadInput(
-            f'the models were scored on {probs.shape[1]} pictures, but there are '
-            f'{len(targs) if targs.ndim else "no"} labels'
-        )
-    if targs.dtype.kind not in 'iu':
-        raise BadInput(f'labels are whole numbers; got {targs.dtype}')
-    if targs.min() < 0 or targs.max() >= probs.shape[2]:
-        raise BadInput(
-            f'label {int(targs.max() if targs.min() >= 0 else targs.min())} lies outside the '
-            f'{probs.shape[2]} classes'
-        )
+    _check_labels(targs, *probs.shape[1:])
     return probs, targs
 
 # %% ../nbs/09_bias_variance.ipynb #4b58a0d8

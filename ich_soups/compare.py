@@ -156,6 +156,44 @@ def logits_on(
     return predict_logits(run.model, dl, run.cfg.precision)
 
 # %% ../nbs/17_compare.ipynb #c1f5d73d
+class _Outputs:
+    "Logits of a run's weights on a part of its collection, or on other images."
+
+    def __init__(self, run, split, images):
+        self.run, self.split, self.images = run, split, images
+
+    def __call__(self, weights, prepare=None, by=None):
+        "Of one state dict, float32 [N, C]; `by` is the run whose network it is."
+        by = by or self.run
+        if self.images is None:
+            return by.logits_of(weights, self.split, prepare)
+        return logits_on(by, weights, self.images, prepare)
+
+    def every(self, prepare=None):
+        "Of all snapshots, float32 [M, N, C]."
+        if self.images is not None:
+            return np.stack([self(s.weights(), prepare) for s in self.run.snapshots])
+        return fresh_logits(self.run, self.split, prepare) if prepare else self.run.logits(self.split)
+
+# %% ../nbs/17_compare.ipynb #3183811f
+def _votes(logits) -> dict:
+    "Soft voting over all snapshots, of both kinds."
+    n, ways = len(logits), ('logits', 'probs')
+    said = {o: np.log(soft_voting(logits, o) + 1e-12) for o in ways}
+    return {f'soft voting, {o}': Candidate('ensemble', said[o], n, n) for o in ways}
+
+# %% ../nbs/17_compare.ipynb #8d970079
+def _annealed(of, run, prepare) -> dict:
+    "The last epoch of the annealed run, as it came and with fresh statistics."
+    if not run:
+        return {}
+    last = run.weights('last')
+    out = {'annealed, last epoch': Candidate('control', of(last, by=run))}
+    if prepare:
+        out['annealed, fresh BN'] = Candidate('control', of(last, fresh_bn(run), run))
+    return out
+
+# %% ../nbs/17_compare.ipynb #44bf7bc7
 def candidates(
     run,  # a `Run`: the paper's schedule
     soups: dict,  # of `paper_soups`
@@ -165,51 +203,20 @@ def candidates(
     images=None,  # uint8 [N, S, S, 3]: other images, in place of a part of the run's collection
 ) -> dict:
     "Name to `Candidate`, in the order of the table."
-
-    def of(w, p=None, by=run):
-        return by.logits_of(w, split, p) if images is None else logits_on(by, w, images, p)
-
-    def every(p):
-        return np.stack([of(s.weights(), p) for s in run.snapshots])
-
-    logits, best = run.logits(split) if images is None else every(None), run.best()
-    out = {'single best': Candidate('control', logits[[s.epoch for s in run.snapshots].index(best.epoch)])}
+    of, control = _Outputs(run, split, images), lambda logits: Candidate('control', logits)
+    logits, best = of.every(), run.best()
+    out = {'single best': control(logits[[s.epoch for s in run.snapshots].index(best.epoch)])}
     if prepare:
-        out['single best, fresh BN'] = Candidate('control', of(best.weights(), prepare))
-    out |= {
-        'last epoch': Candidate('control', of(run.weights('last'))),
-        'mean ingredient': Candidate('control', logits),
-    }
+        out['single best, fresh BN'] = control(of(best.weights(), prepare))
+    out |= {'last epoch': control(of(run.weights('last'))), 'mean ingredient': control(logits)}
     if prepare:
-        out['mean ingredient, fresh BN'] = Candidate(
-            'control', fresh_logits(run, split, prepare) if images is None else every(prepare)
-        )
-    out |= {
-        'EMA': Candidate('control', of(run.weights('ema'), prepare)),
-        'SWA': Candidate('control', of(run.weights('swa'), prepare)),
-    }
-    if annealed:
-        w = annealed.weights('last')
-        out['annealed, last epoch'] = Candidate('control', of(w, by=annealed))
-        if prepare:
-            out['annealed, fresh BN'] = Candidate('control', of(w, fresh_bn(annealed), annealed))
-    vote = {
-        f'soft voting, {o}': Candidate(
-            'ensemble', np.log(soft_voting(logits, o) + 1e-12), len(logits), len(logits)
-        )
-        for o in ('logits', 'probs')
-    }
-    raw = (
-        {'uniform soup, averaged BN': Candidate('soup', of(average(run.snapshots)), 1, len(logits))}
-        if prepare
-        else {}
-    )
-    return (
-        out
-        | vote
-        | raw
-        | {k: Candidate('soup', of(s.weights), 1, len(s.ingredients)) for k, s in soups.items()}
-    )
+        out['mean ingredient, fresh BN'] = control(of.every(prepare))
+    out |= {n.upper(): control(of(run.weights(n), prepare)) for n in ('ema', 'swa')}
+    out |= _annealed(of, annealed, prepare) | _votes(logits)
+    if prepare:
+        out['uniform soup, averaged BN'] = Candidate('soup', of(average(run.snapshots)), 1, len(logits))
+    cooked = {k: Candidate('soup', of(s.weights), 1, len(s.ingredients)) for k, s in soups.items()}
+    return out | cooked
 
 # %% ../nbs/17_compare.ipynb #a82cc3eb
 def fresh_logits(run, split, prepare) -> np.ndarray:
