@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SAFE_TYPES', 'PARTS', 'INDEX', 'SUFFIXES', 'Other', 'Place', 'without_prefix', 'shards', 'Checkpoint',
-           'load_weights', 'fitting', 'fit_names', 'check_names', 'save_weights', 'Contents', 'is_factor',
+           'load_weights', 'is_beside', 'fitting', 'fit_names', 'check_names', 'save_weights', 'Contents', 'is_factor',
            'contents_of', 'contents', 'find_checkpoints', 'training_times', 'once', 'ingredients']
 
 # %% ../nbs/01_checkpoints.ipynb #86766008
@@ -23,11 +23,12 @@ from .pickles import BUDGET, Cut, DIMS, Found, Inert, Machine, NoTensor, Refused
 class Other(BadInput):
     "A file that is something else than weights."
     def __init__(self,
-        kind:str,   # what it is, in a few words
-        text:str    # a sentence with what to do
+        kind:str,     # what it is, in a few words
+        text:str,     # a sentence with what to do
+        parts=None    # of several networks: tensors by name
     ):
         super().__init__(text)
-        self.kind = kind
+        self.kind, self.parts = kind, parts or {}
 
 _AGAIN = 'copy or download the file again'
 _MAGIC_OF = {b'\x89HDF': 'an HDF5 file, as Keras writes them', b'GGUF': 'a GGUF file', b'\x93NUMPY': 'a NumPy array',
@@ -549,8 +550,8 @@ def _only(obj):
     own = [v for v in obj.values() if _is_tensor(v)]
     if len(nets) == 1 and all(math.prod(v.shape) == 1 for v in own): return next(iter(nets.values()))
     first = shown(next(iter(nets)))
-    raise BadInput(f'it holds tensors in {_some(nets)}; say which with --part {first.strip(chr(39))}, or '
-                   f'part={first}')
+    raise Other('several networks', f'it holds tensors in {_some(nets)}; say which with --part '
+                f'{first.strip(chr(39))}, or part={first}', {n: len(d) for n, d in nets.items()})
 
 # %% ../nbs/01_checkpoints.ipynb #eead4b68
 _ASIDE = re.compile('optim|sched|scaler|rng|random|callback|loops', re.I)   # keys of what is beside a network
@@ -738,7 +739,7 @@ class Checkpoint:
         try:
             places, self.meta, records, self.said = self._indices(part)
             if not places: raise BadInput('it holds no tensors')
-        except Other as e: raise Other(e.kind, f'the checkpoint {path} was refused: {e}') from None
+        except Other as e: raise Other(e.kind, f'the checkpoint {path} was refused: {e}', e.parts) from None
         except (BadInput, Refused) as e: raise BadInput(f'the checkpoint {path} was refused: {e}') from None
         except Exception as e:
             raise BadInput(f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no '
@@ -864,8 +865,11 @@ def _prefix(own, given):
         if k.endswith(first) and {p+n for n in given} == own: return p
     return None
 
-def _is_beside(name, prefix):
-    "Whether a tensor is no part of the network whose tensors have that prefix: a loss, a metric, a counter, or outside."
+def is_beside(
+    name:str,       # of a tensor
+    prefix:str=''   # that the names of the network have
+) -> bool:
+    "Whether a tensor is no part of that network: a loss, a metric, a counter, or outside of the prefix."
     return bool(prefix and not name.startswith(prefix)) or bool(_BESIDE.search(name))
 
 def fitting(
@@ -883,7 +887,7 @@ def fitting(
     first = min(body, default='')
     ends = [k.removesuffix(first) for k in given if k == first or k.endswith('.'+first)]
     fit = [p for p in sorted(ends) if {p+k for k in body} <= given]
-    fit = [p for p in fit if all(k.removeprefix(p) in own or _is_beside(k, p) or head and k.startswith(p+head)
+    fit = [p for p in fit if all(k.removeprefix(p) in own or is_beside(k, p) or head and k.startswith(p+head)
                                  for k in given)]
     if len(fit) > 1:
         raise BadInput(f'the network is in them {len(fit)} times, under {_some(fit)}; say which with --part '
@@ -1021,7 +1025,7 @@ def contents(
 ) -> Contents:
     "The description of any file; of one that cannot be read, with the sentence that says why."
     try: return contents_of(Checkpoint(path, part))
-    except Other as e: return Contents(Path(path), e.kind, why=str(e))
+    except Other as e: return Contents(Path(path), e.kind, parts=e.parts, why=str(e))
     except BadInput as e: return Contents(Path(path), 'not readable', why=str(e))
 
 # %% ../nbs/01_checkpoints.ipynb #8f7e77db
