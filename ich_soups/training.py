@@ -233,13 +233,25 @@ def predict_logits(
 # %% ../nbs/06_training.ipynb #97922f7d
 class Run:
     "A finished training: what is on disk, and what can be computed from it."
-    def __init__(self, path):
+    source = None      # where its pictures are now, if they were moved
+    def __init__(self,
+        path,        # its directory
+        data=None    # where its pictures are now, if they were moved
+    ):
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
         self.provenance = read_done(self.path)
+        if data is not None and data != self.cfg.data: self.source = self._moved_to(data)
         self.store = SnapshotStore(self.path/'snapshots')
         self._check_scores()
+
+    def _moved_to(self, data):
+        "`data` if it holds the pictures that the run was trained on, told by their contents; else `BadInput`."
+        was, now = self.provenance.get('data'), load_pictures(data, self.cfg.split_seed).fingerprint
+        if was == now: return data
+        raise BadInput(f'{data} does not hold the pictures that {self.path} was trained on, or another split of them '
+                       f'({was} then, {now} now); give those, wherever they are')
 
     def _check_scores(self):
         "`BadInput` for a manifest without a score that every run writes."
@@ -275,13 +287,14 @@ class Run:
     def history(self):
         return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
     @cached_property
-    def dls(self): return _dls(self.cfg)
+    def dls(self): return _dls(self.cfg.replace(data=self.source or self.cfg.data))
     @cached_property
     def model(self):
         "An instance to load weights into; its weights are whatever was loaded last."
         return create_model(self.cfg.arch, len(self.classes), self.cfg.size).to(device(), memory_format=torch.channels_last)
     @cached_property
-    def pictures(self): return load_pictures(self.cfg.data, self.cfg.split_seed)
+    def pictures(self):
+        return load_pictures(self.source or self.cfg.data, self.cfg.split_seed)
     @property
     def classes(self): return self.pictures.classes
 
