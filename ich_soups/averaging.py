@@ -258,11 +258,11 @@ def _finite(acc, sources, span, names, parts):
         if bool((torch.isfinite(acc) | (same != 0)).all()): return acc
     used = [(s, n) for s, n, w in zip(sources, names, span.ws) if w]
     for k in span.names:
-        if _infinities(s.get(k).cpu().float() for s, _ in used) is not None: bad = lambda t: t.isnan().any()
-        else: bad = lambda t: not _all_finite(t)
-        for s, n in used:
-            if bad(s.get(k).float()):
-                raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
+        agree = _infinities(s.get(k).cpu().float() for s, _ in used) is not None
+        for bad in (torch.isnan, *([] if agree else [torch.isinf])):
+            for s, n in used:
+                if bad(s.get(k).float()).any():
+                    raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
     raise BadInput(f'the weighted sum of tensor {shown(span.names[0])} is too large for {acc.dtype}')
 
 # %% ../nbs/04_averaging.ipynb #68e015d7

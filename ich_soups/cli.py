@@ -285,7 +285,7 @@ def epoch_seconds(
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
     from ich_soups.core import atomic, home, keep_memory, scratch
-    from ich_soups.training import make_learner
+    from ich_soups.training import batches_of_one, make_learner
     keep_memory()
     class Clock(Callback):
         order, at = 100, [time.perf_counter()]
@@ -296,7 +296,7 @@ def epoch_seconds(
     with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
-        with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())
+        with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(9, cbs=Clock())
         t0 = time.perf_counter()
         with atomic(Path(tmp)/'state.pt') as f: torch.save([learn.model.state_dict(), learn.opt.opt.state_dict(), learn.averages.state()], f)
         write = time.perf_counter()-t0
@@ -504,6 +504,11 @@ def _runs_in(names):
 
 _TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'     # recipes that need the order of training
 
+def _taken(parts):
+    "Which of several parts is read where none is asked for."
+    from ich_soups.checkpoints import PARTS
+    return next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
+
 def _checkpoints(names, recipe='uniform', part=None):
     "The checkpoints of a mixture of files and folders, opened, in the order of training; notes say how that is known."
     from ich_soups.checkpoints import ingredients
@@ -515,6 +520,8 @@ def _checkpoints(names, recipe='uniform', part=None):
         say(f'note: these are epochs of {len(runs)} trainings ({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
             'is good only if those began with the same pre-trained weights')
     found, how = ingredients(names, part)
+    parts = list(dict.fromkeys(p for c in found for p in c.said.get('parts', ())))
+    if len(parts) > 1 and not part: say(f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another")
     if len(found) < 2: return found
     if how: say(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
     elif recipe in _TIMED:

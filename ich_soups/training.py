@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled', 'Compiled', 'MixOrCut', 'Averages',
            'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'predict_logits', 'Run', 'evaluate',
-           'get_run']
+           'get_run', 'batches_of_one']
 
 # %% ../nbs/06_training.ipynb #246740e4
 import hashlib, math, os, random, sys, time, warnings
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -378,17 +378,36 @@ def _state_of(path):
         raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
+_FOLLOW = dict(fixed='epochs')     # fields that follow from another one
+
+def _differences(old, new):
+    "What tells two configurations apart, for people: field, then both values."
+    odd = [f.name for f in fields(Config) if getattr(old, f.name) != getattr(new, f.name)]
+    odd = [n for n in odd if _FOLLOW.get(n) not in odd and n != 'profile'] or odd
+    return ', '.join(f'{n} {getattr(old, n)!r} there, {getattr(new, n)!r} now' for n in odd)
+
+def _same_pictures(data, cfg, path):
+    "Whether `data` holds what a run, finished or not, was trained on, wherever it lies."
+    state = None if (path/'DONE').exists() else read_state(path)
+    was = read_done(path).get('data') if (path/'DONE').exists() else (state or {}).get('data')
+    return was is not None and was == load_pictures(data, cfg.split_seed).fingerprint
+
 def _check_config(cfg, path):
-    "`BadInput` if the directory holds another run."
+    "`BadInput` if the directory holds another run; one whose pictures were moved is the same."
     if not (path/'config.json').exists(): return
-    if (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
+    old = load_config(path/'config.json')
+    if old == cfg or old.replace(data=cfg.data) == cfg and _same_pictures(cfg.data, cfg, path): return
+    more = old.replace(epochs=cfg.epochs, fixed=cfg.fixed) == cfg and cfg.epochs > old.epochs
+    why = ('; the learning rate was planned for its epochs, so that more of them are another training' if more else '')
+    raise BadInput(f'{path} holds another run ({old.key}): {_differences(old, cfg)}{why}; choose another directory, or '
+                   f'delete {path}')
 
 def _finished(cfg, path):
     "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
     _check_config(cfg, path)
     was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
     if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
-    return Run(path)
+    return Run(path, cfg.data)
 
 def get_run(
     cfg:Config,
@@ -405,7 +424,18 @@ def get_run(
             _check_config(cfg, path)
             with _cpu_turn(): _train(cfg, path, cbs)
         (path/'state.pt').unlink(missing_ok=True)
-    return Run(path)
+    return Run(path, cfg.data)
+
+@contextmanager
+def batches_of_one(
+    cfg:Config   # of the training
+):
+    "`BadInput` where BatchNorm meets a batch of one image at one place, of which it cannot take a variance."
+    try: yield
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e): raise
+        raise BadInput(f'a batch of {cfg.bs//cfg.accum} gives the BatchNorm of {cfg.arch} one value at {cfg.size} px, of which '
+                       'there is no variance; take batches of 2 or more (--bs), or larger pictures (--size)') from None
 
 def _leave_autocast(learn):
     "A model that fails in the middle of a forward pass leaves no autocast behind."
@@ -434,7 +464,7 @@ def _train(cfg, path, cbs=()):
         learn.journal.scaler, learn.journal.moved = state.get('scaler'), moves(state)
     if start < cfg.epochs and not (start and _is_lost(learn.model)):
         try:
-            with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
+            with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(cfg.epochs, start_epoch=start)
         finally: _leave_autocast(learn)
     learn.snapshot.store.sweep()
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
