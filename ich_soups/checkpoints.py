@@ -1056,9 +1056,15 @@ def _candidates(folder):
     return sorted(_by_file(sorted(set(whole), key=_number)), key=_number)
 
 # %% ../nbs/01_checkpoints.ipynb #8f6cac9d
-def _sorted_out(folder, files):
+def _looked_into(path, part, opened):
+    "The description of a file, which stays open in `opened` if it can be read."
+    try: opened[path] = Checkpoint(path, part)
+    except BadInput: return contents(path)
+    return contents_of(opened[path])
+
+def _sorted_out(folder, files, part, opened):
     "Those of the files that are ingredients; a note names the others."
-    found = {f: contents(f) for f in files}
+    found = {f: _looked_into(f, part, opened) for f in files}
     aside = ('soup', 'state of an optimizer', 'state of a training')
     out = {f: c.kind for f, c in found.items() if c.kind in aside}
     weights = [f for f in files if found[f].is_weights]
@@ -1072,25 +1078,28 @@ def _sorted_out(folder, files):
     return rest
 
 def find_checkpoints(
-    path   # a file, a folder of them, a folder of such folders, or a run's directory
+    path,         # a file, a folder of them, a folder of such folders, or a run's directory
+    part=None,    # as in `Checkpoint`
+    opened=None   # a dict that gets those that were opened to look into them, by path
 ) -> list:
     """The checkpoint files, by number or by name, a file with several names once; `BadInput` if there are none.
     Soups and states of optimizers are left out of a folder."""
     path = Path(path)
     if path.is_file(): return [_index_of(path) or path if _SHARD.search(path.name) else path]
     if not path.exists(): raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
-    files = _in_folder(path)
+    opened = {} if opened is None else opened
+    files = _in_folder(path, part, opened)
     below = sorted((d for d in path.iterdir() if d.is_dir() and not d.name.startswith('.')), key=_number)
-    if not files: files = [f for d in below for f in _in_folder(d)]
+    if not files: files = [f for d in below for f in _in_folder(d, part, opened)]
     if not files: raise BadInput(f"{path} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
     return files
 
-def _in_folder(folder):
+def _in_folder(folder, part, opened):
     "The checkpoint files of one folder, or of the run that it is."
     snapshots = folder/'snapshots'
     if snapshots.is_dir(): return _candidates(snapshots)
     files = _candidates(folder)
-    return _sorted_out(folder, files) if files else []
+    return _sorted_out(folder, files, part, opened) if files else []
 
 # %% ../nbs/01_checkpoints.ipynb #d2668270
 _LABEL = re.compile(r'(?<![a-z])(?:epochs?|ep|e)[-_= ]?(\d{1,9})(?![\d.]*\d)', re.I)
@@ -1196,8 +1205,9 @@ def ingredients(
 ) -> tuple:
     """`(checkpoints, how)`: all files of them opened, in the order of training, each with its `epoch`, and what the
     order comes from; '' where it cannot be told, and none has an `epoch`."""
-    files = list(dict.fromkeys(f for n in names for f in find_checkpoints(n)))
-    opened = once([Checkpoint(f, part) for f in files])
+    known = {}
+    files = list(dict.fromkeys(f for n in names for f in find_checkpoints(n, part, known)))
+    opened = once([known.get(f) or Checkpoint(f, part) for f in files])
     _label(opened)
     times, how = training_times([contents_of(c) for c in opened])
     if times is None: return opened, ''

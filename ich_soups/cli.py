@@ -481,12 +481,14 @@ def _native_size(arch):
 
 def _no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
-    from ich_soups.data import check_regular
-    if Path(path).exists(): check_regular(path, math.inf)
+    if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir(): return
+    from ich_soups.data import check_regular     # which takes seconds to import
+    check_regular(path, math.inf)
 
 # %% ../nbs/19_cli.ipynb #63f38f31
 def _one_kind(runs):
     "`BadInput` unless runs have one network, size and list of classes."
+    if len(runs) < 2: return
     from ich_soups.core import BadInput, load_config
     from ich_soups.data import load_pictures
     first, *rest = [load_config(Path(r)/'config.json') for r in runs] or [None]
