@@ -920,6 +920,16 @@ def _odd_names(own, given):
     if not more: return f'they lack {shown(min(lacks))}'
     return f'it has {shown(min(lacks))}, which they lack, and they have {shown(min(more))}, which it lacks'
 
+# %% ../nbs/01_checkpoints.ipynb #41b2032a
+@patch
+def fit(self:Checkpoint,
+    model:torch.nn.Module   # of which it is a checkpoint; it may be on the meta device
+):
+    "Call its tensors what the network calls them, as `fit_names` does, without reading any."
+    fit_names({k: torch.empty(p.shape, device='meta') for k, p in self.places.items()}, model)
+    names = fitting(model.state_dict(), self.places)
+    self.places = {names[k]: p for k, p in self.places.items() if k in names}
+
 # %% ../nbs/01_checkpoints.ipynb #d0c4621a
 def check_names(
     names   # of tensors, before they are written
@@ -999,11 +1009,6 @@ def _beside(path):
     arch = names[0] if isinstance(names, list) and names else config.get('architecture') or config.get('model_type')
     return out | (dict(arch=arch) if type(arch) is str and len(arch) < 100 else {})
 
-def _soup_arch(c):
-    "The network that the header of a soup names."
-    try: return str(json.loads(c.meta.get('soup', '{}')).get('info', {}).get('arch') or '')
-    except (ValueError, AttributeError, RecursionError): return ''
-
 def contents_of(
     c   # a `Checkpoint`
 ) -> Contents:
@@ -1013,7 +1018,7 @@ def contents_of(
         found = [n for n in (_counted(c.meta.get(x)) for x in keys) if n is not None]
         if found: said.setdefault(k, found[0])
     for k, v in _beside(c.path).items(): said.setdefault(k, v)
-    arch = c.meta.get('arch') or c.meta.get('architecture') or _soup_arch(c)
+    arch = c.meta.get('arch') or c.meta.get('architecture') or str((_soup_info(c) or {}).get('arch') or '')
     if arch: said['arch'] = arch
     dtypes = tuple(dict.fromkeys(str(p.dtype).removeprefix('torch.') for p in c.places.values()))
     return Contents(c.path, _kind(c), tensors=len(c.places), numbers=sum(p.numel for p in c.places.values()),
@@ -1177,8 +1182,16 @@ def _beginning(c, most=256):
         if p.stride is None: h.update(c._bytes(p.start, min(p.numel*p.dtype.itemsize, most)))
     return h.digest()
 
+def _soup_info(c):
+    "What the header of a soup says of its model; None of other files, or if it makes no sense."
+    try: info = json.loads(c.meta['soup'])['info']
+    except (KeyError, TypeError, ValueError, RecursionError): return None
+    return {k: info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')} if isinstance(info, dict) else None
+
 def _equal(a, b):
     "Whether all tensors of two checkpoints with one beginning are equal, to the bit."
+    said = _soup_info(a), _soup_info(b)
+    if None not in said and said[0] != said[1]: return False      # which averaging refuses
     raw = lambda c, k: c.view(k).contiguous().flatten().view(torch.uint8)
     return all(torch.equal(raw(a, k), raw(b, k)) for k in a.places)
 

@@ -665,6 +665,7 @@ def _cook_files(what, data, arch, size, recipe, metric, part=None):
         _note_drawn(data)
         size = size or _native_size(arch)
         if not size: raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
+        _fit_all(files, arch, data, size)
         soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
         soup.info.pop('run')                                           # there was none
         return soup
@@ -681,6 +682,16 @@ def _note_drawn(data):
     if load_pictures(data, 0).fingerprint == load_pictures(data, 1).fingerprint: return
     say(f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some of it, so that their '
         'scores say too much; give pictures with a val part that they have not seen (a folder val, or a list)')
+
+def _fit_all(files, arch, data, size):
+    "Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of another one."
+    from ich_soups.core import BadInput
+    from ich_soups.data import load_pictures
+    from ich_soups.models import blank_model
+    model = blank_model(arch, len(load_pictures(data).classes), size)
+    for f in files:
+        try: f.fit(model)
+        except BadInput as e: raise BadInput(f'{f.path}: {e}') from None
 
 def _told_by_all(files):
     "What the headers of all the files say of their model."

@@ -294,7 +294,11 @@ class Run:
         return create_model(self.cfg.arch, len(self.classes), self.cfg.size).to(device(), memory_format=torch.channels_last)
     @cached_property
     def pictures(self):
-        return load_pictures(self.source or self.cfg.data, self.cfg.split_seed)
+        at = self.source or self.cfg.data
+        try: return load_pictures(at, self.cfg.split_seed)
+        except BadInput as e:
+            if Path(at).exists(): raise
+            raise BadInput(f'{e}; if the pictures of this training were moved, say where they are with --data') from None
     @property
     def classes(self): return self.pictures.classes
 

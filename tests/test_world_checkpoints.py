@@ -333,3 +333,67 @@ def test_checkpoints_stay_what_was_opened(tmp_path):
     c = Checkpoint(tmp_path/'a'/'m.safetensors.index.json')
     assert c.name == 'a' and {k: v.shape for k, v in load_weights(c).items()} == {k: v.shape for k, v in sd(5).items()}
     assert all(v.eq(5).all() for v in load_weights(c).values())
+
+
+def test_a_checkpoint_is_called_as_its_network(tmp_path):
+    m, w = Net(), Net().state_dict()
+    torch.save(dict(state_dict={'net.'+k: v for k, v in w.items()} | {'criterion.weight': torch.ones(3)}), tmp_path/'a.ckpt')
+    c = Checkpoint(tmp_path/'a.ckpt')
+    with pytest.warns(UserWarning, match='criterion.weight'): c.fit(m)
+    assert all(torch.equal(load_weights(c)[k], v) for k, v in w.items()) and c.keys() == w.keys()
+
+
+def learner(metrics=(), n=24, bs=8, **kw):
+    "A fastai Learner of a line, or of three classes of it."
+    import fastai.callback.all  # noqa: F401  which adds no_bar, lr_find and the like
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
+    from fastai.learner import Learner
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 2, generator=g)
+    items = [(a, int(a[0] > 0) + int(a[1] > 0)) for a in x]
+    dls = DataLoaders(DataLoader(items, bs=bs, shuffle=True, num_workers=0, **kw), DataLoader(items, bs=bs, num_workers=0))
+    body = nn.Sequential(nn.Linear(2, 4), nn.ReLU())
+    return Learner(dls, nn.Sequential(body, nn.Linear(4, 3)), nn.CrossEntropyLoss(), metrics=list(metrics), lr=.1,
+                   splitter=lambda m: [list(m[0].parameters()), list(m[1].parameters())])
+
+
+def fitted(learn, *fits):
+    "Run them without output; the epochs that its snapshots are of."
+    with learn.no_bar(), learn.no_logging():
+        for f in fits: f(learn)
+    return [s.epoch for s in learn.snapshot_store.snapshots()]
+
+
+def test_one_callback_for_several_fits(tmp_path):
+    from ich_soups.snapshots import SnapshotCallback, SnapshotStore
+    keep = lambda name, **kw: SnapshotCallback(tmp_path/name, k=9, **kw)
+    learn, cb = learner(), keep('a')
+    assert fitted(learn, lambda l: l.fine_tune(2, cbs=cb)) == [1, 2, 3]
+    assert fitted(learn, lambda l: l.fit(2, cbs=cb)) == [1, 2, 3, 4, 5]
+    assert len(learn.soup().ingredients) >= 1
+    learn = learner()
+    learn.add_cb(keep('b'))
+    assert fitted(learn, lambda l: l.fit_one_cycle(1), lambda l: l.unfreeze(), lambda l: l.lr_find(show_plot=False, num_it=5),
+                  lambda l: l.fit_one_cycle(2)) == [1, 2, 3]
+    learn, store = learner(), SnapshotStore(tmp_path/'c')
+    assert fitted(learn, *[lambda l: l.fit(1, cbs=SnapshotCallback(store, k=9))]*3) == [1, 2, 3]
+    assert [s.epoch for s in SnapshotStore(tmp_path/'c').snapshots()] == [1, 2, 3]
+
+
+def test_a_new_training_does_not_eat_the_old(tmp_path):
+    from ich_soups.snapshots import SnapshotCallback
+    cb = SnapshotCallback(tmp_path/'a')
+    fitted(learner(), lambda l: l.fit(2, cbs=cb))
+    for again in (cb, SnapshotCallback(tmp_path/'a')):
+        with pytest.raises(BadInput, match='already holds'): fitted(learner(), lambda l: l.fit(1, cbs=again))
+    assert fitted(learner(), lambda l: l.fit(1, cbs=SnapshotCallback(tmp_path/'b'))) == [1]
+
+
+@pytest.mark.parametrize('rate', [-1., float('nan'), float('inf')])
+def test_a_learner_is_told_at_the_start(tmp_path, rate):
+    from ich_soups.snapshots import SnapshotCallback
+    with pytest.raises(BadInput, match='learning rate is a positive number'):
+        fitted(learner(), lambda l: l.fit(1, rate, cbs=SnapshotCallback(tmp_path/'a')))
+    with pytest.raises(BadInput, match='no batch to train on'):
+        fitted(learner(bs=64, drop_last=True), lambda l: l.fit(1, cbs=SnapshotCallback(tmp_path/'b')))
