@@ -49,8 +49,8 @@ def _agree(s, first, n, name):
         q = first.places[k]
         got, want = tuple(p.shape), tuple(q.shape)
         if got != want:
-            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}; they are '
-                           'of other classes or sizes of images: leave one of them out')
+            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}; '
+                           'they are of other classes or sizes of images: leave one of them out')
         if p.dtype.is_floating_point != q.dtype.is_floating_point:
             raise BadInput(f'{n}: tensor {shown(k)} is {p.dtype}, in {name} it is {q.dtype}')
 
@@ -84,7 +84,8 @@ def _aligned(s, first, n):
     odd = s.places.keys() ^ first.places.keys()
     beside = sorted(k for k in odd if is_beside(k))
     if beside:
-        warnings.warn(f'left out, since only some checkpoints have it beside their network: {shown(beside[0])}')
+        warnings.warn(f'left out, since only some checkpoints have it beside their network: '
+                      f'{shown(beside[0])}')
         for o in (s, first): o.places = {k: p for k, p in o.places.items() if k not in beside}
     if s.places.keys() == first.places.keys(): return
     names = fitting(first.places, s.places)
@@ -94,8 +95,8 @@ def _refuse_factors(first, name):
     "`BadInput` if what is to be averaged are factors of low-rank updates."
     factors = [k for k in first.places if is_factor(k)]
     if factors:
-        raise BadInput(f'{name} is an adapter: {shown(factors[0])} is a factor of a low-rank update, and the mean of '
-                       'factors is not that of the updates; merge each adapter into its network first '
+        raise BadInput(f'{name} is an adapter: {shown(factors[0])} is a factor of a low-rank update, and the mean '
+                       'of factors is not that of the updates; merge each adapter into its network first '
                        '(merge_and_unload in PEFT) and cook those')
 
 # %% ../nbs/04_averaging.ipynb #6913cee5
@@ -249,8 +250,8 @@ def _infinities(parts):
     return first
 
 def _finite(acc, sources, span, names, parts):
-    """`acc` if it is; where all of `parts()`, of which it is the sum, hold the same infinity, it holds that too, as
-    masks do. Otherwise who is to blame."""
+    """`acc` if it is; where all of `parts()`, of which it is the sum, hold the same infinity, it holds that too,
+    as masks do. Otherwise who is to blame."""
     if math.isfinite(acc.sum()) or _all_finite(acc): return acc
     same = _infinities(parts())
     if same is not None:
@@ -303,7 +304,8 @@ def _narrowed(a, span, dtype):
     b = a.to(span.dtype)
     if not dtype: return b
     # float8 ends without an infinity
-    fits = bool((torch.isfinite(b) | a.isinf()).all()) if dtype.itemsize > 1 else a.abs().max() <= torch.finfo(dtype).max
+    wide = dtype.itemsize > 1
+    fits = (torch.isfinite(b) | a.isinf()).all() if wide else a.abs().max() <= torch.finfo(dtype).max
     if not fits: raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
     return b
 

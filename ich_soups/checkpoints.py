@@ -31,10 +31,11 @@ class Other(BadInput):
         self.kind, self.parts = kind, parts or {}
 
 _AGAIN = 'copy or download the file again'
-_MAGIC_OF = {b'\x89HDF': 'an HDF5 file, as Keras writes them', b'GGUF': 'a GGUF file', b'\x93NUMPY': 'a NumPy array',
-             b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive', b'BZh': 'a bzip2 archive',
-             b'7z\xbc\xaf': 'a 7z archive', b'Rar!': 'a RAR archive', b'\x89PNG': 'an image', b'\xff\xd8\xff': 'an image',
-             b'%PDF': 'a PDF document'}
+_MAGIC_OF = {b'\x89HDF': 'an HDF5 file, as Keras writes them', b'GGUF': 'a GGUF file',
+             b'\x93NUMPY': 'a NumPy array', b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive',
+             b'BZh': 'a bzip2 archive',
+             b'7z\xbc\xaf': 'a 7z archive', b'Rar!': 'a RAR archive', b'\x89PNG': 'an image',
+             b'\xff\xd8\xff': 'an image', b'%PDF': 'a PDF document'}
 
 def _foreign(head, size):
     "`Other` if the first bytes of a file of `size` bytes are those of something else than weights."
@@ -43,14 +44,15 @@ def _foreign(head, size):
     if text.startswith(b'version https://git-lfs'):
         said = re.search(rb'size (\d{1,19})', text)
         of = f' of {int(said[1])} bytes' if said else ''
-        raise Other('git-lfs pointer', f'it is a git-lfs pointer to a file{of}, not the file itself; git lfs pull '
-                    'fetches it')
+        raise Other('git-lfs pointer', f'it is a git-lfs pointer to a file{of}, not the file itself; git lfs '
+                    'pull fetches it')
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        raise Other('web page', 'it is a web page, which a download gave instead of the file; download it again, '
-                    'signed in or through the link of the file itself')
+        raise Other('web page', 'it is a web page, which a download gave instead of the file; download it '
+                    'again, signed in or through the link of the file itself')
     for magic, what in _MAGIC_OF.items():
         if head.startswith(magic):
-            raise Other(what.split(' ', 1)[1].split(',')[0], f'it is {what}; unpack or convert it to safetensors')
+            kind = what.split(' ', 1)[1].split(',')[0]
+            raise Other(kind, f'it is {what}; unpack or convert it to safetensors')
 
 # %% ../nbs/01_checkpoints.ipynb #8e0355c9
 @dataclass(frozen=True, slots=True)
@@ -328,7 +330,8 @@ def _other_archive(names):
         raise Other('archive of NumPy arrays', 'it is an archive of NumPy arrays; '
                     'safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW) makes a checkpoint of it')
     if any(n.endswith(('/archive_format', 'models/model.json')) for n in names):
-        raise Other('exported program', 'it is a program of torch.export; save the state_dict() of its network')
+        raise Other('exported program', 'it is a program of torch.export; save the state_dict() of its '
+                    'network')
 
 # %% ../nbs/01_checkpoints.ipynb #89d4eaea
 def _zip_index(read, size, file):
@@ -484,7 +487,8 @@ def _is_optimizer(d): return isinstance(d, dict) and 'param_groups' in d and 'st
 
 def _is_network(o):
     "Whether it stands for a whole pickled network."
-    return type(o) is Inert and isinstance(o.state, dict) and '_parameters' in o.state and '_modules' in o.state
+    if type(o) is not Inert or not isinstance(o.state, dict): return False
+    return '_parameters' in o.state and '_modules' in o.state
 
 # %% ../nbs/01_checkpoints.ipynb #5159894b
 def _cannot(v):
@@ -511,8 +515,8 @@ def _unwrap(obj, part=None):
     return _state_dict(obj)
 
 def _asked(obj, part):
-    """What a checkpoint has under that name: a key, a path of keys with dots, or the beginning of its tensors'
-    names."""
+    """What a checkpoint has under that name: a key, a path of keys with dots, or the beginning of its
+    tensors' names."""
     if not isinstance(obj, dict): raise _no_state(obj)
     if isinstance(obj.get(part), dict): return obj[part]
     nets = _networks(obj)
@@ -558,14 +562,15 @@ _ASIDE = re.compile('optim|sched|scaler|rng|random|callback|loops', re.I)   # ke
 _LEVELS, _LOOKS = 4, 1 << 12      # of dicts in dicts; dicts that are looked into
 
 def _networks(obj):
-    """The dicts of tensors inside a dict by name, which is a path of keys with dots. Those of an optimizer do not
-    count, nor single numbers and states of random generators where there is more."""
+    """The dicts of tensors inside a dict by name, which is a path of keys with dots. Those of an
+    optimizer do not count, nor single numbers and states of random generators where there is more."""
     found, seen, todo = {}, {id(obj)}, [('', obj)]
     for _ in range(_LEVELS):
         below = []
         for name, d in todo:
             for k, v in d.items():
-                if type(k) is not str or not isinstance(v, dict) or id(v) in seen or len(seen) > _LOOKS: continue
+                if type(k) is not str or not isinstance(v, dict): continue
+                if id(v) in seen or len(seen) > _LOOKS: continue
                 if _ASIDE.search(k) or _is_optimizer(v): continue
                 seen.add(id(v))
                 if _is_state(v): found[name+k] = v
@@ -582,10 +587,11 @@ def _no_state(obj):
     if _is_network(obj) or nets:
         net = obj if _is_network(obj) else next(iter(nets.values()))
         where = f' in its part {shown(next(iter(nets)))}' if nets else ''
-        return Other('pickled network', f'it holds a whole pickled network{where} ({shown(net.what)}), whose code '
-                     'would be run; load it where that code is and save its state_dict()')
-    if _is_optimizer(obj): return Other('state of an optimizer', 'it is the state of an optimizer and holds no state '
-                                        'dict of a network; give the file of the weights beside it')
+        return Other('pickled network', f'it holds a whole pickled network{where} ({shown(net.what)}), whose '
+                     'code would be run; load it where that code is and save its state_dict()')
+    if _is_optimizer(obj):
+        return Other('state of an optimizer', 'it is the state of an optimizer and holds no state dict of a '
+                     'network; give the file of the weights beside it')
     return Other('state of a training' if isinstance(obj, dict) else 'other pickle', 'it holds no state dict')
 
 # %% ../nbs/01_checkpoints.ipynb #aa85c5cb
@@ -596,7 +602,7 @@ def without_prefix(
     d:dict   # by tensor name
 ) -> dict:
     """The same without a `module.` or `model.` that every name begins with, and without the `_orig_mod.` of
-    torch.compile, and the like of it, wherever they are; the counter of torch's `AveragedModel` is left out."""
+    torch.compile, and the like, wherever they are; the counter of torch's `AveragedModel` is left out."""
     if 'n_averaged' in d and len(d) > 1: d = {k: v for k, v in d.items() if k != 'n_averaged'}
     if not d: return d
     bare = {_WRAPPERS.sub('', k): v for k, v in d.items()}
@@ -664,7 +670,8 @@ def _index(read, size, file, suffix, part):
                        'save its state dict again')
     if kind == 'safetensors':
         places, meta = _safe_index(read, size)
-        if part and not _below(places, part): raise BadInput(f'a safetensors file has no parts, so no {part!r}')
+        if part and not _below(places, part):
+            raise BadInput(f'a safetensors file has no parts, so no {part!r}')
         return _below(places, part) if part else places, meta, [], dict(format=kind)
     if kind == 'zip': obj, starts, records = _zip_index(read, size, file)
     else: obj, starts, records = *_legacy_index(read, size), []
@@ -715,7 +722,7 @@ def _listed(path):
 def shards(
     path   # of a checkpoint, or of the index of one
 ) -> list:
-    "The files in which a checkpoint lies: itself, or what an index lists; `BadInput` names one that is missing."
+    "The files in which a checkpoint lies: itself, or what an index lists; `BadInput` names a missing one."
     path = Path(path)
     if not path.name.endswith(INDEX) or path.is_dir(): return [path]
     files = [path.parent/f for f in dict.fromkeys(_listed(path).values())]
@@ -853,8 +860,8 @@ def load_weights(
     return {k: read[p] for k, p in c.places.items()}
 
 # %% ../nbs/01_checkpoints.ipynb #28c63808
-_BESIDE = re.compile(r'(?:^|[._])(criterion|criteria|loss|losses|loss_fn|loss_fct|loss_func|metrics?|acc|accuracy|auroc|f1|'
-                     r'total_ops|total_params|n_averaged|num_updates)(?:[._\d]|$)')
+_BESIDE = re.compile(r'(?:^|[._])(criterion|criteria|loss|losses|loss_fn|loss_fct|loss_func|metrics?|acc|'
+                     r'accuracy|auroc|f1|total_ops|total_params|n_averaged|num_updates)(?:[._\d]|$)')
 
 def _prefix(own, given):
     "What stands before each given name in the model's own, or None."
@@ -877,8 +884,8 @@ def fitting(
     given,        # names in a checkpoint
     head:str=''   # beginning of the names of its last layer, which may be another one, or missing
 ) -> dict|None:
-    """The network's name for each of the given names that is one of its tensors; what is left is no part of it.
-    None if they do not fit; `BadInput` if they do under several prefixes."""
+    """The network's name for each of the given names that is one of its tensors; what is left is no part
+    of it. None if they do not fit; `BadInput` if they do under several prefixes."""
     own, given = set(own), set(given)
     body = {k for k in own if not (head and k.startswith(head))}
     rest = {k for k in given if not (head and k.startswith(head))}
@@ -899,8 +906,8 @@ def fit_names(
     weights:dict,            # a state dict
     model:torch.nn.Module    # to load it into
 ) -> dict:
-    """The same weights under the model's names, which may have a prefix such as `model.` in front, or lack one;
-    a loss beside them is left out, with a note. `BadInput` if they are not weights of that model."""
+    """The same weights under the model's names, which may have a prefix such as `model.` in front, or
+    lack one; a loss beside them is left out, with a note. `BadInput` if they are not weights of that model."""
     own, what = model.state_dict(), f'these are not weights of this {type(model).__name__}'
     names = fitting(own.keys(), weights.keys())
     if names is None: raise BadInput(f'{what}: {_odd_names(own.keys(), weights.keys())}')
@@ -909,8 +916,8 @@ def fit_names(
     for k in names:
         theirs, ours = tuple(weights[k].shape), tuple(own[names[k]].shape)
         if theirs != ours:
-            raise BadInput(f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}; give images of '
-                           'the classes and the size that it was trained for')
+            raise BadInput(f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}; give '
+                           'images of the classes and the size that it was trained for')
     return {names[k]: v for k, v in weights.items() if k in names}
 
 def _odd_names(own, given):
@@ -976,7 +983,8 @@ class Contents:
     @property
     def is_weights(self): return self.kind in ('weights', 'adapter')
 
-_FACTOR = re.compile(r'[._](lora_(A|B|down|up|embedding_A|embedding_B|a|b)|hada_w\d_[ab]|lokr_w\d)\b|lora_[AB]_')
+_FACTOR = re.compile(r'[._](lora_(A|B|down|up|embedding_A|embedding_B|a|b)|hada_w\d_[ab]|lokr_w\d)\b|'
+                     r'lora_[AB]_')
 
 def is_factor(
     name:str   # of a tensor
@@ -988,7 +996,8 @@ def _kind(c):
     "What an opened checkpoint is."
     if 'soup' in c.meta: return 'soup'
     if _SHARD.search(c.path.name): return 'shard'
-    if all(p.dtype == torch.uint8 and len(p.shape) == 1 for p in c.places.values()): return 'state of a training'
+    places = c.places.values()
+    if all(p.dtype == torch.uint8 and len(p.shape) == 1 for p in places): return 'state of a training'
     if sum(map(is_factor, c.places)) > len(c.places)//4: return 'adapter'
     return 'weights'
 
@@ -1000,13 +1009,14 @@ def _json(path, most=1 << 23):
     return found if isinstance(found, dict) else {}
 
 def _beside(path):
-    "Step and network that the files of a folder of the Hugging Face Trainer, or of timm, say of the weights in it."
+    "Step and network that a folder of the Hugging Face Trainer, or of timm, says of the weights in it."
     out, folder = {}, path.parent
     step = _counted(_json(folder/'trainer_state.json').get('global_step'))
     if step is not None: out['step'] = step
     config = _json(folder/'config.json', 1 << 20)
     names = config.get('architectures')
-    arch = names[0] if isinstance(names, list) and names else config.get('architecture') or config.get('model_type')
+    arch = names[0] if isinstance(names, list) and names else config.get('architecture')
+    arch = arch or config.get('model_type')
     return out | (dict(arch=arch) if type(arch) is str and len(arch) < 100 else {})
 
 def contents_of(
@@ -1078,7 +1088,8 @@ def _sorted_out(folder, files, part, opened):
     rest = [f for f in files if f not in out]
     said = ', '.join(f'{f.name} ({kind})' for f, kind in list(out.items())[:4])
     said += f' and {len(out)-4} more' if len(out) > 4 else ''
-    if not rest and out: raise BadInput(f'{folder} holds no checkpoints, but {said}; name the files that are to go in')
+    if not rest and out:
+        raise BadInput(f'{folder} holds no checkpoints, but {said}; name the files that are to go in')
     if out: warnings.warn(f'left out of {folder}: {said}')
     return rest
 
@@ -1087,8 +1098,8 @@ def find_checkpoints(
     part=None,    # as in `Checkpoint`
     opened=None   # a dict that gets those that were opened to look into them, by path
 ) -> list:
-    """The checkpoint files, by number or by name, a file with several names once; `BadInput` if there are none.
-    Soups and states of optimizers are left out of a folder."""
+    """The checkpoint files, by number or by name, a file with several names once; `BadInput` if there are
+    none. Soups and states of optimizers are left out of a folder."""
     path = Path(path)
     if path.is_file(): return [_index_of(path) or path if _SHARD.search(path.name) else path]
     if not path.exists(): raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
@@ -1108,7 +1119,8 @@ def _in_folder(folder, part, opened):
 
 # %% ../nbs/01_checkpoints.ipynb #d2668270
 _LABEL = re.compile(r'(?<![a-z])(?:epochs?|ep|e)[-_= ]?(\d{1,9})(?![\d.]*\d)', re.I)
-_STEP_LABEL = re.compile(r'(?<![a-z])(?:global_?step|steps?|iter(?:ation)?s?|it)[-_= ]?(\d{1,12})(?![\d.]*\d)', re.I)
+_STEP_LABEL = re.compile(r'(?<![a-z])(?:global_?step|steps?|iter(?:ation)?s?|it)[-_= ]?(\d{1,12})'
+                         r'(?![\d.]*\d)', re.I)
 _NUMBER = re.compile(r'\d+(?:\.\d+)?')
 _LATEST = re.compile(r'(^|[-_.])(last|latest|final|end)([-_.]|$)', re.I)
 
@@ -1140,7 +1152,7 @@ def _file_name(path):
     return name
 
 def _by_names(paths):
-    "As `_told_by_names`, of files, or of their folders where all files have one name; one called last may be last."
+    "As `_told_by_names`, of files, or of their folders if all have one name; one called last may be last."
     names = [_file_name(p) for p in paths]
     if len(set(names)) == 1: names = [p.absolute().parent.name for p in paths]
     end = [i for i, n in enumerate(names) if _LATEST.search(n) and not _LABEL.search(n)]
@@ -1154,8 +1166,8 @@ def _by_names(paths):
 def training_times(
     found   # a `Contents` for each checkpoint
 ) -> tuple:
-    """`(times, how)`: a number for each that grows with its training, and where it comes from, or `(None, '')`
-    where that cannot be told. Checkpoints of several folders may share a time."""
+    """`(times, how)`: a number for each that grows with its training, and where it comes from, or
+    `(None, '')` where that cannot be told. Checkpoints of several folders may share a time."""
     epochs, steps = [c.epoch for c in found], [c.step for c in found]
     if _tells(epochs): return epochs, 'the epoch in the files'
     if _tells(steps): return steps, 'the step in the files'
@@ -1186,7 +1198,8 @@ def _soup_info(c):
     "What the header of a soup says of its model; None of other files, or if it makes no sense."
     try: info = json.loads(c.meta['soup'])['info']
     except (KeyError, TypeError, ValueError, RecursionError): return None
-    return {k: info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')} if isinstance(info, dict) else None
+    if not isinstance(info, dict): return None
+    return {k: info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')}
 
 def _equal(a, b):
     "Whether all tensors of two checkpoints with one beginning are equal, to the bit."
@@ -1198,7 +1211,8 @@ def _equal(a, b):
 def once(
     checkpoints   # opened ones
 ) -> list:
-    "Each of them once, however its weights were copied; a note names the others. Of equals that with a number in its name."
+    """Each of them once, however its weights were copied; a note names the others. Of equals that with a number
+    in its name stays."""
     groups, out = {}, []
     for c in sorted(checkpoints, key=lambda c: not any(x.isdigit() for x in _file_name(c.path))):
         same = groups.setdefault(_beginning(c), [])
@@ -1216,8 +1230,8 @@ def ingredients(
     names,       # files and folders
     part=None    # as in `Checkpoint`
 ) -> tuple:
-    """`(checkpoints, how)`: all files of them opened, in the order of training, each with its `epoch`, and what the
-    order comes from; '' where it cannot be told, and none has an `epoch`."""
+    """`(checkpoints, how)`: all files of them opened, in the order of training, each with its `epoch`, and
+    what the order comes from; '' where it cannot be told, and none has an `epoch`."""
     known = {}
     files = list(dict.fromkeys(f for n in names for f in find_checkpoints(n, part, known)))
     opened = once([known.get(f) or Checkpoint(f, part) for f in files])

@@ -351,7 +351,8 @@ def _frozenset(m):
     m.push(Inert())
 
 # %% ../nbs/00_pickles.ipynb #0409bbbe
-_RUN = set('system popen eval exec execfile compile __import__ import_module run_module run_path spawn'.split())
+_RUN = set('system popen eval exec execfile compile __import__ import_module run_module run_path '
+           'spawn'.split())
 _RUNNERS = {'os', 'posix', 'nt', 'runpy', 'pty', 'importlib', 'commands', 'builtins', '__builtin__'}
 _KNOWN = {}    # (module, name): what it stands for
 
