@@ -512,24 +512,27 @@ def _taken(parts):
     return next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
 
 def _checkpoints(names, recipe='uniform', part=None):
-    "The checkpoints of a mixture of files and folders, opened, in the order of training; notes say how that is known."
+    """The checkpoints of a mixture of files and folders, opened, in the order of training, and notes for people about
+    what is known of them."""
     from ich_soups.checkpoints import ingredients
     from ich_soups.core import BadInput
     for n in names: _no_pipe(n)
     runs = _runs_in(names)
     _one_kind(runs)
+    notes = []
     if len(runs) > 1:
-        say(f'note: these are epochs of {len(runs)} trainings ({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
+        notes.append(f'note: these are epochs of {len(runs)} trainings ({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
             'is good only if those began with the same pre-trained weights')
     found, how = ingredients(names, part)
     parts = list(dict.fromkeys(p for c in found for p in c.said.get('parts', ())))
-    if len(parts) > 1 and not part: say(f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another")
-    if len(found) < 2: return found
-    if how: say(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
+    if len(parts) > 1 and not part:
+        notes.append(f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another")
+    if len(found) < 2: return found, notes
+    if how: notes.append(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
     elif recipe in _TIMED:
         raise BadInput(f'the order of training of these {len(found)} checkpoints cannot be told from their epochs, steps or '
                        f'names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., or take --recipe uniform')
-    return found
+    return found, notes
 
 RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
 METRIC_NAMES = ('accuracy', 'f1', 'balanced', 'neg_nll')
@@ -660,12 +663,13 @@ def _cook_files(what, data, arch, size, recipe, metric, part=None):
     from ich_soups.core import BadInput
     from ich_soups.soups import RECIPES
     if bool(data) != bool(arch): raise BadInput(f"--data and --arch belong together: the pictures to score on, and the network that the files are of; {'--arch' if data else '--data'} is missing")
-    files = _checkpoints(what, recipe or ('greedy' if data else 'uniform'), part)
+    files, notes = _checkpoints(what, recipe or ('greedy' if data else 'uniform'), part)
     if data:
-        _note_drawn(data)
         size = size or _native_size(arch)
         if not size: raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
         _fit_all(files, arch, data, size)
+        for n in notes: say(n)
+        _note_drawn(data)
         soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
         soup.info.pop('run')                                           # there was none
         return soup
@@ -674,6 +678,7 @@ def _cook_files(what, data, arch, size, recipe, metric, part=None):
         raise BadInput(f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform')
     soup = RECIPES[recipe](files)
     soup.info = _told_by_all(files) | soup.info
+    for n in notes: say(n)
     return soup
 
 def _note_drawn(data):
