@@ -7,12 +7,13 @@ __all__ = ['PIECE', 'BLOCK', 'FEW', 'TOGETHER', 'checkpoint_name', 'as_list', 't
            'mean_cosine', 'side_by_side']
 
 # %% ../nbs/04_averaging.ipynb #de0c6c78
-import json, math, os, threading
+import json, math, os, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .checkpoints import SAFE_TYPES, Checkpoint, Place, check_names, load_weights, shown
+from .checkpoints import (SAFE_TYPES, Checkpoint, Place, check_names, fitting, is_beside, is_factor,
+                                   load_weights, shown)
 from .core import BadInput, atomic
 from .records import soup_header
 
@@ -48,7 +49,8 @@ def _agree(s, first, n, name):
         q = first.places[k]
         got, want = tuple(p.shape), tuple(q.shape)
         if got != want:
-            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}')
+            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}; '
+                           'they are of other classes or sizes of images: leave one of them out')
         if p.dtype.is_floating_point != q.dtype.is_floating_point:
             raise BadInput(f'{n}: tensor {shown(k)} is {p.dtype}, in {name} it is {q.dtype}')
 
@@ -76,6 +78,27 @@ def _agree_in_words(sources, names):
                            f'{n} and {other} are not of one model: their headers say another {_TOLD[k]} '
                            f'({shown(v)} and {shown(first)})')
 
+# %% ../nbs/04_averaging.ipynb #c5ea1b1d
+def _aligned(s, first, n):
+    "Give a checkpoint the names of the first where they differ in a prefix alone, or in what is no network."
+    odd = s.places.keys() ^ first.places.keys()
+    beside = sorted(k for k in odd if is_beside(k))
+    if beside:
+        warnings.warn(f'left out, since only some checkpoints have it beside their network: '
+                      f'{shown(beside[0])}')
+        for o in (s, first): o.places = {k: p for k, p in o.places.items() if k not in beside}
+    if s.places.keys() == first.places.keys(): return
+    names = fitting(first.places, s.places)
+    if names is not None: s.places = {names[k]: p for k, p in s.places.items() if k in names}
+
+def _refuse_factors(first, name):
+    "`BadInput` if what is to be averaged are factors of low-rank updates."
+    factors = [k for k in first.places if is_factor(k)]
+    if factors:
+        raise BadInput(f'{name} is an adapter: {shown(factors[0])} is a factor of a low-rank update, and the mean '
+                       'of factors is not that of the updates; merge each adapter into its network first '
+                       '(merge_and_unload in PEFT) and cook those')
+
 # %% ../nbs/04_averaging.ipynb #6913cee5
 def open_all(
     snapshots   # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
@@ -91,7 +114,10 @@ def open_all(
         first = sources[0]
         if isinstance(s, Checkpoint) and isinstance(first, Checkpoint) and s.places == first.places:
             s.places = first.places     # one index in memory for all
-        if s.places is not first.places: _agree(s, first, n, names[0])
+        if s.places.keys() != first.places.keys(): _aligned(s, first, n)
+    for s, n in zip(sources, names):
+        if s.places is not sources[0].places: _agree(s, sources[0], n, names[0])
+    if len(sources) > 1: _refuse_factors(sources[0], names[0])
     _agree_in_words(sources, names)
     return sources, names
 
@@ -162,6 +188,12 @@ def _spans(sources, coefs, dtype, merge):
         else: out.append(span)
     return out
 
+# %% ../nbs/04_averaging.ipynb #573df9c0
+def _read(mem, t, s, start, n):
+    "Elements of a tensor, read into the buffer `mem` that lies under `t`."
+    s.readinto(mem[:n*t.dtype.itemsize], start)
+    return t[:n]
+
 # %% ../nbs/04_averaging.ipynb #540e2bce
 def _pieces(sources, span, names, lo=0, hi=None):
     """Yields the weighted sum of elements lo..hi of a span that lies in the files, piece by piece, in
@@ -176,9 +208,10 @@ def _pieces(sources, span, names, lo=0, hi=None):
         n = min(PIECE, hi-at)
         a = acc[:n].zero_()
         for s, start, w, mem, t, size in views:
-            s.readinto(mem[:n*size], start + at*size)
-            a.add_(t[:n] if size > 1 else t[:n].to(wide), alpha=w)
-        yield _finite(a, sources, span, names)
+            part = _read(mem, t, s, start + at*size, n)
+            a.add_(part if size > 1 else part.to(wide), alpha=w)
+        yield _finite(a, sources, span, names, lambda: (_read(mem, t, s, start+at*size, n).to(wide)
+                                                        for s, start, w, mem, t, size in views))
 
 # %% ../nbs/04_averaging.ipynb #ac779472
 def _sum_type(span):
@@ -192,7 +225,9 @@ def _tensor(sources, span, names):
         if not w: continue
         t = s.view(span.names[0]).cpu()
         for a, b in _slices(acc, t): a.add_(b, alpha=w)
-    return _finite(acc.flatten(), sources, span, names)
+    used = [s for s, w in zip(sources, span.ws) if w]
+    return _finite(acc.flatten(), sources, span, names,
+                   lambda: (s.view(span.names[0]).cpu().to(acc.dtype).flatten() for s in used))
 
 def _slices(acc, t):
     "Pairs of what is added to what; all of it at once, unless it has to be converted."
@@ -205,13 +240,30 @@ def _slices(acc, t):
 # %% ../nbs/04_averaging.ipynb #9b4dd042
 def _all_finite(t): return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
 
-def _finite(acc, sources, span, names):
-    "`acc` if it is; otherwise who is to blame."
+def _infinities(parts):
+    "The infinite numbers of tensors that agree in them, 0 elsewhere; None if they do not agree."
+    first = None
+    for t in parts:
+        found = torch.where(torch.isinf(t), t, torch.zeros_like(t))
+        if first is None: first = found
+        elif not torch.equal(found, first): return None
+    return first
+
+def _finite(acc, sources, span, names, parts):
+    """`acc` if it is; where all of `parts()`, of which it is the sum, hold the same infinity, it holds that too,
+    as masks do. Otherwise who is to blame."""
     if math.isfinite(acc.sum()) or _all_finite(acc): return acc
+    same = _infinities(parts())
+    if same is not None:
+        acc = torch.where(same != 0, same, acc)
+        if bool((torch.isfinite(acc) | (same != 0)).all()): return acc
+    used = [(s, n) for s, n, w in zip(sources, names, span.ws) if w]
     for k in span.names:
-        for s, n, w in zip(sources, names, span.ws):
-            if w and not _all_finite(s.get(k)):
-                raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
+        agree = _infinities(s.get(k).cpu().float() for s, _ in used) is not None
+        for bad in (torch.isnan, *([] if agree else [torch.isinf])):
+            for s, n in used:
+                if bad(s.get(k).float()).any():
+                    raise BadInput(f'{n}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
     raise BadInput(f'the weighted sum of tensor {shown(span.names[0])} is too large for {acc.dtype}')
 
 # %% ../nbs/04_averaging.ipynb #68e015d7
@@ -252,7 +304,8 @@ def _narrowed(a, span, dtype):
     b = a.to(span.dtype)
     if not dtype: return b
     # float8 ends without an infinity
-    fits = _all_finite(b) if dtype.itemsize > 1 else a.abs().max() <= torch.finfo(dtype).max
+    wide = dtype.itemsize > 1
+    fits = (torch.isfinite(b) | a.isinf()).all() if wide else a.abs().max() <= torch.finfo(dtype).max
     if not fits: raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
     return b
 
@@ -399,7 +452,7 @@ def mean_cosine(
     if n < 2 or sum(min(FEW, math.prod(places[k].shape)) for k in kernels) < FEW: return 1.
     total, norms = 0, 0
     for s in sources:
-        v = torch.cat([_first_numbers(s, k) for k in kernels])
+        v = torch.cat([_first_numbers(s, k) for k in kernels]).nan_to_num(0, 0, 0)
         total, norms = total + v, norms + float(v.norm())
     ratio = float(total.norm())/norms if norms else 1.
     return (n*ratio**2 - 1)/(n - 1) if math.isfinite(ratio) else 1.

@@ -37,6 +37,14 @@ def _plain(o):
     if isinstance(o, float): return o if math.isfinite(o) else None
     return o if isinstance(o, (str, int, bool, type(None))) else str(o)
 
+# %% ../nbs/19_cli.ipynb #8d032299
+_NO_PATHS = 'password', 'no_password'     # options whose values are left as they are
+
+def _at_home(v):
+    "An option's value, or a list of them, with a `~` in front, as in `--out=~/soup.safetensors`, replaced by the home folder."
+    if isinstance(v, (list, tuple)): return type(v)(map(_at_home, v))
+    return os.path.expanduser(v) if isinstance(v, str) and v.startswith('~') and not Path(v).exists() else v
+
 # %% ../nbs/19_cli.ipynb #dcad2424
 app = typer.Typer(name='ich-soups', rich_markup_mode='rich', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']))
 
@@ -74,7 +82,7 @@ def command(*examples):
     def deco(f):
         @wraps(f)
         def run(*args, as_json=False, device=None, debug=False, **kw):
-            with _surroundings(device): doc, lines = f(*args, **kw)
+            with _surroundings(device): doc, lines = f(*args, **{k: v if k in _NO_PATHS else _at_home(v) for k, v in kw.items()})
             try:
                 print(json.dumps(_plain(doc), indent=1) if as_json else '\n'.join(map(one_line, lines)))
                 sys.stdout.flush()
@@ -154,6 +162,17 @@ def main(
     try: return app(args, prog_name='ich-soups', standalone_mode=False) or 0
     except (Exception, KeyboardInterrupt) as e: return _explain(e, '--debug' in args)
 
+# %% ../nbs/19_cli.ipynb #ef236f08
+def _noted_runs(path):
+    "Where the header of a soup says that its run lies: seen from the soup, and from the root."
+    from ich_soups.core import BadInput
+    from ich_soups.records import soup_header
+    if Path(path).suffix != '.safetensors' or not Path(path).is_file(): return []
+    try: header = soup_header(path)
+    except BadInput: return []
+    places = header.info.get('run_at', []) if header else []
+    return [Path(path).absolute().parent/p for p in places if isinstance(p, str)]
+
 # %% ../nbs/19_cli.ipynb #f7eab2a4
 def _is_run(path): return (Path(path)/'config.json').exists() and ((Path(path)/'snapshots').is_dir() or (Path(path)/'DONE').exists())
 
@@ -169,14 +188,15 @@ def find_run(
     raise BadInput(f"{name} does not exist; give {'a soup that cook wrote' if Path(name).suffix in ('.safetensors', '.onnx') else 'the directory that train wrote'}" + suggest(name, known))
 
 def open_run(
-    name:str   # as for `find_run`
+    name:str,    # as for `find_run`
+    data=None    # where its pictures are now, if they were moved
 ):
-    "A finished `Run`."
+    "A finished `Run`; `BadInput` if `data` holds other pictures than those it was trained on."
     from ich_soups.core import BadInput
     from ich_soups.training import Run
     path = find_run(name)
     if not (path/'DONE').exists(): raise BadInput(f'the training of {path} is not finished; the train command that began it goes on where it stopped')
-    return Run(path)
+    return Run(path, data)
 
 def ready(
     path   # of a file that a command is going to write
@@ -194,7 +214,7 @@ def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
     here = Path(path).absolute().parent
-    for p in (runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
+    for p in (*_noted_runs(path), runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
         if _is_run(p) and load_config(p/'config.json').key == soup.get('run'): return p
 
 # %% ../nbs/19_cli.ipynb #fc9ec531
@@ -265,7 +285,7 @@ def epoch_seconds(
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
     from ich_soups.core import atomic, home, keep_memory, scratch
-    from ich_soups.training import make_learner
+    from ich_soups.training import batches_of_one, make_learner
     keep_memory()
     class Clock(Callback):
         order, at = 100, [time.perf_counter()]
@@ -276,7 +296,7 @@ def epoch_seconds(
     with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
-        with learn.no_bar(), learn.no_logging(): learn.fit(9, cbs=Clock())
+        with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(9, cbs=Clock())
         t0 = time.perf_counter()
         with atomic(Path(tmp)/'state.pt') as f: torch.save([learn.model.state_dict(), learn.opt.opt.state_dict(), learn.averages.state()], f)
         write = time.perf_counter()-t0
@@ -461,12 +481,14 @@ def _native_size(arch):
 
 def _no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
-    from ich_soups.data import check_regular
-    if Path(path).exists(): check_regular(path, math.inf)
+    if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir(): return
+    from ich_soups.data import check_regular     # which takes seconds to import
+    check_regular(path, math.inf)
 
 # %% ../nbs/19_cli.ipynb #63f38f31
 def _one_kind(runs):
     "`BadInput` unless runs have one network, size and list of classes."
+    if len(runs) < 2: return
     from ich_soups.core import BadInput, load_config
     from ich_soups.data import load_pictures
     first, *rest = [load_config(Path(r)/'config.json') for r in runs] or [None]
@@ -477,12 +499,40 @@ def _one_kind(runs):
             odd = ['classes'] if classes[0] != classes[1] else []
         if odd: raise BadInput(f'{r} and {runs[0]} are not of one model: they differ in {odd[0]}')
 
-def _checkpoints(names):
-    "The files of a mixture of files and folders."
-    from ich_soups.checkpoints import find_checkpoints
+def _runs_in(names):
+    "The runs among some files and folders, and in folders of runs."
+    below = [d for n in names if Path(n).is_dir() and not _is_run(n) for d in sorted(Path(n).iterdir())]
+    return [str(p) for p in (*names, *below) if _is_run(p)]
+
+_TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'     # recipes that need the order of training
+
+def _taken(parts):
+    "Which of several parts is read where none is asked for."
+    from ich_soups.checkpoints import PARTS
+    return next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
+
+def _checkpoints(names, recipe='uniform', part=None):
+    """The checkpoints of a mixture of files and folders, opened, in the order of training, and notes for people about
+    what is known of them."""
+    from ich_soups.checkpoints import ingredients
+    from ich_soups.core import BadInput
     for n in names: _no_pipe(n)
-    _one_kind([n for n in names if _is_run(n)])
-    return list(dict.fromkeys(f for n in names for f in find_checkpoints(n)))
+    runs = _runs_in(names)
+    _one_kind(runs)
+    notes = []
+    if len(runs) > 1:
+        notes.append(f'note: these are epochs of {len(runs)} trainings ({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
+            'is good only if those began with the same pre-trained weights')
+    found, how = ingredients(names, part)
+    parts = list(dict.fromkeys(p for c in found for p in c.said.get('parts', ())))
+    if len(parts) > 1 and not part:
+        notes.append(f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another")
+    if len(found) < 2: return found, notes
+    if how: notes.append(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
+    elif recipe in _TIMED:
+        raise BadInput(f'the order of training of these {len(found)} checkpoints cannot be told from their epochs, steps or '
+                       f'names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., or take --recipe uniform')
+    return found, notes
 
 RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
 METRIC_NAMES = ('accuracy', 'f1', 'balanced', 'neg_nll')
@@ -520,7 +570,7 @@ def _tasting(run, total):
     finally: bar.close(); del run.scorer
 
 # %% ../nbs/19_cli.ipynb #85cc302d
-@command(('ich-soups cook run --out soup.safetensors', 'the recipe that the evidence favours'), ('ich-soups cook run --recipe greedy --metric f1', 'the paper\'s greedy soup, by macro-F1'), ('ich-soups cook --list', 'all recipes'),
+@command(('ich-soups cook run --out soup.safetensors', 'the recipe that the evidence favours'), ('ich-soups cook run --recipe greedy --metric f1', 'the paper\'s greedy soup, by macro-F1'), ('ich-soups cook --list', 'all recipes'), ('ich-soups cook --what ckpt/', 'what is in those files?'),
          ('ich-soups cook ckpt/*.pth --out soup.safetensors', 'checkpoints of any model: their plain average'), ('ich-soups cook ckpt/*.pth --data photos/ --arch resnet50 --recipe greedy', 'chosen on the val part of photos/'))
 def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES...', help='A run, or checkpoints (.safetensors, .pth, .pt, .ckpt) or folders of them.')]=None,
     data:Annotated[Optional[str], typer.Option('--data', help='For files: pictures to choose on.', show_default=False)]=None,
@@ -529,6 +579,8 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     recipe:Recipe=None, metric:Metric='neg_nll',
     out:Annotated[str, typer.Option('--out', '-o', help='The soup\'s file.')]='soup.safetensors',
     seed:Seed=0,
+    part:Annotated[Optional[str], typer.Option('--part', help='For files: which of several networks in them, such as ema, or student; or the beginning of its names.', show_default=False)]=None,
+    describe:Annotated[bool, typer.Option('--what', help='Say what is in the files and stop.')]=False,
     list_:Annotated[bool, typer.Option('--list', help='List the recipes and stop.')]=False):
     """Average the weights of a run's epochs, or of any checkpoints of one network, into one model.
 
@@ -536,18 +588,55 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     if list_: return _list_recipes()
     from ich_soups.core import BadInput, seed_all
     if not what: raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')
+    if describe: return _describe(what, part)
     _known(recipe or 'uniform', RECIPE_NAMES, 'recipe'); _known(metric, METRIC_NAMES, 'metric')
     if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
     ready(out); _replaceable(out)
     seed_all(seed)
-    t0, is_run = time.monotonic(), len(what) == 1 and not (data or arch) and (_is_run(what[0]) or not Path(what[0]).exists())
-    if is_run: soup, run = _cook_run(r := open_run(what[0]), recipe or 'posthoc_ema', metric), r.path
-    else: soup, run = _cook_files(_checkpoints(what), data, arch, size, recipe, metric), None
+    t0, is_run = time.monotonic(), len(what) == 1 and not (arch or part) and (_is_run(what[0]) or not Path(what[0]).exists())
+    if is_run:
+        soup, run = _cook_run(r := open_run(what[0], data), recipe or 'posthoc_ema', metric), r.path
+        soup.info['run_at'] = _places(run, out)
+    else: soup, run = _cook_files(what, data, arch, size, recipe, metric, part), None
     soup.save(out)
     kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
     doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
     lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
+
+# %% ../nbs/19_cli.ipynb #bd7f3b6f
+def _places(run, soup):
+    "Where a run lies: seen from the folder of a soup that is about to be written, if there is a way, and from the root."
+    run, here = Path(run).absolute(), Path(soup).absolute().parent
+    try: return [os.path.relpath(run, here), str(run)]
+    except ValueError: return [str(run)]      # on another drive
+
+def _files_in(name):
+    "A file, or those of a folder that may be checkpoints, of its folders if it has none itself."
+    from ich_soups.checkpoints import INDEX, SUFFIXES, find_checkpoints
+    if not Path(name).is_dir(): return find_checkpoints(name)
+    for files in (Path(name).iterdir(), Path(name).glob('*/*')):
+        found = sorted(f for f in files if f.name.endswith((*SUFFIXES, INDEX)) and f.is_file())
+        if found: return found
+    return find_checkpoints(name)
+
+def _said_of(c):
+    "One line about what a file holds."
+    if c.why: return f'{c.path}: {c.kind}{" " + ", ".join(c.parts) if c.parts else ""}; {c.why}'
+    times = [f'{k} {v}' for k, v in dict(epoch=c.epoch, step=c.step).items() if v is not None]
+    parts = [f"parts {', '.join(c.parts)}"] if len(c.parts) > 1 else []
+    files = [f'{c.files} files'] if c.files > 1 else []
+    arch = [f'network {c.arch}'] if c.arch else []
+    facts = [c.format, *files, *times, *arch, *parts, f'{c.tensors} tensors', f'{c.numbers:,} numbers', ' '.join(c.dtypes)]
+    return f'{c.path}: {c.kind}; {", ".join(facts)}'
+
+def _describe(names, part):
+    "What `--what` prints."
+    from dataclasses import asdict
+    from ich_soups.checkpoints import contents
+    for n in names: _no_pipe(n)
+    found = [contents(f, part) for n in names for f in _files_in(n)]
+    return dict(files=[asdict(c) for c in found]), [_said_of(c) for c in found]
 
 # %% ../nbs/19_cli.ipynb #25158abd
 def _replaceable(out):
@@ -570,13 +659,17 @@ def _cook_run(run, recipe, metric):
     return soup
 
 # %% ../nbs/19_cli.ipynb #4e629b74
-def _cook_files(files, data, arch, size, recipe, metric):
+def _cook_files(what, data, arch, size, recipe, metric, part=None):
     from ich_soups.core import BadInput
     from ich_soups.soups import RECIPES
     if bool(data) != bool(arch): raise BadInput(f"--data and --arch belong together: the pictures to score on, and the network that the files are of; {'--arch' if data else '--data'} is missing")
-    if data: 
+    files, notes = _checkpoints(what, recipe or ('greedy' if data else 'uniform'), part)
+    if data:
         size = size or _native_size(arch)
         if not size: raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
+        _fit_all(files, arch, data, size)
+        for n in notes: say(n)
+        _note_drawn(data)
         soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
         soup.info.pop('run')                                           # there was none
         return soup
@@ -585,7 +678,25 @@ def _cook_files(files, data, arch, size, recipe, metric):
         raise BadInput(f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform')
     soup = RECIPES[recipe](files)
     soup.info = _told_by_all(files) | soup.info
+    for n in notes: say(n)
     return soup
+
+def _note_drawn(data):
+    "A note if the val part of some pictures was drawn here, so that nobody knows what the checkpoints were trained on."
+    from ich_soups.data import load_pictures
+    if load_pictures(data, 0).fingerprint == load_pictures(data, 1).fingerprint: return
+    say(f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some of it, so that their '
+        'scores say too much; give pictures with a val part that they have not seen (a folder val, or a list)')
+
+def _fit_all(files, arch, data, size):
+    "Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of another one."
+    from ich_soups.core import BadInput
+    from ich_soups.data import load_pictures
+    from ich_soups.models import blank_model
+    model = blank_model(arch, len(load_pictures(data).classes), size)
+    for f in files:
+        try: f.fit(model)
+        except BadInput as e: raise BadInput(f'{f.path}: {e}') from None
 
 def _told_by_all(files):
     "What the headers of all the files say of their model."
@@ -593,8 +704,19 @@ def _told_by_all(files):
     said = [told(s) for s in open_all(files)[0]]
     return {k: v for k, v in said[0].items() if all(k in t for t in said)}
 
+# %% ../nbs/19_cli.ipynb #d34bbbe8
+def _moved(name, data):
+    "`data` if it holds the pictures that a run was trained on, which may have been moved; else None."
+    from ich_soups.core import load_config, read_json
+    from ich_soups.data import load_pictures
+    run = find_run(name)
+    cfg, done = load_config(run/'config.json'), run/'DONE'
+    was = read_json(done).get('data') if done.exists() else None
+    if not data or data == cfg.data: return None
+    return data if load_pictures(data, cfg.split_seed).fingerprint == was else None
+
 # %% ../nbs/19_cli.ipynb #c737c665
-def _models(names, arch, size, pics):
+def _models(names, arch, size, pics, data=None):
     "`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for the classes of `pics`."
     from ich_soups.compare import describe
     from ich_soups.export import Classifier, as_classifier
@@ -603,7 +725,7 @@ def _models(names, arch, size, pics):
     for n in names:
         _no_pipe(n)
         if _is_run(n) or not Path(n).exists():
-            b = (run := open_run(n)).best()
+            b = (run := open_run(n, _moved(n, data))).best()
             c = as_classifier(Soup(b.weights(), [b.name], [1.], 'single best', info=describe(run)), precision='auto')
         else: c = Classifier.load(n, arch=arch, classes=pics.classes if arch else None, size=size or (_native_size(arch) if arch else None), precision='auto')
         _fits(c, n, pics)
@@ -716,7 +838,7 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     _known(split, ('train', 'val', 'test', 'all'), 'split')
     data, split_seed, _ = _source(models, data)
     pics = load_pictures(data, split_seed)
-    classifiers = _models(models, arch, size, pics)
+    classifiers = _models(models, arch, size, pics, data)
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
     seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
     for n in seen: _say_seen(n, seen[n], classifiers, pics, split)
@@ -839,11 +961,12 @@ def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or 
 def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs.')],
     soup:Annotated[Optional[List[str]], typer.Option('--soup', help='A soup to report on; may be repeated. Default: the usual recipes are cooked.', show_default=False)]=None,
     out:Annotated[str, typer.Option('--out', '-o', help='The HTML file.')]='report.html',
-    open_:Annotated[bool, typer.Option('--open', help='Open it in the browser.')]=False):
+    open_:Annotated[bool, typer.Option('--open', help='Open it in the browser.')]=False,
+    data:Annotated[Optional[str], typer.Option('--data', help='Where the pictures of the runs are now, if they were moved.', show_default=False)]=None):
     """Write one self-contained HTML file: data, curves, scores with intervals, mistakes, calibration, cost, and how it was made."""
     from ich_soups.report import write_report
     ready(out)
-    rs = [open_run(r) for r in runs]
+    rs = [open_run(r, data) for r in runs]
     soups = _soups(soup) if soup else None
     for n, s in (soups or {}).items():
         if not s.info.get('pictures') and s.info.get('run') != rs[0].cfg.key:
@@ -926,11 +1049,13 @@ def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an 
     password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD',
         show_default=False, help='Of the user guest. Default: none on this machine; made up and printed '
         'where others get in.')]=None,
-    no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False):
+    no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False,
+    data:Annotated[Optional[str], typer.Option('--data', show_default=False, help=
+        'Where the pictures of the run are now, if they were moved.')]=None):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
     from ich_soups.demo import serve
     _no_pipe(soup)
-    run = open_run(run) if run else None
+    run = open_run(run, data) if run else None
     with contextlib.redirect_stdout(sys.stderr):
         serve(soup, run, host, port, password=password, no_password=no_password)
     return dict(), ['stopped']

@@ -10,7 +10,7 @@ __all__ = ['PROFILES', 'COLLECTIONS', 'one_line', 'BadInput', 'suggest', 'checko
            'device', 'device_name', 'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
-import ctypes, difflib, errno, hashlib, importlib.util, json, os, platform, random, re, shutil, time, zlib
+import ctypes, difflib, errno, hashlib, importlib.util, json, math, os, platform, random, re, shutil, time, zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
@@ -374,6 +374,10 @@ def read_json(
     except (OSError, ValueError) as e: raise BadInput(f'{path} is not readable ({type(e).__name__}); {advice}') from None
     return checked(parsed(words, path, advice), **(schema or dict(kinds={}, others=anything)), where=path, advice=advice)
 
+# %% ../nbs/00_core.ipynb #ab774a3d
+_RATES = dict(lr='lr, the learning rate,', wd='wd, the weight decay,', clip='clip, the largest norm of the gradient,',
+              ema='ema, the decay of the moving average,', crop_min='crop_min, the smallest share of a crop,')
+
 # %% ../nbs/00_core.ipynb #aa348bb2
 COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
 
@@ -418,6 +422,10 @@ class Config:
         object.__setattr__(self, 'data', _data_name(self.data))
         for n in ('size', 'epochs', 'bs', 'accum', 'cycle', 'k'):
             if getattr(self, n) < 1: raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
+        for n, least in dict(lr=0, wd=0, clip=0, ema=0, crop_min=0).items():
+            v = getattr(self, n)
+            if not (math.isfinite(v) and v >= least) or n == 'lr' and not v:
+                raise BadInput(f'{_RATES[n]} is a {"positive number" if n == "lr" else "number from 0 on"}; got {v:g}')
         if not re.fullmatch(r'restarts|annealed|flat:(0?\.\d+|1(\.0*)?)', self.schedule):
             raise BadInput(f'unknown schedule {self.schedule!r}' + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1')))
         if self.bs % self.accum: raise BadInput(f'a batch of {self.bs} pictures cannot be computed in {self.accum} equal parts; choose bs and accum so that the one divides the other')

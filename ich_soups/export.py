@@ -198,7 +198,8 @@ def from_weights(
     if type(info['arch']) is not str: raise BadInput(f'{name}: its network is no name')
     try: fit_names(weights, blank_model(info['arch'], len(info['classes']), info['size']))
     except BadInput as e: raise BadInput(f"{name} is not a {info['arch']} of {len(info['classes'])} classes: {e}") from None
-    odd = [k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()]
+    odd = [k for k, v in weights.items() if v.is_floating_point() and (v.float().isnan().any() or v.ndim > 0 and
+           k.endswith(('weight', 'bias')) and v.float().isinf().any())]
     if odd: raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
     model = create_model(info['arch'], len(info['classes']), info['size'])
     model.load_state_dict(fit_names(weights, model))
@@ -223,7 +224,10 @@ def _numbered(n, path):
     if not 0 < n <= 100_000: raise BadInput(f'{path}: classes is {n}, not the number of classes; give 1 to 100000, or their names')
     return [f'class {i}' for i in range(n)]
 
-def _soup_info(soup): return dict(recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs) | soup.info
+def _soup_info(soup):
+    "What a classifier says of its soup; not where its run lies on this machine."
+    info = {k: v for k, v in soup.info.items() if k != 'run_at'}
+    return dict(recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs) | info
 
 def _read_folder(path):
     "Weights and info of a folder of `save_pretrained`."

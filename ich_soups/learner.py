@@ -38,16 +38,21 @@ class _One(nn.Module):
 def _plain(x): return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
 # %% ../nbs/08_learner.ipynb #016a3fd2
+def _split(dl, b):
+    "Inputs and targets of a batch, told apart as a `Learner` does."
+    n = getattr(dl, 'n_inp', 1 if len(b) == 1 else len(b)-1)
+    return b[:n], b[n:]
+
 class _Rows:
     "The validation set of a `Learner` in the order of its loader, any rows at a time; items are read once and kept, 4,096 of them at most."
     def __init__(self, dl):
         dl.before_iter()
         self.dl, self.order, self.item = dl, list(dl.get_idxs()), lru_cache(4096)(dl.do_item)
     def batch(self, idx): return self.dl.after_batch(to_device(self.dl.do_batch([self.item(self.order[i]) for i in idx]), self.dl.device))
-    def inputs(self, idx): return _Inputs(tuple(map(_plain, self.batch(idx)[:self.dl.n_inp])))
+    def inputs(self, idx): return _Inputs(tuple(map(_plain, _split(self.dl, self.batch(idx))[0])))
     def targs(self):
         "What is to be predicted, if that is one tensor; else nothing."
-        ys = [self.batch(range(a, min(a+self.dl.bs, len(self.order))))[self.dl.n_inp:] for a in range(0, len(self.order), self.dl.bs)]
+        ys = [_split(self.dl, self.batch(range(a, min(a+self.dl.bs, len(self.order)))))[1] for a in range(0, len(self.order), self.dl.bs)]
         if not all(len(y) == 1 and isinstance(y[0], torch.Tensor) for y in ys): return np.empty(0)
         out = np.concatenate([y[0].cpu().numpy() for y in ys])
         return out[:, 0] if out.ndim == 2 and out.shape[1] == 1 else out            # a table's labels come as a column
@@ -80,7 +85,7 @@ class _AsOne:
     "A loader that gives all inputs of a batch as one."
     def __init__(self, dl): self.dl = dl
     rng = property(lambda self: getattr(self.dl, 'rng', None), lambda self, v: setattr(self.dl, 'rng', v))
-    def __iter__(self): return ((_Inputs(tuple(b[:getattr(self.dl, 'n_inp', 1)])),) for b in self.dl)
+    def __iter__(self): return ((_Inputs(tuple(_split(self.dl, b)[0])),) for b in self.dl)
 
 def _training_inputs(learn, n):
     "About `n` training items as `_Inputs`, always the same."

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import ich_soups
-from .checkpoints import load_weights, save_weights
+from .checkpoints import fitting, load_weights, save_weights
 from .core import BadInput, read_json, seed_all, suggest
 
 # %% ../nbs/03_models.ipynb #f4b1a26b
@@ -202,11 +202,24 @@ def _given_weights(arch, model, pretrained, size):
     return load_weights(find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained)
 
 # %% ../nbs/03_models.ipynb #675b7c55
+def _under_own_names(weights, own, head):
+    """The weights under the network's names if they fit below a prefix, its head aside; what is beside it is
+    left out."""
+    names = fitting(own, weights, head)
+    if names is None:
+        return weights
+    beside = [k for k in weights if k not in names and not k.removeprefix('model.').startswith(head)]
+    if beside:
+        warnings.warn(f'left out, since it is no part of the network: {", ".join(map(repr, beside[:3]))}')
+    return {names[k]: v for k, v in weights.items() if k in names}
+
+
 def _load_body(model, weights, arch, n_classes, size):
     """The model with every tensor loaded but those of its head; `BadInput` for weights of another
     architecture."""
     own, head = model.state_dict(), _head(model, n_classes)
     name = next(n for n, m in model.named_modules() if m is head) + '.'
+    weights = _under_own_names(weights, own, name)
     body = {k: v for k, v in weights.items() if not k.startswith(name)}
     odd = sorted({k for k in own if not k.startswith(name)} ^ body.keys()) or [
         k for k, v in body.items() if v.shape != own[k].shape

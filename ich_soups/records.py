@@ -29,7 +29,7 @@ _RUN = matching(r'(?!\.*$)[\w.-]{1,300}', 'the name of a run')
 INFO = dict(arch=text(200), classes=listed(_NAME, 1, distinct=True), size=whole(1, 4096), mean=_COLOUR, std=_SPREAD,
             temperature=number(1e-3, 1e3), run=optional(_RUN), data=optional(_NAME), device=optional(_NAME), date=optional(_NAME),
             metric=optional(_NAME), batchnorm=optional(_NAME), pictures=optional(text()), split_seed=whole(0, 2**63),
-            precision=optional(text()), name=_NAME)
+            precision=optional(text()), name=_NAME, run_at=listed(_NAME))
 _ADVICE = 'cook the soup again, or ask whoever gave it to you for another copy'
 
 # %% ../nbs/02_records.ipynb #d89898aa

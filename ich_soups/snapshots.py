@@ -200,7 +200,8 @@ def sound_snapshots(
 
 # %% ../nbs/05_snapshots.ipynb #405dc1a6
 class SnapshotCallback(Callback):
-    "Keep the best `k` epochs by each monitored metric, and a list of fixed ones."
+    """Keep the best `k` epochs by each monitored metric, and a list of fixed ones. Further fits of the same Learner with
+    the same callback, as `fine_tune` makes them, count the epochs on."""
     order, remove_on_fetch, _only_train_loop = 62, True, True
     def __init__(self,
         store='snapshots',                            # a directory or a `SnapshotStore`
@@ -219,9 +220,22 @@ class SnapshotCallback(Callback):
             if m not in known: raise BadInput(f'{m!r} is not recorded and cannot be computed' + suggest(m, known))
         self.told = False
         if not self.run: return
-        if old := [e for e in self.store.entries if e > self.start]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
+        self._check_batches()
+        again = getattr(self.learn, 'snapshot_store', None) is self.store      # fine_tune and the like: several fits of one training
+        self.before = self.learn.snapshot_epochs if again else 0
+        if old := [e for e in self.store.entries if e > max(self.start, self.before)]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
         self.store.sweep()
         self.learn.snapshot_store = self.store   # this callback is gone when `fit` returns; the snapshots stay with the Learner
+        self.learn.snapshot_epochs = self.before
+
+    def _check_batches(self):
+        "`BadInput` for a training that cannot be: no batches, or a learning rate that is none."
+        if not len(self.dls.train):
+            raise BadInput('there is no batch to train on: the training items are fewer than a batch, and the last, smaller '
+                           'batch is dropped; take a smaller bs, or drop_last=False')
+        rates = [float(h['lr']) for h in getattr(self.learn.opt, 'hypers', []) if 'lr' in h]
+        if odd := [r for r in rates if not (math.isfinite(r) and r >= 0)]:
+            raise BadInput(f'a learning rate is a positive number, not {odd[0]:g}; 1e-3 is usual')
 
     def before_epoch(self): self.store.sweep()     # by now whoever writes a state to resume from has written it
     def after_fit(self): self.store.sweep()
@@ -237,7 +251,7 @@ class SnapshotCallback(Callback):
         if logits.ndim == 2 and targs.shape == (len(logits), 1): targs = targs[:, 0]    # a table's labels come as a column
         scores = self.scores = self._scores(logits, targs)
         if absent := [m for m in self.monitor if m not in scores]: raise BadInput(f"{absent[0]!r} cannot be computed for this model; pass monitor=('valid_loss',) or another recorded metric")
-        epoch = self.epoch + 1
+        epoch = self.learn.snapshot_epochs = self.before + self.epoch + 1
         past = {e: v['scores'] for e, v in self.store.entries.items() if e < epoch} | {epoch: scores}
         keep = kept_epochs(past, self.monitor, self.k, self.epochs)
         self._say(epoch, scores)

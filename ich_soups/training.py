@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled', 'Compiled', 'MixOrCut', 'Averages',
            'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'predict_logits', 'Run', 'evaluate',
-           'get_run']
+           'get_run', 'batches_of_one']
 
 # %% ../nbs/06_training.ipynb #246740e4
 import hashlib, math, os, random, sys, time, warnings
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -233,13 +233,25 @@ def predict_logits(
 # %% ../nbs/06_training.ipynb #97922f7d
 class Run:
     "A finished training: what is on disk, and what can be computed from it."
-    def __init__(self, path):
+    source = None      # where its pictures are now, if they were moved
+    def __init__(self,
+        path,        # its directory
+        data=None    # where its pictures are now, if they were moved
+    ):
         self.path = Path(path)
         self.cfg = load_config(self.path/'config.json')
         if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
         self.provenance = read_done(self.path)
+        if data is not None and data != self.cfg.data: self.source = self._moved_to(data)
         self.store = SnapshotStore(self.path/'snapshots')
         self._check_scores()
+
+    def _moved_to(self, data):
+        "`data` if it holds the pictures that the run was trained on, told by their contents; else `BadInput`."
+        was, now = self.provenance.get('data'), load_pictures(data, self.cfg.split_seed).fingerprint
+        if was == now: return data
+        raise BadInput(f'{data} does not hold the pictures that {self.path} was trained on, or another split of them '
+                       f'({was} then, {now} now); give those, wherever they are')
 
     def _check_scores(self):
         "`BadInput` for a manifest without a score that every run writes."
@@ -275,13 +287,18 @@ class Run:
     def history(self):
         return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
     @cached_property
-    def dls(self): return _dls(self.cfg)
+    def dls(self): return _dls(self.cfg.replace(data=self.source or self.cfg.data))
     @cached_property
     def model(self):
         "An instance to load weights into; its weights are whatever was loaded last."
         return create_model(self.cfg.arch, len(self.classes), self.cfg.size).to(device(), memory_format=torch.channels_last)
     @cached_property
-    def pictures(self): return load_pictures(self.cfg.data, self.cfg.split_seed)
+    def pictures(self):
+        at = self.source or self.cfg.data
+        try: return load_pictures(at, self.cfg.split_seed)
+        except BadInput as e:
+            if Path(at).exists(): raise
+            raise BadInput(f'{e}; if the pictures of this training were moved, say where they are with --data') from None
     @property
     def classes(self): return self.pictures.classes
 
@@ -365,17 +382,36 @@ def _state_of(path):
         raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
+_FOLLOW = dict(fixed='epochs')     # fields that follow from another one
+
+def _differences(old, new):
+    "What tells two configurations apart, for people: field, then both values."
+    odd = [f.name for f in fields(Config) if getattr(old, f.name) != getattr(new, f.name)]
+    odd = [n for n in odd if _FOLLOW.get(n) not in odd and n != 'profile'] or odd
+    return ', '.join(f'{n} {getattr(old, n)!r} there, {getattr(new, n)!r} now' for n in odd)
+
+def _same_pictures(data, cfg, path):
+    "Whether `data` holds what a run, finished or not, was trained on, wherever it lies."
+    state = None if (path/'DONE').exists() else read_state(path)
+    was = read_done(path).get('data') if (path/'DONE').exists() else (state or {}).get('data')
+    return was is not None and was == load_pictures(data, cfg.split_seed).fingerprint
+
 def _check_config(cfg, path):
-    "`BadInput` if the directory holds another run."
+    "`BadInput` if the directory holds another run; one whose pictures were moved is the same."
     if not (path/'config.json').exists(): return
-    if (old := load_config(path/'config.json')) != cfg: raise BadInput(f'{path} holds another run ({old.key}); choose another directory')
+    old = load_config(path/'config.json')
+    if old == cfg or old.replace(data=cfg.data) == cfg and _same_pictures(cfg.data, cfg, path): return
+    more = old.replace(epochs=cfg.epochs, fixed=cfg.fixed) == cfg and cfg.epochs > old.epochs
+    why = ('; the learning rate was planned for its epochs, so that more of them are another training' if more else '')
+    raise BadInput(f'{path} holds another run ({old.key}): {_differences(old, cfg)}{why}; choose another directory, or '
+                   f'delete {path}')
 
 def _finished(cfg, path):
     "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
     _check_config(cfg, path)
     was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
     if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
-    return Run(path)
+    return Run(path, cfg.data)
 
 def get_run(
     cfg:Config,
@@ -392,7 +428,18 @@ def get_run(
             _check_config(cfg, path)
             with _cpu_turn(): _train(cfg, path, cbs)
         (path/'state.pt').unlink(missing_ok=True)
-    return Run(path)
+    return Run(path, cfg.data)
+
+@contextmanager
+def batches_of_one(
+    cfg:Config   # of the training
+):
+    "`BadInput` where BatchNorm meets a batch of one image at one place, of which it cannot take a variance."
+    try: yield
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e): raise
+        raise BadInput(f'a batch of {cfg.bs//cfg.accum} gives the BatchNorm of {cfg.arch} one value at {cfg.size} px, of which '
+                       'there is no variance; take batches of 2 or more (--bs), or larger pictures (--size)') from None
 
 def _leave_autocast(learn):
     "A model that fails in the middle of a forward pass leaves no autocast behind."
@@ -421,7 +468,7 @@ def _train(cfg, path, cbs=()):
         learn.journal.scaler, learn.journal.moved = state.get('scaler'), moves(state)
     if start < cfg.epochs and not (start and _is_lost(learn.model)):
         try:
-            with learn.no_bar(), learn.no_logging(): learn.fit(cfg.epochs, start_epoch=start)
+            with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(cfg.epochs, start_epoch=start)
         finally: _leave_autocast(learn)
     learn.snapshot.store.sweep()
     weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
