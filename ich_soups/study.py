@@ -8,8 +8,9 @@ __all__ = ['DISHES', 'COSTLY', 'LEVELS', 'JUDGES', 'SHORT', 'KEPT', 'KEYS', 'OWN
            'scored', 'controls', 'control_rows', 'soup_row', 'keep_scenes', 'table_of', 'present', 'study_run',
            'small17', 'noise_of', 'draw_of', 'tuned_run', 'tuned_plan', 'ahe_run', 'groceries_run', 'photos_plan',
            'scenes_cfg', 'photos_cfg', 'lite0_cfg', 'plan', 'study_rows', 'tuned_rows', 'against', 'gains',
-           'scene_probs', 'decompose', 'study_parts', 'curve_rows', 'study_curve', 'curve_plan', 'best_on_test',
-           'baseline_plan', 'study_baseline', 'fill_tuned', 'fill_photos', 'fill_scratch', 'main']
+           'scene_probs', 'moments', 'squared_parts', 'decompose', 'changes', 'study_parts', 'curve_rows',
+           'study_curve', 'curve_plan', 'best_on_test', 'baseline_plan', 'study_baseline', 'fill_tuned', 'fill_photos',
+           'fill_scratch', 'main']
 
 # %% ../nbs/18_study.ipynb #4a11775d
 import argparse
@@ -521,31 +522,69 @@ def scene_probs(
     return {name: softmax(np.stack([k[name] for k in kept]).astype(np.float64), -1) for name in kept[0]}
 
 # %% ../nbs/18_study.ipynb #6494c798
+def moments(
+    probs,  # float [R, N, C]
+    targs,  # int [N]
+) -> tuple:
+    "Mean inner products of the models' predictions, float [R, R], and of each with the labels, float [R]."
+    n = len(targs)
+    flat = probs.reshape(len(probs), -1)
+    return flat @ flat.T / n, probs[:, np.arange(n), targs].mean(1)
+
+
+def squared_parts(
+    gram,  # of `moments`
+    hits,  # of `moments`
+    draws,  # int [K]: which of the models, each as often as it stands there
+    unbiased: bool = True,  # allow for few draws
+) -> dict:
+    "What `bias_variance` says of those models for the squared loss: `bias2`, `variance`, `total`, in no time."
+    k, of = len(draws), gram[np.ix_(draws, draws)]
+    centre = of.mean()
+    variance = np.trace(of) / k - centre
+    bias2 = centre - 2 * hits[draws].mean() + 1
+    total = bias2 + variance
+    if unbiased:
+        bias2, variance = bias2 - variance / (k - 1), variance * k / (k - 1)
+    return dict(bias2=bias2, variance=variance, total=total)
+
+# %% ../nbs/18_study.ipynb #42634066
 def decompose(
     probs: dict,  # of `scene_probs`
     targs,  # int [N]
-    loss: str = 'squared',
-    reference: str = 'single best, fresh BN',
-    n_boot: int = 300,
+    loss: str = 'squared',  # of `bias_variance.LOSSES`
 ) -> list:
-    """Rows model, part, value, lo, hi: the parts of the expected loss, and for all but the reference their
-    change against it with intervals over draws."""
-    few = loss == 'squared'  # has an estimate that allows for few draws
-    rows, draws = [], len(probs[reference])
-    for model, p in probs.items():
-        parts = bias_variance(p, targs, loss, unbiased=few)
-        rows += [dict(model=model, part=k, value=parts[k]) for k in ('bias2', 'variance', 'total')]
+    "Rows model, part, value: the parts of the expected loss over draws."
+    few = dict(unbiased=True) if loss == 'squared' else {}
+    told = {model: bias_variance(p, targs, loss, **few) for model, p in probs.items()}
+    return [
+        dict(model=m, part=k, value=parts[k])
+        for m, parts in told.items()
+        for k in ('bias2', 'variance', 'total')
+    ]
+
+
+def changes(
+    probs: dict,  # of `scene_probs`
+    targs,  # int [N]
+    reference: str = 'single best, fresh BN',
+    n_boot: int = 2000,
+) -> list:
+    """Rows model, part, value, lo, hi: how the parts of the squared loss change against the reference, with
+    intervals over draws."""
+    of = {model: moments(p, targs) for model, p in probs.items()}
+    rows, every = [], np.arange(len(probs[reference]))
+
+    def change(model, draws, unbiased=True):
+        a, b = (squared_parts(*of[m], draws, unbiased) for m in (model, reference))
+        of_error = [(a[k] - b[k]) / b['total'] for k in ('bias2', 'variance')]
+        return 100 * np.array([*of_error, a['variance'] / b['variance'] - 1])
+
+    for model in probs:
         if model == reference:
             continue
-
-        def change(i, unbiased=few):
-            a, b = (bias_variance(q[i], targs, loss, unbiased=unbiased) for q in (p, probs[reference]))
-            of_error = [(a[k] - b[k]) / b['total'] for k in ('bias2', 'variance')]
-            return 100 * np.array([*of_error, a['variance'] / b['variance'] - 1])
-
-        value, lo, hi = bootstrap_draws(
-            change, draws, n_boot, plug_in=change(np.arange(draws), unbiased=False)
-        )
+        plain = change(model, every, unbiased=False)
+        value, lo, hi = bootstrap_draws(lambda d: change(model, d), len(every), n_boot, plug_in=plain)
         rows += [dict(model=model, part=k, value=value[j], lo=lo[j], hi=hi[j]) for j, k in enumerate(CHANGES)]
     return rows
 
@@ -559,11 +598,10 @@ def study_parts(
     cfgs = PANELS[panel](noise)
     probs, targs = scene_probs(cfgs), judges()[1]
     what, how = dict(panel=panel, noise=noise, draws=len(cfgs)), origin(get_run(cfgs[0]))[1]
-    rows = [
-        what | dict(loss=loss) | row | dict(date=how['date'], device=how['device'], commit=how['commit'])
-        for loss in losses
-        for row in decompose(probs, targs, loss)
-    ]
+    made = dict(date=how['date'], device=how['device'], commit=how['commit'])
+    rows = [dict(loss=loss) | row for loss in losses for row in decompose(probs, targs, loss)]
+    rows += [dict(loss='squared') | row for row in changes(probs, targs)]
+    rows = [what | row | made for row in rows]
     add_rows(long_table() / 'parts.csv', rows, ('panel', 'noise', 'loss', 'model', 'part'))
     return rows
 
