@@ -8,12 +8,12 @@ __all__ = ['TEACHER', 'teacher', 'seen_by', 'whole', 'patch_of', 'patches', 'tea
 # %% ../nbs/07_distil.ipynb #f7875076
 import numpy as np, timm, torch
 from fastai.callback.core import Callback
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from .core import amp_dtype, atomic, cache_dir, device
 from .locks import locked
-from .data import Pictures, collection, load_pictures, open_picture
+from .data import Pictures, collection, load_pictures, open_picture, to_look_at
 from .models import pip_weights
 from .motifs import motifs
 
@@ -45,7 +45,7 @@ def whole(
     item   # of `Pictures.items`
 ) -> Image.Image:
     "A photograph in memory, upright, in RGB, its shorter side at most 256."
-    with open_picture(item) as im: photo = ImageOps.exif_transpose(im).convert('RGB')
+    with open_picture(item) as im: photo = to_look_at(im, 1 << 20)
     most = 256*max(photo.size)//min(photo.size)
     photo.thumbnail((most, most))
     return photo
