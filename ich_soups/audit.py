@@ -20,8 +20,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
-from .data import _EXTS, MOST_PIXELS, SPLITS, Pictures, _listing, _memo, _scan, _threaded
-from .data import decode, load_pictures, stratified_split, visible, write_split
+from .data import FORMATS, MOST_PIXELS, SPLITS, Pictures, Told, _alike_name, _listing, _memo, _scan, _threaded
+from .data import decode, is_named, load_pictures, stratified_split, visible, write_split
 from .models import create_model, data_stats
 from .plots import COLOURS
 
@@ -169,6 +169,8 @@ class _Source:
     folder: Path|None = None  # if it is one
     root: Path|None = None    # what the paths are shown below
     order: list|None = None   # class names in the order of a collection
+    told: Told = field(default_factory=Told)       # what was left out, and what is to be said
+    guesses: dict = field(default_factory=dict)    # row: what was guessed of its numbers
 
     @property
     def split(self): return any(self.splits)
@@ -177,18 +179,18 @@ class _Source:
 
 def _gather(source):
     "A folder, a list, the name of a collection, or `Pictures`, as a `_Source`."
-    if isinstance(source, Pictures) or not Path(source).exists() and os.sep not in str(source):
+    if isinstance(source, Pictures) or is_named(source) or not Path(source).exists() and os.sep not in str(source):
         p = load_pictures(source)
         files = isinstance(p.items[0], Path)
         names, root = (p.items, Path(os.path.commonpath([f.parent for f in p.items]))) if files else ([f'{p.name} {i}' for i in range(len(p))], None)
         return _Source(p.name, names, [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one,
                        cache_dir()/'thumbs'/f'{p.name}.npz', {}, root=root, order=list(p.classes))
-    root, files, labels, parts = _listing(source)
-    fresh = {}
-    scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, _grey(small)))
+    told, fresh, guesses = Told(), {}, {}
+    root, files, labels, parts = _listing(source, told)
+    scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, _grey(small)), guesses)
     digests, reasons = map(list, zip(*scan))
     return _Source(str(source), files, list(map(_utf8, labels)), parts or ['']*len(files), digests, reasons, lambda i, size: decode(files[i], size),
-                   _memo(root, 'thumbs', 'npz'), fresh, root if Path(source).is_dir() else None, root)
+                   _memo(root, 'thumbs', '2.npz'), fresh, root if Path(source).is_dir() else None, root, told=told, guesses=guesses)
 
 def _utf8(name): return str(name).encode('utf-8', 'backslashreplace').decode()   # a name of another encoding as it can be stored
 
@@ -282,18 +284,23 @@ KINDS = {   # kind: (one, many, what to do)
     'duplicate': ('1 file is there twice', '{n} files are copies of another', 'the cleaned list keeps one of each'),
     'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates',
              'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
-    'ignored': ('1 kind of file is not read', '{n} kinds of files are not read', 'convert photographs among them to JPEG')}
+    'names': ('1 class is called like another but for capitals or blanks', '{n} classes are called like another but for capitals or blanks',
+              'give both one name if they are one class'),
+    'guessed': ('of 1 image the range of its numbers was guessed', 'of {n} images the range of their numbers was guessed',
+                'look whether they are as bright as they should be; save them with 8 bits if not'),
+    'ignored': ('1 kind of file is left out', '{n} kinds of files are left out',
+                'convert photographs among them to JPEG; copies in hidden folders and thumbnails are no photographs')}
 
 # %% ../nbs/13_audit.ipynb #dd823230
 SERIOUS = ('one-class', 'unreadable', 'missing', 'conflict', 'leak', 'near-leak')   # what makes a measured accuracy wrong, or stops a training
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
-_PHOTO_LIKE = set('.heic .heif .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .mov .mp4 .avi .pdf .zip .svg .psd'.split()) - _EXTS
 _RANK = {s: r for r, s in enumerate(('', *SPLITS))}   # train before val before test: who is kept
 
 def _advice(why):
     "What to do about an unreadable file."
     for word, what in (('UnidentifiedImage', 'it is no picture: remove it'), ('truncated', 'it is cut short: copy or download it again'), ('empty', 'it is empty: copy or download it again'),
                        ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
+                       ('an address', 'it is an address: download it and name the file'),
                        ('FileNotFound', 'it is not there: correct the list'),
                        ('Permission', 'allow reading it'),
                        ('a regular file', 'it is no file: correct the list'),
@@ -330,10 +337,12 @@ class Audit:
         parts = ', '.join(f'{p} {n:,}' for p, n in self.counts.sum().items())
         head = f'{sum(map(bool, self.source.digests)):,} pictures in {len(set(self.source.labels))} classes' + (f' ({parts})' if self.source.split else '')
         lines = [self._line(k, self.findings[self.findings.kind == k]) for k in KINDS if (self.findings.kind == k).any()]
-        return [head, *(lines or ['nothing to put right']), *self.notes]
+        fine = [] if lines or self.source.told.notes or _unsplit(self.source) else ['nothing to put right']
+        return [head, *lines, *fine, *self.notes]
 
     def _line(self, kind, rows, most=3):
         one, many, what = KINDS[kind]
+        most = 12 if kind == 'ignored' else most
         seen = [self._say(r) for r in rows.head(most).itertuples()]
         more = f' and {len(rows)-most:,} more' if len(rows) > most else ''
         return one_line(f"{one if len(rows) == 1 else many.format(n=f'{len(rows):,}')}: {'; '.join(s for s in seen if s)}{more} - {what}")
@@ -341,7 +350,8 @@ class Audit:
     def _say(self, r):
         path, other = self.short(r.path), self.short(r.other)
         return {'unreadable': f'{path} ({r.advice})', 'missing': f'{r.label} has none in {r.split}', 'few': f'{r.label} has {r.score:.0f}',
-                'one-class': r.label, 'ignored': f'{r.score:.0f} {r.label}', 'blank': path, 'suspect': f'{path} ({r.label}; looks like {r.other_label})', 'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
+                'one-class': r.label, 'names': f'{r.label!r} and {r.other_label!r}', 'guessed': f'{path} ({r.advice})',
+                'ignored': f'{r.score:.0f} {r.label}', 'blank': path, 'suspect': f'{path} ({r.label}; looks like {r.other_label})', 'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
                 'near-conflict': f'{path} ({r.label}) ~ {other} ({r.other_label})'}.get(r.kind) or f"{path} {'~' if 'near' in r.kind else '='} {other}"
 
     def short(self, path):
@@ -377,10 +387,26 @@ def _classes(src, few):
     there = set(zip(src.labels, src.splits, map(bool, src.digests)))
     distinct = pd.Series([l for l, _ in set(zip(src.labels, src.digests)) if _], dtype=object).value_counts()
     if len(labels) == 1: rows.append(row('one-class', labels[0]))
-    if src.split: rows += [row('missing', l, split=s) for s in SPLITS for l in labels if (l, s, True) not in there]
+    if src.split: rows += [row('missing', l, split=s) for s in SPLITS if s in src.splits for l in labels if (l, s, True) not in there]
     rows += [row('few', l, distinct.get(l, 0)) for l in labels if distinct.get(l, 0) < few]
-    kinds = pd.Series([f.suffix.lower() for f in src.folder.rglob('*') if f.suffix.lower() in _PHOTO_LIKE and f.is_file()] if src.folder else [], dtype=object).value_counts()
-    return rows + [row('ignored', k, n) for k, n in kinds.items()]
+    rows += [row('names', a) | dict(other_label=b) for a, b in _alike_classes(labels)]
+    heic = {'.heic', '.heif', '.hif'} if 'HEIF' not in FORMATS else ()
+    return rows + [row('ignored', k, n) | (dict(advice=_HEIC) if k in heic else {}) for k, n in src.told.left.most_common()]
+
+_HEIC = "pip install 'ich_soups[photos]' reads them"
+
+def _alike_classes(labels):
+    "Pairs of classes whose names differ in capitals or blanks only."
+    first = {}
+    pairs = [(first.setdefault(_alike_name(l), l), l) for l in labels]
+    return [(a, b) for a, b in pairs if a != b]
+
+def _unsplit(src):
+    "A sentence about parts that a split lacks."
+    gone = [s for s in SPLITS if s not in src.splits] if src.split else []
+    if not gone: return []
+    what = 'it cannot be trained on as it is' if gone != ['test'] else 'what is trained on it cannot be judged on images that no choice has seen'
+    return [f"there is no {' and no '.join(gone)} part: {what}"]
 
 # %% ../nbs/13_audit.ipynb #2092266f
 def _compared(digests, thumbs, hashes, bits):
@@ -414,9 +440,11 @@ def inspect(
     **judge               # for `out_of_fold`: folds, arch, pretrained, size
 ) -> Audit:
     "Look for what spoils a training or a score. Raises `BadInput` when there is nothing to look at, or a package is missing that was asked for."
-    src, notes, pairs, curve, found = _gather(source), [], (), None, {}
+    src, pairs, curve, found = _gather(source), (), None, {}
+    notes = [*src.told.notes, *_unsplit(src)]
     keepers, rows = _exact(src)
     rows += [_row(src, 'unreadable', i, advice=_advice(w)) for i, w in enumerate(src.reasons) if w] + _classes(src, few)
+    rows += [_row(src, 'guessed', i, advice=why) for i, why in src.guesses.items()]
     if near is not None and keepers:
         try: _needs('imagehash')
         except BadInput as e: notes.append(str(e).replace('this check', 'looking for near-duplicates'))

@@ -602,6 +602,7 @@ def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES..
     kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
     doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
     lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
+    if run and not len(r.pictures.idxs('test')): return doc, [*lines, _next('eval', out, '--split', 'val')]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
 # %% ../nbs/19_cli.ipynb #bd7f3b6f
@@ -733,16 +734,23 @@ def _models(names, arch, size, pics, data=None):
     return out
 
 # %% ../nbs/19_cli.ipynb #09289c05
+def _spelt(name):
+    "A name of a class as names are compared: one form of Unicode."
+    import unicodedata
+    return unicodedata.normalize('NFC', name)
+
 def _fits(c, name, pics):
     "Raise `BadInput` unless the classifier knows the classes of the pictures."
     from ich_soups.core import BadInput
     more = lambda l, n: f' and {len(l)-n} more' if len(l) > n else ''
-    if strange := sorted(set(pics.classes)-set(c.classes)): raise BadInput(f"{name} does not know the class {strange[0]!r} of these pictures{more(strange, 1)}; its classes are {', '.join(c.classes[:5])}{more(c.classes, 5)}; give pictures of those, or a model trained on these")
+    known = set(map(_spelt, c.classes))
+    if strange := sorted(k for k in pics.classes if _spelt(k) not in known): raise BadInput(f"{name} does not know the class {strange[0]!r} of these pictures{more(strange, 1)}; its classes are {', '.join(c.classes[:5])}{more(c.classes, 5)}; give pictures of those, or a model trained on these")
 
 def _targs(c, pics, idx):
     "The labels of some pictures as the classifier counts them, int [n]."
     import numpy as np
-    return np.array([c.classes.index(k) for k in pics.classes])[pics.labels[idx]]
+    known = list(map(_spelt, c.classes))
+    return np.array([known.index(_spelt(k)) for k in pics.classes])[pics.labels[idx]]
 
 # %% ../nbs/19_cli.ipynb #29564d5f
 def _source(names, data):
@@ -837,9 +845,10 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
     from ich_soups.metrics import paired_test, scores
     _known(split, ('train', 'val', 'test', 'all'), 'split')
     data, split_seed, _ = _source(models, data)
-    pics = load_pictures(data, split_seed)
-    classifiers = _models(models, arch, size, pics, data)
+    pics = load_pictures(data, split_seed, scoring=True)
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
+    if not len(idx): raise BadInput(f"{data} has no {split} part; give --split {'val' if 'val' in pics.part else pics.part[0]}, or --split all")
+    classifiers = _models(models, arch, size, pics, data)
     seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
     for n in seen: _say_seen(n, seen[n], classifiers, pics, split)
     docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
@@ -873,14 +882,18 @@ def _difference(a, b, seed=0):
 
 # %% ../nbs/19_cli.ipynb #1722dd8a
 def _pictures(names):
-    "Files, and every picture in folders."
+    "Files, every picture in folders, and what lists name; what is left out of folders is said."
+    from collections import Counter
     from ich_soups.core import BadInput
-    from ich_soups.data import _pictures_in
-    out = []
+    from ich_soups.data import _pictures_in, files_of_list, left_out
+    out, left = [], Counter()
     for n in names:
         if not (p := Path(n)).exists() and not p.is_symlink(): raise BadInput(f'{n} does not exist; give pictures or folders of them')
-        out += (found := _pictures_in(p)) if p.is_dir() else [p]
-        if p.is_dir() and not found: raise BadInput(f'{n} holds no pictures; give pictures or folders of them')
+        if p.is_file() and p.suffix.lower() in ('.csv', '.tsv'): out += files_of_list(p)
+        else: out += (found := _pictures_in(p, left)) if p.is_dir() else [p]
+        if p.is_dir() and not found:
+            raise BadInput(f"{n} holds no pictures{f' ({said})' if (said := left_out(left)) else ''}; give pictures or folders of them")
+    if said := left_out(left): say(f'note: {said}')
     return out
 
 # %% ../nbs/19_cli.ipynb #d268550c
@@ -928,7 +941,7 @@ _CSV_HELP = ('Write a table: path, error, class_1, p_1, class_2, ... '
 @command(('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'), ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
          ('ich-soups predict soup.onnx holiday/ --csv classes.csv', 'an exported model; a table for a spreadsheet'))
 def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).')],
-    pictures:Annotated[List[str], typer.Argument(metavar='PICTURES|FOLDERS...', help='Picture files, or folders of them.')],
+    pictures:Annotated[List[str], typer.Argument(metavar='PICTURES|FOLDERS...', help='Picture files, folders of them, or CSV lists with a column path.')],
     top:Annotated[int, typer.Option('--top', min=1, help='Likeliest classes to show.')]=5,
     csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help=_CSV_HELP,
         show_default=False)]=None,
@@ -967,6 +980,7 @@ def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs
     from ich_soups.report import write_report
     ready(out)
     rs = [open_run(r, data) for r in runs]
+    for r in rs: _can_be_judged(r)
     soups = _soups(soup) if soup else None
     for n, s in (soups or {}).items():
         if not s.info.get('pictures') and s.info.get('run') != rs[0].cfg.key:
@@ -981,14 +995,21 @@ def _soups(files):
     for f in files: _no_pipe(f)
     return {Path(f).stem: Soup.load(f) for f in files}
 
+def _can_be_judged(run):
+    "`BadInput` for a run whose images have no test part."
+    from ich_soups.core import BadInput
+    if not len(run.pictures.idxs('test')):
+        raise BadInput(f'{run.path} was trained on images without a test part, which a report judges by; ich-soups eval {run.path} --split val says what can be said')
+
 # %% ../nbs/19_cli.ipynb #58e5c4e5
-_ENDS = dict(onnx='.onnx', int8='-int8.onnx', timm='-timm', safetensors='-weights.safetensors')
+_ENDS = {'onnx': '.onnx', 'onnx-images': '-images.onnx'} | dict(int8='-int8.onnx', timm='-timm', safetensors='-weights.safetensors')
 
 # %% ../nbs/19_cli.ipynb #c54d8761
-@command(('ich-soups export soup.safetensors --to onnx', 'for any ONNX runtime, preprocessing in its metadata'), ('ich-soups export soup.safetensors --to int8', 'eight bits: a quarter of the size'),
+@command(('ich-soups export soup.safetensors --to onnx', 'for any ONNX runtime, preprocessing in its metadata'),
+         ('ich-soups export soup.safetensors --to onnx-images', 'images of any size in, names and probabilities out'), ('ich-soups export soup.safetensors --to int8', 'eight bits: a quarter of the size'),
          ('ich-soups export soup.safetensors --to timm --out model', 'a folder with model card, for timm.create_model(\'local-dir:model\') or the Hub'))
 def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of cook.')],
-    to:Annotated[str, typer.Option('--to', help='onnx, int8, timm (a folder with config and model card), or safetensors (the bare weights).')],
+    to:Annotated[str, typer.Option('--to', help='onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a folder with config and model card), or safetensors (the bare weights).')],
     out:Out=None,
     data:Annotated[Optional[str], typer.Option('--data', help='For int8: pictures to measure ranges on. Default: those of the run that the soup came from.', show_default=False)]=None,
     push:Annotated[Optional[str], typer.Option('--push', metavar='OWNER/NAME', help='With --to timm: upload it to the Hugging Face Hub, as a private repository.', show_default=False)]=None,
@@ -996,7 +1017,7 @@ def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of co
     """Make a file or folder of a soup that others can load."""
     from ich_soups.checkpoints import save_weights
     from ich_soups.core import BadInput
-    from ich_soups.export import push_to_hub, save_pretrained, to_onnx
+    from ich_soups.export import push_to_hub, save_pretrained, to_onnx, to_onnx_images
     from ich_soups.soups import Soup
     _known(to, tuple(_ENDS), 'format')
     if push and to != 'timm': raise BadInput('--push takes a folder with its model card; say --to timm')
@@ -1012,6 +1033,7 @@ def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of co
         except BadInput as e: raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again' if 'disk is full' in str(e) else str(e)) from None
         if push: more['pushed'] = push_to_hub(path, push)
     if to == 'onnx': to_onnx(c, path)
+    if to == 'onnx-images': to_onnx_images(c, path)
     if to == 'int8': more = _export_int8(c, soup, path, data)
     size = sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
     said = [f"on the val part {100*more['accuracy']:.1f} % accuracy, {100*more['difference']:+.1f} points [{100*more['lo']:+.1f}, {100*more['hi']:+.1f}] against float32"] if to == 'int8' else [f"pushed: {more['pushed']}"] if push else []

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SPLITS', 'IMAGENET', 'check_regular', 'read_file',
-           'open_picture', 'Budget', 'decode', 'visible', 'stratified_split', 'Pictures', 'read_photos', 'write_split',
-           'Report', 'check_folder', 'fetch_git', 'list_archive', 'collection', 'fewer', 'load_pictures',
-           'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL', 'CropFlip', 'image_dls']
+           'open_picture', 'Budget', 'decode', 'to_look_at', 'left_out', 'visible', 'stratified_split', 'Pictures',
+           'Told', 'files_of_list', 'read_photos', 'write_split', 'Report', 'check_folder', 'fetch_git', 'list_archive',
+           'collection', 'fewer', 'is_named', 'load_pictures', 'fetch_archive', 'PixelDataset', 'ahead', 'PixelDL',
+           'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
-import ast, csv, hashlib, io, json, os, re, stat, struct, threading, warnings, zlib
+import ast, csv, hashlib, io, json, os, re, stat, struct, threading, unicodedata, warnings, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from functools import cached_property, lru_cache, partial
 from inspect import signature
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 import numpy as np, torch, torch.nn.functional as F
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, IntToFloatTensor, Normalize
@@ -25,14 +27,21 @@ from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision import data as _fastai_shows_pictures  # noqa: F401  registers show_batch for pictures
 from fastcore.basics import chunked, patch
 from fasttransform import DisplayedTransform
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, device as default_device, may_write, one_line, read_json, scratch, suggest, write_json
 from .locks import locked
 
 # %% ../nbs/02_data.ipynb #6c5a2e2d
+def _register_heif():
+    "HEIC and HEIF, the formats of telephones, where the plugin is installed: the image alone, without thumbnails and depth."
+    try: from pillow_heif import register_heif_opener
+    except ImportError: return
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+
 Image.init()
-FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF', 'TGA')
+_register_heif()
+FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF', 'HEIF', 'TGA')
 FORMATS = tuple(f for f in FORMATS if f in Image.OPEN)   # TGA has no mark of its own, so it is asked last
 MOST_PIXELS = 80_000_000   # of a picture: what cameras make; decoding takes four bytes of each, and more
 MOST_BYTES = 512 << 20     # of a picture file
@@ -99,6 +108,86 @@ def _pixels_ahead(data, most=MOST_PIXELS):
         if data.startswith(mark): return max((_bounded(s, most) for s in sizes(data)), default=0)
     return 0
 
+# %% ../nbs/02_data.ipynb #9eb4f9f6
+_PNG = b'\x89PNG\r\n\x1a\n'
+_NOTES = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
+_LONG_NOTE = 200       # bytes: shorter ones unpack to little
+_MOST_NOTES = 32       # long ones of a file that are kept
+
+def _chunks(data):
+    "Type, first byte and end of every chunk of a PNG."
+    at = len(_PNG)
+    while at+12 <= len(data):
+        size, kind = struct.unpack_from('>I4s', data, at)
+        yield kind, at, at+12+size
+        if kind == b'IEND': return
+        at += 12+size
+
+def _unpacks_short(body):
+    "Whether packed bytes somewhere in a note unpack to little enough for Pillow."
+    at = body.find(b'\0')
+    starts = (at+2, body.find(b'\0', body.find(b'\0', at+3)+1)+1)
+    for start in starts:
+        z = zlib.decompressobj()
+        try: z.decompress(body[start:], 1 << 20)
+        except zlib.error: continue
+        if z.unconsumed_tail: return False
+    return True
+
+def _is_too_long(data, start, end):
+    "Whether Pillow would refuse a PNG for this note."
+    return end-start > 1 << 20 or not _unpacks_short(data[start+8:end-4])
+
+def _without_long_notes(data):
+    "The bytes of an image file; of a PNG without notes that Pillow would refuse it for."
+    if not data.startswith(_PNG): return data
+    long = [(kind, a, b) for kind, a, b in _chunks(data) if kind in _NOTES and b-a >= _LONG_NOTE]
+    bad = [(a, b) for k, (kind, a, b) in enumerate(long) if k >= _MOST_NOTES or _is_too_long(data, a, b)]
+    if not bad: return data
+    ends = [0, *(b for _, b in bad)]
+    return b''.join(data[i:j] for i, j in zip(ends, [*(a for a, _ in bad), len(data)]))
+
+# %% ../nbs/02_data.ipynb #52ec3f35
+def _raw_mode(im):
+    "Pillow's name for how the numbers lie in the file, such as 'RGB;16B'; '' once it is decoded."
+    args = im.tile[0][3] if getattr(im, 'tile', None) else ''
+    args = args[0] if isinstance(args, tuple) and args else args
+    return args if isinstance(args, str) else ''
+
+def _tag(im, number):
+    "One number of a TIFF's header, or None."
+    try:
+        v = im.tag_v2.get(number)
+        v = v[0] if isinstance(v, tuple) else v
+        return None if v is None else float(v)
+    except Exception: return None      # no TIFF, or a header that makes no sense
+
+def _stated_range(im):
+    "The lowest and the highest number that a file says it uses, or None."
+    if im.format == 'PPM' and im.mode == 'I': return 0, 65535     # Pillow scales it so
+    if im.mode.startswith('I;16') and 0 < (_tag(im, 258) or 16) < 16: return 0, 2**_tag(im, 258)-1
+    pairs = ((_tag(im, low) or 0, _tag(im, high)) for low, high in ((340, 341), (280, 281)))
+    return next(((a, b) for a, b in pairs if b is not None and np.isfinite([a, b]).all() and b > a), None)
+
+def _said_by(im):
+    "What a file says of its numbers, by name; of an image that was decoded already what is left of it."
+    if not hasattr(im, 'format') or im.format is None: return {}
+    raw, clear = _raw_mode(im), im.info.get('transparency')
+    if im.format == 'PNG' and clear is not None and not isinstance(clear, bytes):
+        im.info['transparency'] = _clear_in_eight(clear, raw)
+    if not im.mode.startswith(('I', 'F', 'L')): return dict(raw=raw)
+    return dict(raw=raw, range=_stated_range(im), white_is_zero=_tag(im, 262) == 0, kind=_tag(im, 339), bits=_tag(im, 258))
+
+_OTHER_BYTE = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B',
+               'RGBA;16B': 'RGBA;16L', 'RGBA;16L': 'RGBA;16B', 'RGBA;16N': 'RGBA;16B'}     # Pillow keeps one byte of the two of a deep colour
+_STEPS = {'1': 255, 'L;2': 85, 'L;4': 17}
+
+def _clear_in_eight(clear, raw):
+    "The transparent colour of a PNG in the numbers that Pillow decodes it to."
+    if raw == 'RGB;16B' and isinstance(clear, tuple): return tuple(v >> 8 for v in clear)
+    if raw in _STEPS and isinstance(clear, int): return min(255, clear*_STEPS[raw])
+    return clear
+
 # %% ../nbs/02_data.ipynb #f65228a8
 def open_picture(
     src,                  # a path, or the bytes of a picture file
@@ -107,11 +196,13 @@ def open_picture(
     "An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors."
     data = src if isinstance(src, bytes) else read_file(src)
     _pixels_ahead(data, most)
-    try: im = Image.open(io.BytesIO(data), formats=FORMATS)
+    try: im = Image.open(io.BytesIO(_without_long_notes(data)), formats=FORMATS)
     except Image.DecompressionBombError as e:
         pixels = int(re.search(r'\d+', str(e))[0])
         _refuse(f'{pixels/1e6:,.0f} million pixels', most)
     _bounded(im.size, most)
+    im.said = _said_by(im)
+    if im.said.get('raw') in _OTHER_BYTE: im.said['lower'] = lambda: _lower_bytes(data, im.said['raw'])
     return im
 
 # %% ../nbs/02_data.ipynb #9ed34113
@@ -167,22 +258,135 @@ def decode(
     src,       # a path, the bytes of a picture file, or an image of Pillow, which is left as it is
     size:int   # width and height of the result in pixels
 ) -> np.ndarray:
-    "Upright RGB, uint8 [size, size, 3]. Transparent parts become white. Raises what `open_picture` raises."
-    if isinstance(src, Image.Image): return _squeezed(ImageOps.exif_transpose(src), size)
-    with _reading(src) as data, _ready(data, size) as im:
-        ImageOps.exif_transpose(im, in_place=True)
-        return _squeezed(im, size)
+    "Upright sRGB, uint8 [size, size, 3]. Transparent parts become white. Raises what `open_picture` raises."
+    return _decoded(src, size)[0]
+
+def _decoded(src, size):
+    "The same, and in a few words what had to be guessed, or ''."
+    if isinstance(src, Image.Image): return _squeezed(src, size)
+    with _reading(src) as data, _ready(data, size) as im: return _squeezed(im, size)
 
 # %% ../nbs/02_data.ipynb #79291931
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+
+def _upright(im):
+    "The image turned as its EXIF says. Nothing is written back: entries that make no sense are nobody's concern."
+    im.load()
+    try: turn = _TURNS.get(im.getexif().get(0x0112))
+    except Exception: return im
+    return im if turn is None else im.transpose(turn)
+
 def _squeezed(im, size):
-    "RGB of that size."
-    if im.mode.startswith('I'):
-        grey = np.asarray(im, np.float32)/257
-        im = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    "RGB of that size, and what was guessed."
+    rgb, guess = _flat(im)
+    small = rgb.resize((size, size), Image.BICUBIC)
+    return np.asarray(_to_srgb(small, im)), guess
+
+def _flat(im):
+    "An upright RGB copy of eight bits with white behind it, and what was guessed."
+    said, guess = getattr(im, 'said', None) or _said_by(im), ''
+    im = _upright(im)
+    if im.mode == 'La': im = im.convert('LA')
+    if im.mode.startswith(('I', 'F')): im, guess = _eight_bits(im, said)
+    elif im.mode in ('RGB', 'RGBA') and 'lower' in said: im, guess = _deep_colour(im, said)
+    elif im.mode == 'L' and said.get('kind') == 2 and said.get('bits') == 8: im = _signed_bytes(im)
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return np.asarray(im.convert('RGB').resize((size, size), Image.BICUBIC))
+    return im.convert('RGB'), guess
+
+def to_look_at(
+    im,              # an image of Pillow, best of `open_picture`; it is left as it is
+    side:int=512     # pixels
+) -> Image.Image:
+    "The same upright sRGB on white that `decode` makes of it, in its own shape, at most `side` pixels a side."
+    rgb = _flat(im)[0]
+    if max(rgb.size) > side: rgb.thumbnail((side, side))
+    return _to_srgb(rgb, im)
+
+# %% ../nbs/02_data.ipynb #81bcc880
+def _eight_bits(im, said):
+    "Wide, deep, signed or broken numbers as grey of eight bits, and what was guessed of their range."
+    a = np.asarray(im)
+    if said.get('bits') == 32 and said.get('kind') in (None, 1) and a.dtype == np.int32: a = a.view(np.uint32)
+    clear = im.info.get('transparency')
+    seen = np.isfinite(a) if a.dtype.kind == 'f' else None
+    if seen is not None and not seen.any(): return Image.new('L', im.size), 'no number in it is finite'
+    low, high, guess = _range(a if seen is None or seen.all() else a[seen], said)
+    with np.errstate(all='ignore'):
+        grey = np.nan_to_num((a.astype(np.float32)-np.float32(low))/np.float32((high-low)/255), nan=0, posinf=255, neginf=0)
+    if said.get('white_is_zero'): grey = 255-grey
+    out = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    if isinstance(clear, int): out.putalpha(Image.fromarray(np.where(a == clear, 0, 255).astype(np.uint8)))
+    return out, guess
+
+def _range(a, said):
+    "What is black, what is white, and what was guessed, of the finite numbers of an image."
+    least, most = float(a.min()), float(a.max())
+    if (stated := said.get('range')) and stated[0] <= least and most <= stated[1]: return *stated, ''
+    if least < 0: low, high = (-1., 1.) if a.dtype.kind == 'f' and least >= -1 and most <= 1 else (least, most)
+    else: low, high = 0., _top(most, a.dtype)
+    if high <= low: high = low+1
+    if a.dtype == np.uint16 and high == 65535: return low, high, ''
+    return low, high, f'numbers from {least:.6g} to {most:.6g} taken as {low:.6g} to {high:.6g}'
+
+def _top(most, dtype):
+    "The white that numbers from 0 to `most` are likely of."
+    if most <= 0: return 65535. if dtype == np.uint16 else 1.
+    if dtype.kind == 'f' and most < 16: return max(1., most)
+    return next((float((1 << b)-1) for b in (8, 10, 12, 14, 16) if most < 1 << b), most)
+
+def _signed_bytes(im):
+    "Grey whose bytes count from -128 to 127, from black to white."
+    out = Image.fromarray(np.asarray(im) ^ 0x80)
+    out.info = dict(im.info)
+    return out
+
+# %% ../nbs/02_data.ipynb #611f387b
+def _lower_bytes(data, raw):
+    "The bytes of a deep RGB image that Pillow drops, as an upright image; None where they cannot be had."
+    def swapped(args): return _OTHER_BYTE[raw] if isinstance(args, str) else (_OTHER_BYTE[raw], *args[1:])
+    with Image.open(io.BytesIO(_without_long_notes(data)), formats=FORMATS) as im:
+        im.tile = [(codec, box, at, swapped(args)) for codec, box, at, args in im.tile]
+        try: return _upright(im).copy()
+        except Exception: return
+
+def _deep_colour(im, said):
+    "Dark RGB of sixteen bits by the range that it uses, and what was guessed: cameras write twelve bits into sixteen."
+    if max(high for _, high in im.getextrema()[:3]) >= 64: return im, ''
+    low = said['lower']()
+    if low is None or low.size != im.size or low.mode != im.mode: return im, ''
+    a = (np.asarray(im).astype(np.uint16) << 8) + np.asarray(low)
+    black, white, guess = _range(a[..., :3], said)
+    out = Image.fromarray(((a-black)/((white-black)/255)).clip(0, 255).astype(np.uint8))     # opaque stays opaque, in either depth
+    clear = im.info.get('transparency')
+    if isinstance(clear, tuple): out.putalpha(Image.fromarray(np.where((np.asarray(im) == clear).all(-1), 0, 255).astype(np.uint8)))
+    return out, guess
+
+# %% ../nbs/02_data.ipynb #bfc73787
+_NO_CACHE = 0x0040      # of the colour engine: threads share what is made once
+_MOST_PROFILE = 4 << 20
+
+@lru_cache(64)
+def _conversion(profile):
+    "What makes sRGB of the colours of a profile, bytes; None where there is nothing to do."
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != 'RGB': return
+        make = ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), 'RGB', 'RGB', flags=_NO_CACHE)
+        steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)]*3), -1).reshape(36, 6, 3)
+        moved = np.asarray(ImageCms.applyTransform(Image.fromarray(steps), make)).astype(int)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError): return
+    return make if abs(moved-steps).max() > 4 else None
+
+def _to_srgb(rgb, im):
+    "The RGB image `rgb` that was made of `im`, in sRGB."
+    profile = im.info.get('icc_profile')
+    if not profile or len(profile) > _MOST_PROFILE or not im.mode.startswith(('RGB', 'P')): return rgb
+    make = _conversion(bytes(profile))
+    return ImageCms.applyTransform(rgb, make) if make else rgb
 
 # %% ../nbs/02_data.ipynb #d93477c9
 _EXTS = {e for e, f in Image.registered_extensions().items() if f in FORMATS}
@@ -197,17 +401,21 @@ def _why(e, path):
     what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it').replace('\n', ' ')
     return re.sub(r'<_io\.BytesIO.*?>', 'the file', what)[:140]
 
-# %% ../nbs/02_data.ipynb #61fe6115
-def _check_file(path, see=None):
-    "`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32, 32, 3])` is shown what was decoded."
+def _looked_at(path, see=None):
+    "`(digest, reason, guess)` of one picture file: `reason` is empty when it decodes, `guess` when nothing had to be guessed."
     try:
         _check_name(path)
         with _reading(path) as b:
             if not b: raise ValueError('the file is empty')
-            small, digest = decode(b, 32), hashlib.blake2b(b, digest_size=12).hexdigest()
-    except Exception as e: return '', _why(e, path)
+            (small, guess), digest = _decoded(b, 32), hashlib.blake2b(b, digest_size=12).hexdigest()
+    except Exception as e: return '', _why(e, path), ''
     if see: see(digest, small)
-    return digest, ''
+    return digest, '', guess
+
+# %% ../nbs/02_data.ipynb #61fe6115
+def _check_file(path, see=None):
+    "`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32, 32, 3])` is shown what was decoded."
+    return _looked_at(path, see)[:2]
 
 def _threaded(f, items, what):
     "`map(f, items)` over all cores, with a progress bar if it takes long."
@@ -216,29 +424,101 @@ def _threaded(f, items, what):
 
 # %% ../nbs/02_data.ipynb #411242ba
 def _remembered(path):
-    "File -> [size and time, digest, reason] as of an earlier scan; nothing if that is damaged."
+    "File -> [size and time, digest, reason, guess] as of an earlier scan; nothing if that is damaged."
     try: memo = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError): return {}
-    def fits(v): return type(v) is list and len(v) == 3 and all(type(x) is str for x in v)
+    def fits(v): return type(v) is list and len(v) == 4 and all(type(x) is str for x in v)
     return {p: v for p, v in memo.items() if fits(v)} if type(memo) is dict else {}
 
-def _scan(root, files, see=None):
-    "Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`."
+def _state(path):
+    "Size and time of a file as text; `OSError` or `ValueError` if there is none."
+    st = path.stat()
+    return f'{st.st_size} {st.st_mtime_ns}'
+
+def _scan(root, files, see=None, guesses=None):
+    """Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`. `guesses`, a dict, gets what was guessed of the
+    numbers of a file, by number of the file."""
     memo_path = _memo(root, 'digests', 'json')
     memo = _remembered(memo_path)
     def known(p):
-        try: st = p.stat()
-        except (OSError, ValueError) as e: return (str(p), ['', '', f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"])   # ValueError: a name with a null byte
-        k, v = f'{st.st_size} {st.st_mtime_ns}', memo.get(str(p))
-        return (str(p), [k, *(v[1:] if v and v[0] == k and not v[2] else _check_file(p, see))])   # a failure is looked at again
+        try: state = _state(p)
+        except (OSError, ValueError) as e:      # ValueError: a name with a null byte
+            return (str(p), ['', '', _not_there(p, e), ''])
+        v = memo.get(str(p))
+        return (str(p), [state, *(v[1:] if v and v[0] == state and not v[2] else _looked_at(p, see))])   # a failure is looked at again
     new = dict(_threaded(known, files, 'reading pictures'))
-    if (good := memo | {p: v for p, v in new.items() if not v[2]}) != memo and may_write(memo_path): write_json(memo_path, good)
-    return [tuple(new[str(p)][1:]) for p in files]
+    good = memo | {p: v for p, v in new.items() if not v[2]}
+    if good != memo and may_write(memo_path): write_json(memo_path, good)
+    if guesses is not None: guesses.update({i: new[str(p)][3] for i, p in enumerate(files) if new[str(p)][3]})
+    return [tuple(new[str(p)][1:3]) for p in files]
 
-def _memo(root, what, suffix): return cache_dir()/what/f'{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.{suffix}'
+def _not_there(path, e):
+    "Why a file cannot even be asked for."
+    if re.search(r'(^|[/\\])(https?|ftp|s3|gs):/', str(path)): return 'FileNotFoundError: it is an address; download it and name the file'
+    return f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"
 
-def _pictures_in(folder): 
-    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in _EXTS and p.is_file() and not p.name.startswith('.'))
+def _memo(root, what, suffix):
+    "Where something about a folder is remembered."
+    name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
+    return cache_dir()/what/f'{name}.{suffix}'
+
+# %% ../nbs/02_data.ipynb #89db74d9
+_NEVER = {'__macosx', '__pycache__', '@eadir', '@__thumb', '#recycle', '@recycle', '#snapshot', '@recently-snapshot', '$recycle.bin',
+          'lost+found', 'system volume information', '_vti_cnf'}      # of systems and file servers
+_THUMBNAILS = {'thumb', 'thumbs', 'thumbnail', 'thumbnails', '_thumb', '_thumbs', '_thumbnails', 'wpthumbnails'}
+_SYSTEM = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'}
+_OTHER = set('.txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .log .py .ipynb .db .ini .xmp .aae .thm .zip .tar .gz .7z .rar .pdf '
+             '.doc .docx .xls .xlsx .ods .svg .eps .ps .ai .psd .psb .xcf .fits .h5 .hdf5 .npy .npz .pt .pth .safetensors .mat .mp4 .mov .avi '
+             '.mkv .webm .m4v .3gp .mpg .mpeg .mp3 .wav .m4a .heic .heif .hif .jxl .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw .x3f '
+             '.dcm .nii .wmf .emf .part .partial .crdownload .download'.split()) - _EXTS      # never looked into: they are no images, or none that are read
+_MARKS = re.compile(rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP  |BM....\0\0\0\0', re.S)
+_BRANDS = {'AVIF': rb'....ftypavi[fs]', 'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)'}
+
+def _begins_like_image(path):
+    "Whether the first bytes of a file are those of an image that is read."
+    try:
+        with open(path, 'rb') as f: head = f.read(32)
+    except OSError: return False
+    return bool(_MARKS.match(head)) or any(f in FORMATS and re.match(mark, head, re.S) for f, mark in _BRANDS.items())
+
+def _why_not(path):
+    "Why a file is no image, in a few words; '' for an image, None for what nobody wants to hear of."
+    suffix, name = path.suffix.lower(), path.name
+    if name.lower() in _SYSTEM or name.startswith('._'): return None
+    if name.startswith('.'): return 'hidden' if suffix in _EXTS else None
+    if not path.is_file(): return 'links that lead nowhere' if path.is_symlink() and not path.exists() else None
+    if suffix in _EXTS or suffix not in _OTHER and _begins_like_image(path): return ''
+    return suffix or 'without an ending'
+
+def _is_skipped(name, deep=False):
+    "Whether a folder of that name is not entered; `deep` below the folders of classes, where thumbnails are kept."
+    return name.startswith('.') or name.lower() in _NEVER or deep and name.lower() in _THUMBNAILS
+
+def _count_files(folder): return sum(len(names) for *_, names in os.walk(folder))
+
+def _pictures_in(
+    folder,        # searched with all below it
+    left=None      # a `Counter` that gets what is left out
+):
+    "Paths of the images, sorted."
+    out, left = [], Counter() if left is None else left
+    for at, dirs, names in os.walk(folder):
+        for d in [d for d in dirs if _is_skipped(d, True)]:
+            dirs.remove(d)
+            if n := _count_files(os.path.join(at, d)): left[f'in {d}'] += n
+        for p in (Path(at, n) for n in names):
+            if why := _why_not(p): left[why] += 1
+            elif why == '': out.append(p)
+    return sorted(out)
+
+def left_out(
+    left   # a `Counter` of `_pictures_in`
+) -> str:
+    "What was not taken, for people; '' if that is nothing."
+    rows = [f'{n:,} {k}' for k, n in sorted(left.items(), key=lambda kn: -kn[1])]
+    more = f' and {len(rows)-6} more kinds' if len(rows) > 6 else ''
+    heic = "; HEIC is read after pip install 'ich_soups[photos]'" if 'HEIF' not in FORMATS and {'.heic', '.heif', '.hif'} & set(left) else ''
+    return f"files that are left out: {', '.join(rows[:6])}{more}{heic}" if rows else ''
 
 # %% ../nbs/02_data.ipynb #5d92e023
 _HIDDEN = re.compile('[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e'
@@ -363,7 +643,8 @@ def pixels(self:Pictures,
 ) -> np.ndarray:
     "All pictures as uint8 [N, size, size, 3], decoded once into the cache and mapped into memory."
     if self.array is not None and self.array.shape[1] == size: return self.array
-    key = hashlib.sha256(('\n'.join(self.digests) + f'|{size}|bicubic').encode()).hexdigest()[:20]
+    how = 'bicubic' if self.array is not None else 'bicubic 2'     # files have been decoded in another way before
+    key = hashlib.sha256(('\n'.join(self.digests) + f'|{size}|{how}').encode()).hexdigest()[:20]
     path, shape = cache_dir()/'pixels'/f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
     fine = lambda: _whole(path, shape) and _as_written(path)
     if not fine():
@@ -379,102 +660,308 @@ def _one(self:Pictures, i, size):
     return np.asarray(Image.fromarray(self.array[i]).resize((size, size), Image.BICUBIC))
 
 # %% ../nbs/02_data.ipynb #50fd9a44
-_ALIASES = dict(train='train', training='train', val='val', valid='val', validation='val', dev='val', test='test', testing='test')
+_ALIASES = dict(train='train', training='train', trainset='train', val='val', valid='val', validation='val', validate='val', dev='val', valset='val',
+                test='test', testing='test', testset='test')
+_FILLERS = set('set sets image images img imgs data dataset photo photos picture pictures seg split part samples folder'.split())
+_YEAR = re.compile(r'(?<!\d)20\d\d(?!\d)')
+
+def _part_named(name):
+    "The part that a folder or a cell means: `training_set`, `seg_train` and `Train` are 'train'; None for other names."
+    name = _YEAR.sub(' ', name.strip().lower())
+    if re.search(r'\d', name): return None
+    words = [w for w in re.split('[^a-z]+', name) if w and w not in _FILLERS]
+    return _ALIASES.get(words[0]) if len(words) == 1 else None
 
 def _subdirs(p):
-    "Folders in `p` by name, but for links that lead back up; `BadInput` for one that may not be read."
+    "Folders in `p` by name, but for hidden ones and links that lead back up; `BadInput` for one that may not be read."
     def allowed(d):
         if os.access(d, os.R_OK | os.X_OK): return d
         raise BadInput(f'{d} may not be read; allow it (chmod -R u+rX), or move that folder away')
-    dirs = (d for d in allowed(p).iterdir() if d.is_dir() and not d.name.startswith('.') and not p.resolve().is_relative_to(d.resolve()))
+    dirs = (d for d in allowed(p).iterdir() if d.is_dir() and not _is_skipped(d.name) and not p.resolve().is_relative_to(d.resolve()))
     return sorted(map(allowed, dirs), key=lambda d: d.name)
 
+@dataclass
+class Told:
+    "What is to be said of a source beside its images."
+    left: Counter = field(default_factory=Counter)   # what is left out: how many of each kind
+    notes: list = field(default_factory=list)        # sentences
+
+    @property
+    def lines(self): return [*self.notes, *filter(None, [left_out(self.left)])]
+
 # %% ../nbs/02_data.ipynb #838cd1fc
-def _list_folder(root):
-    "`(files, labels, parts or None)` of a folder in either layout."
-    dirs, parts = _subdirs(root), {}
-    for d in dirs:
-        if s := _ALIASES.get(d.name.lower()):
-            if s in parts: raise BadInput(f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one")
-            parts[s] = d
-    if 'train' in parts and (len(parts) > 1 or len(dirs) == 1):
-        if other := [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]: raise BadInput(f"{root} has {' and '.join(sorted(parts))} and beside them {other[0]!r} with pictures in it; move that folder away")
-        if missing := [s for s in SPLITS if s not in parts]:
-            raise BadInput(f"{root} has {' and '.join(sorted(parts))} but no {missing[0]!r} folder; add it, or put all class folders directly into {root} to have them split")
-        rows = [(f, c.name, s) for s, d in parts.items() for c in _subdirs(d) for f in _pictures_in(c)]
-    else: rows = [(f, c.name, None) for c in dirs for f in _pictures_in(c)]
+def _list_folder(root, told=None):
+    "`(files, labels, parts or None)` of a folder in either layout; `told`, a `Told`, gets what is to be said of it."
+    told = Told() if told is None else told
+    _note_loose(root, told)
+    top, parts = _unwrapped(root, told)
+    if parts: rows = [r for s, d in parts.items() for r in _class_rows(d, s, told)]
+    else: rows = _class_rows(top, None, told)
     if not rows: raise BadInput(f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or {root}/train/CLASS/picture.jpg{_other_files(root)}')
     files, labels, part = map(list, zip(*rows))
-    return files, labels, part if part[0] else None
+    return files, _one_spelling(labels, told), part if part[0] else None
+
+def _class_rows(folder, part, told):
+    "`(file, class, part)` of every image in the class folders of a folder."
+    rows = []
+    for c in _subdirs(folder):
+        rows += (found := [(f, c.name, part) for f in _pictures_in(c, told.left)])
+        if not found: told.notes.append(f'the folder {c.name!r} holds no image that is read, and is no class')
+    return rows
+
+def _note_loose(folder, told):
+    "Count the files that lie beside the class folders, and hidden folders there."
+    for p in sorted(folder.iterdir()):
+        if p.is_dir():
+            if _is_skipped(p.name) and (n := _count_files(p)): told.left[f'in {p.name}'] += n
+        elif (why := _why_not(p)) == '': told.left['beside the class folders'] += 1
+        elif why and why not in _NOTES_BESIDE: told.left[why] += 1
+
+_NOTES_BESIDE = {'.txt', '.csv', '.tsv', '.json', '.md', '.html', '.htm', '.xml', '.yaml', '.yml', '.log', '.py', '.ipynb', 'without an ending'}
+
+def _one_spelling(labels, told):
+    "The same names, but those that Unicode writes in several ways in one of them."
+    forms = {}
+    for l in set(labels): forms.setdefault(unicodedata.normalize('NFC', l), []).append(l)
+    twice = sorted(k for k, v in forms.items() if len(v) > 1)
+    if not twice: return labels
+    told.notes.append(f"the letters of {twice[0]!r}{f' and {len(twice)-1} more names' if len(twice) > 1 else ''} are written in two ways (composed and decomposed, as a Mac does); they are taken for one class each")
+    new = {l: k for k in twice for l in forms[k]}
+    return [new.get(l, l) for l in labels]
+
+# %% ../nbs/02_data.ipynb #09847084
+def _parts_of(root, dirs):
+    "`{part: folder}` where the folders of `root` are parts of a split, else nothing."
+    parts = {}
+    for d in dirs:
+        if not (s := _part_named(d.name)): continue
+        if s in parts: raise BadInput(f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one")
+        parts[s] = d
+    all_parts = bool(parts) and len(parts) == len(dirs)
+    return parts if all_parts or 'train' in parts and len(parts) > 1 else {}
+
+def _inmost(folder, part):
+    "`training_set/training_set` is its inner folder."
+    dirs = _subdirs(folder)
+    if len(dirs) != 1 or _part_named(dirs[0].name) != part: return folder
+    return _inmost(dirs[0], part)
+
+def _holds_classes(folder): return any(_pictures_in(c) for c in _subdirs(folder))
+
+def _unwrapped(root, told):
+    "The folder that holds the classes, which may be the only one in `root`, and its parts if it is split."
+    dirs = _subdirs(root)
+    if parts := _parts_of(root, dirs): return root, _split_folders(root, dirs, parts, told)
+    if len(dirs) != 1 or not (inner := _inner(dirs[0])): return root, {}
+    told.notes.append(f'it holds one folder, {str(inner.relative_to(root))!r}: the folders in that are taken')
+    _note_loose(inner, told)
+    return _unwrapped(inner, told)
+
+def _inner(folder):
+    "The folder of several classes, or of parts, that lies in one without images of its own; None for a class."
+    dirs = _subdirs(folder)
+    if any(_why_not(p) == '' for p in folder.iterdir() if p.is_file()): return
+    if _parts_of(folder, dirs) or sum(bool(_pictures_in(c)) for c in dirs) > 1: return folder
+    return _inner(dirs[0]) if len(dirs) == 1 else None
+
+def _split_folders(root, dirs, parts, told):
+    "The folders of the parts that have labels; `BadInput` for images beside them, and for a part without class folders."
+    if other := [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]: raise BadInput(f"{root} has {' and '.join(sorted(parts))} and beside them {other[0]!r} with pictures in it; move that folder away")
+    parts, flat = {s: _inmost(d, s) for s, d in parts.items()}, []
+    for s, d in parts.items():
+        if _holds_classes(d):
+            _note_loose(d, told)
+            continue
+        if s != 'test' and (n := len(_pictures_in(d))): raise BadInput(f'{d} holds {n} images but no class folders; the folders in it are the classes: sort the images into them')
+        if n := len(_pictures_in(d)): told.notes.append(f'{d.name!r} holds {n} images without class folders: they have no labels and are left out')
+        flat.append(s)
+    return {s: d for s, d in parts.items() if s not in flat}
 
 # %% ../nbs/02_data.ipynb #923d5472
 def _other_files(root):
-    "A tail for that message: the kind of file that is there instead, such as the .heic of a telephone."
-    kinds = Counter(f.suffix.lower() for f in root.rglob('*') if f.suffix and f.suffix.lower() not in _EXTS and f.is_file() and not f.name.startswith('.'))
-    return f"; there are {kinds.most_common(1)[0][1]} {kinds.most_common(1)[0][0]} files, which are not read: convert photographs to JPEG" if kinds else ''
+    "A tail for that message: the kind of file that is there instead, such as the raw files of a camera."
+    left = Counter()
+    _pictures_in(root, left)
+    kinds = Counter({k: n for k, n in left.items() if k.startswith('.')})
+    if not kinds: return ''
+    (kind, n), = kinds.most_common(1)
+    how = "pip install 'ich_soups[photos]' reads them" if kind in ('.heic', '.heif', '.hif') else 'convert photographs to JPEG'
+    return f'; there are {n} {kind} files, which are not read: {how}'
 
 # %% ../nbs/02_data.ipynb #309c98b7
 _NO_LIST = 'give a folder of class folders, or a CSV with the columns path,label'
+_COLUMNS = dict(path=('path filename file file_name filepath file_path fname image image_path image_name img img_path img_name image_id picture '
+                      'paths filenames files images').split(),
+                label='label class category class_name class_label label_name target species labels classes categories'.split(), split='split part subset set fold'.split())
+_MARKS_OF_ORDER = ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'), (b'\xef\xbb\xbf', 'utf-8-sig'))
 
-def _rows_of(path):
-    "The rows of a list as dicts."
-    try:
-        check_regular(path, MOST_LIST)
-        with open(path, newline='', encoding='utf-8-sig') as f:      # Excel's mark is no part of a name
-            return list(csv.DictReader(f))
+def _text_of(path):
+    "The text of a list, without the mark that says its encoding."
+    try: data = read_file(path, MOST_LIST)
     except OSError as e: raise BadInput(f'{path} cannot be read ({e.strerror}); {_NO_LIST}') from None
-    except (UnicodeDecodeError, csv.Error):
-        raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
+    how = next((h for mark, h in _MARKS_OF_ORDER if data.startswith(mark)), 'utf-8')
+    try: return data.decode(how)
+    except UnicodeDecodeError:
+        raise BadInput(f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}') from None
 
-def _part_of(row): return _ALIASES.get((row.get('split') or '').lower())
+def _separator(line):
+    "What separates the columns of a list, by its first line."
+    return max(',;\t|', key=line.count)
+
+def _plain(name): return re.sub(r'[\s-]+', '_', (name or '').strip().strip('\ufeff').lower())
+
+def _columns(header):
+    "Which column is the path, the label and the split: `{name: number}`; the first of several names wins."
+    names = [_plain(h) for h in header]
+    return {k: names.index(s) for k, known in _COLUMNS.items() for s in [next((s for s in known if s in names), None)] if s}
+
+def _rows_of(path, needs=('path', 'label')):
+    "The rows of a list as dicts of path, label, split and line, blanks around them taken off; `BadInput` says what was found instead."
+    text = _text_of(path)
+    lines = io.StringIO(text, newline='')
+    if m := re.match(r'sep=(.)\r?\n', text): lines.readline()
+    first = text[m.end() if m else 0:].partition('\n')[0]
+    reader = csv.reader(lines, delimiter=m[1] if m else _separator(first), skipinitialspace=True)
+    try: header, *rows = [(reader.line_num + bool(m), [c.strip() for c in r]) for r in reader if any(c.strip() for c in r)] or [(1, [])]
+    except csv.Error: raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
+    at = _columns(header[1])
+    if not rows or not set(needs) <= set(at):
+        found = one_line(', '.join(header[1]))[:80] if header[1] else 'nothing'
+        raise BadInput(f"{path} needs the columns {','.join(needs)} and at least one row; its first row is {found}")
+    cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
+    return [dict({k: cell(r, k) for k in _COLUMNS}, line=line) for line, r in rows]
+
+def _part_of(row): return _part_named(row['split'])
 
 # %% ../nbs/02_data.ipynb #9a137f1f
-def _list_csv(path):
+class _Finder:
+    "Files by what a list calls them: with the separators of Windows, in another form of Unicode, with other capitals."
+    def __init__(self, base): self.base, self.names = Path(base), {}
+
+    def __call__(self, name):
+        "The path of the file; where there is none, the name below the folder of the list."
+        plain = self.base/name
+        if os.path.lexists(plain): return plain
+        name = unquote(urlsplit(name).path) if name.startswith('file:') else name
+        for n in dict.fromkeys((name, name.replace('\\', '/'), name.removeprefix("'"))):
+            for base in (self.base, Path()):
+                if n and (found := self._walk(base, n)): return found
+        return self._moved(name.replace('\\', '/')) or plain
+
+    def _moved(self, name):
+        "Of a path that begins at the root of another machine: what lies below the list under the longest end of it, a folder at least."
+        if not re.match('/|[A-Za-z]:/', name): return
+        parts = [p for p in name.split('/') if p]
+        return next((found for i in range(1, len(parts)-1) if (found := self._walk(self.base, '/'.join(parts[i:])))), None)
+
+    def _walk(self, base, name):
+        at = base
+        for part in Path(name).parts:
+            at = at/part if part in ('..', os.sep) or os.path.lexists(at/part) else self._alike(at, part)
+            if at is None: return
+        return at
+
+    def _alike(self, folder, part):
+        "The one entry of a folder that is called so but for forms of Unicode, or else but for capitals."
+        if folder not in self.names:
+            try: self.names[folder] = os.listdir(folder)
+            except (OSError, ValueError): self.names[folder] = []
+        for key in (lambda s: unicodedata.normalize('NFC', s), lambda s: unicodedata.normalize('NFC', s).casefold()):
+            if len(hits := [n for n in self.names[folder] if key(n) == key(part)]) == 1: return folder/hits[0]
+
+def _list_csv(path, told=None):
     "The same for a CSV with the columns `path` (relative to the list), `label` and perhaps `split`."
-    rows = _rows_of(path)
-    if not rows or not {'path', 'label'} <= set(rows[0]):
-        raise BadInput(f'{path} needs the columns path,label and at least one row')
-    for i, r in enumerate(rows):
+    told = Told() if told is None else told
+    rows, find = _rows_of(path), _Finder(path.parent)
+    for r in rows:
         if not (r['path'] and r['label']):
-            raise BadInput(f'{path}, row {i+2}: path or label is missing; fill it in or remove the row')
+            raise BadInput(f"{path}, row {r['line']}: path or label is missing; fill it in or remove the row")
     parts = [_part_of(r) for r in rows]
     if any(parts) and not all(parts):
-        i = parts.index(None)
-        raise BadInput(f"{path}, row {i+2}: split is {rows[i].get('split')!r}; "
+        r = rows[parts.index(None)]
+        raise BadInput(f"{path}, row {r['line']}: split is {r['split']!r}; "
                        'write train, val or test in every row, or leave the column out')
-    return [path.parent/r['path'] for r in rows], [r['label'] for r in rows], parts if all(parts) else None
+    return [find(r['path']) for r in rows], _one_spelling([r['label'] for r in rows], told), parts if all(parts) else None
+
+def files_of_list(
+    path   # of a CSV with a column of paths
+) -> list:
+    "The files that a list names, labels or not; raises `BadInput` as `read_photos` does."
+    find = _Finder(Path(path).parent)
+    return [find(r['path']) for r in _rows_of(Path(path), ('path',)) if r['path']]
 
 # %% ../nbs/02_data.ipynb #8ec0029a
-def _listing(path):
-    "`(root, files, labels, parts or None)` of a folder or a CSV list; `BadInput` if there is nothing to list."
+def _listing(path, told=None):
+    "`(root, files, labels, parts or None)` of a folder or a CSV list; `BadInput` if there is nothing to list. `told` as in `_list_folder`."
     path = Path(path)
     if not path.exists(): raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
-    return (path, *_list_folder(path)) if path.is_dir() else (path.parent, *_list_csv(path))
+    return (path, *_list_folder(path, told)) if path.is_dir() else (path.parent, *_list_csv(path, told))
+
+def _warn(text): warnings.warn(one_line(text), stacklevel=2)
+
+def _say_bad(bad, on_bad):
+    "`BadInput` for files that cannot be read, or a warning where they are to be skipped."
+    if not bad: return
+    first, n = bad[0], len(bad)
+    if on_bad != 'skip': raise BadInput(f"{first[0]} cannot be read ({first[1]}){f' and {n-1} more' if n > 1 else ''}; remove or replace it (check_folder lists all of them)")
+    _warn(f'{n} unreadable files are left out, the first is {first[0]}' if n > 1 else f'one unreadable file is left out, {first[0]}')
+
+def _absent_advice(path, part):
+    "`BadInput` for a source that lacks a part that training needs."
+    there = ' and '.join(sorted({str(p) for p in part}))
+    missing = next(s for s in ('train', 'val') if s not in part)
+    if Path(path).is_dir(): raise BadInput(f"{path} has {there} but no {missing!r} folder; add it, or put all class folders directly into {path} to have them split")
+    raise BadInput(f'{path} leaves the {missing} part empty (it has {there}); add images')
+
+def _check_parts(path, part, given, classes, labels):
+    "`BadInput` for parts that a training cannot do without, a warning for a missing test part."
+    if given and not {'train', 'val'} <= set(part): _absent_advice(path, part)
+    for s in SPLITS:
+        if (part == s).any(): continue
+        if not given or s != 'test': raise BadInput(f'{path} leaves the {s} part empty ({len(part)} pictures in {len(classes)} classes); add pictures')
+        _warn(f'{Path(path).name} has no test part: nothing is left to judge a model by but val, on which it was chosen')
+    if absent := sorted(set(classes) - {classes[l] for l in np.unique(labels[part == 'train'])}):
+        alike = next((c for c in classes if c != absent[0] and _alike_name(c) == _alike_name(absent[0])), None)
+        more = f'; it is called {alike!r} there: give both one name' if alike else '; add one to train/ or remove the class'
+        raise BadInput(f'class {absent[0]!r} has no training picture{more}')
+
+def _alike_name(name):
+    "What is left of a name without capitals, blanks and forms of Unicode."
+    return re.sub(r'[\s_-]+', ' ', unicodedata.normalize('NFKC', name)).strip().casefold()
 
 def read_photos(
     path,               # a folder, or a CSV list
     seed:int=0,         # of the split, where the source brings none
-    on_bad:str='raise'  # 'skip' leaves unreadable files out with a warning
+    on_bad:str='raise', # 'skip' leaves unreadable files out with a warning
+    scoring:bool=False  # the images are only to be looked at by a model: any part, and one class, is enough
 ) -> Pictures:
     "A collection from files. Raises `BadInput` for an empty folder, one class only, a missing split, an unreadable picture."
-    root, files, names, part = _listing(path)
+    told = Told()
+    root, files, names, part = _listing(path, told)
     scan = _scan(root, files)
-    bad = [(f, why) for f, (_, why) in zip(files, scan) if why]
-    if bad and on_bad != 'skip': raise BadInput(f"{bad[0][0]} cannot be read ({bad[0][1]}){f' and {len(bad)-1} more' if len(bad) > 1 else ''}; remove or replace it (check_folder lists all of them)")
-    if bad: warnings.warn(one_line(f'{len(bad)} unreadable files are left out, the first is {bad[0][0]}' if len(bad) > 1 else f'one unreadable file is left out, {bad[0][0]}'))
+    _say_bad([(f, why) for f, (_, why) in zip(files, scan) if why], on_bad)
+    for line in told.lines: _warn(f'{Path(path).name}: {line}')
     keep = [i for i, (_, why) in enumerate(scan) if not why]
     classes = sorted({names[i] for i in keep})
-    if len(classes) < 2: raise BadInput(f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least two class folders')
+    if len(classes) < (1 if scoring else 2): raise BadInput(f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least two class folders')
     labels = np.array([classes.index(names[i]) for i in keep])
-    for c, n in zip(classes, np.bincount(labels)):
-        if n == 1: warnings.warn(f'class {c!r} has one picture: it can be trained on but not scored; add pictures or merge the class')
-    part = np.array([part[i] for i in keep]) if part else stratified_split(labels, seed)
-    for s in SPLITS:
-        if not (part == s).any(): raise BadInput(f'{path} leaves the {s} part empty ({len(keep)} pictures in {len(classes)} classes); add pictures')
-    if absent := set(classes) - {classes[l] for l in np.unique(labels[part == 'train'])}: raise BadInput(f'class {sorted(absent)[0]!r} has no training picture; add one to train/ or remove the class')
+    given = part is not None
+    part = np.array([part[i] for i in keep]) if given else stratified_split(labels, seed)
+    if not scoring:
+        for c, n in zip(classes, np.bincount(labels)):
+            if n == 1: _warn(f'class {c!r} has one picture: it can be trained on but not scored; add pictures or merge the class')
+        _check_parts(path, part, given, classes, labels)
     return Pictures(root.name, classes, labels, part, [files[i] for i in keep], [scan[i][0] for i in keep])
 
 # %% ../nbs/02_data.ipynb #2e7e960b
+def _from_list(path, folder):
+    "How a list in `folder` calls a file: relative to it where that leads back to the file, links or not."
+    path = Path(path).absolute()
+    name = os.path.relpath(path, os.path.realpath(folder))
+    try: same = os.path.samefile(folder/name, path)
+    except OSError: same = True      # the list is made before the file, or both are to be moved
+    return name if same else str(path)
+
 def write_split(
     pics:Pictures, # from files
     path           # of the CSV; picture paths are written relative to it where possible
@@ -483,7 +970,7 @@ def write_split(
     path = Path(path).absolute()
     with atomic(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
         w = csv.writer(f, lineterminator='\n'); w.writerow(('path', 'label', 'split'))
-        w.writerows((os.path.relpath(Path(p).absolute(), path.parent), pics.classes[l], s) for p, l, s in zip(pics.items, pics.labels, pics.part))
+        w.writerows((_from_list(p, path.parent), pics.classes[l], s) for p, l, s in zip(pics.items, pics.labels, pics.part))
 
 # %% ../nbs/02_data.ipynb #2b80f950
 @dataclass
@@ -645,6 +1132,17 @@ def _numbers(source, args, most=2):
     if len(args) <= most and all(a.isdecimal() for a in args): return [int(a) for a in args]
     raise BadInput(f'{source!r} is not understood; after the name come the number of images and the seed, as in scenes17:2000:5')
 
+def is_named(source) -> bool:
+    "Whether that is the name of a collection, which is meant then, whatever lies in this folder."
+    name = str(source)
+    if os.sep in name: return False
+    name = re.sub(r'@\d+$', '', name) if not Path(name).exists() else name
+    name = name.partition(':')[0]
+    return name in _MADE or name in _NAMED or bool(re.fullmatch(r'motifs\d+', name))
+
+def _say_which(source):
+    if is_named(source) and Path(str(source)).exists(): _warn(f'{source} is the collection of that name; for the folder or file that lies here give ./{source}')
+
 def _share(source, percent):
     if 0 < percent <= 100: return percent/100
     raise BadInput(f'{source!r} asks for {percent} % of the training images; ask for 1 to 100 %')
@@ -652,13 +1150,15 @@ def _share(source, percent):
 def load_pictures(
     source,              # a name, a folder, a CSV list, or `Pictures`
     split_seed:int=0,    # of the split, where the source brings none
-    on_bad:str='raise'   # as in `read_photos`
+    on_bad:str='raise',  # as in `read_photos`
+    scoring:bool=False   # as in `read_photos`
 ) -> Pictures:
     """Any source as `Pictures`.
 
     `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that
     collection, and `groceries14@30` all of it, with 30 % of the training images."""
     if isinstance(source, Pictures): return source
+    _say_which(source)
     if (m := re.fullmatch(r'([\w:]+)@(\d+)', str(source))) and not Path(source).exists(): return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
     name, *args = str(source).split(':')
     if made := _MADE.get(name): return made(*_numbers(source, args, list(signature(made).parameters).index('split_seed')), split_seed=split_seed)
@@ -666,7 +1166,7 @@ def load_pictures(
     if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
     if str(source) in _NAMED: return _NAMED[str(source)](split_seed)
     if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), [*_NAMED, *_MADE]))
-    return read_photos(source, split_seed, on_bad)
+    return read_photos(source, split_seed, on_bad, scoring)
 
 # %% ../nbs/02_data.ipynb #07e7715c
 def _sha256(path):

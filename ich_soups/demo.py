@@ -16,14 +16,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 import numpy as np, torch
 from matplotlib import colormaps
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import softmax
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from tqdm import tqdm
 from .compare import describe
 from .core import BadInput, atomic, cache_dir
-from .data import IN_FLIGHT, _pixels_ahead, decode, open_picture, read_file, visible
+from .data import IN_FLIGHT, _pixels_ahead, decode, open_picture, read_file, to_look_at, visible
 from .export import Classifier, as_classifier, from_weights
 from .metrics import temperature
 
@@ -158,7 +158,7 @@ def picture_of(
     else:
         with open_picture(pics.items[i]) as f:
             f.draft('RGB', (2*size, 2*size))
-            im = ImageOps.exif_transpose(f).convert('RGB')
+            im = to_look_at(f, size)
     im.thumbnail((size, size))
     return im
 
@@ -195,12 +195,6 @@ def _loaded(data, side):
     return im
 
 # %% ../nbs/19_demo.ipynb #5f8ce040
-def _to_look_at(im, side=512):
-    "An upright RGB copy of at most `side` pixels a side."
-    small = im.convert('RGB')
-    small.thumbnail((side, side))
-    return ImageOps.exif_transpose(small)
-
 def pixels_of(
     data:bytes    # of a file
 ) -> int:
@@ -218,7 +212,7 @@ def read_upload(
     with _friendly():
         im = _loaded(data, 2*size)
         drafted = im.format in ('JPEG', 'MPO')      # each purpose has its own fraction
-        return im, _to_look_at(_loaded(data, 1024) if drafted else im)
+        return im, to_look_at(_loaded(data, 1024) if drafted else im)
 
 # %% ../nbs/19_demo.ipynb #84255573
 LARGE, LONG = 4_000_000, 1_000_000     # pixels, and bytes, from which a picture waits for its turn
@@ -400,9 +394,10 @@ def _map(s, cam, name, classes):
 def _maps(self:Page, seen, maps, classes):
     "Overlays, and what they are."
     head, why = '<section class="card"><h3>Where it looked</h3>', html.escape(self.why)
-    if not maps: return f'{head}<p class="note">{why}</p></section>'
-    name, cam = list(self.cams.items())[-1]
+    name = next(reversed(self.cams), next(iter(seen)))
     photo = f'<figure>{_img(seen[name].shown, "The photo")}<figcaption>the photo</figcaption></figure>'
+    if not maps: return f'{head}<div class="maps">{photo}</div><p class="note">{why}</p></section>'
+    cam = self.cams[name]
     figures = photo + ''.join(_map(seen[n], m, n, classes) for n, m in maps.items())
     about = _ABOUT_MAPS.format(height=cam.height, width=cam.width)
     return f'{head}<div class="maps">{figures}</div><p class="note">{why} {about}</p></section>'
@@ -839,7 +834,7 @@ def build(
 ):
     "The page as Gradio `Blocks`; `start` shows it."
     gr, _ = _needs('gradio'), _needs('captum')
-    c = as_classifier(classifier)
+    c = as_classifier(classifier, precision='auto')     # as `predict` computes
     if run and list(run.classes) != c.classes:
         raise BadInput(f'the run {run.cfg.key} has other classes than {c.name}; give the run that it was '
                        'cooked from, or none')

@@ -10,12 +10,12 @@ import numpy as np
 import timm
 import torch
 from fastai.callback.core import Callback
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from .core import amp_dtype, atomic, cache_dir, device
 from .locks import locked
-from .data import Pictures, collection, load_pictures, open_picture
+from .data import Pictures, collection, load_pictures, open_picture, to_look_at
 from .models import pip_weights
 from .motifs import motifs
 
@@ -51,7 +51,7 @@ def whole(
 ) -> Image.Image:
     "A photograph in memory, upright, in RGB, its shorter side at most 256."
     with open_picture(item) as im:
-        photo = ImageOps.exif_transpose(im).convert('RGB')
+        photo = to_look_at(im, 1 << 20)
     most = 256 * max(photo.size) // min(photo.size)
     photo.thumbnail((most, most))
     return photo

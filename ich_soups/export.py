@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'FOLDER', 'decoded', 'WithFeatures', 'with_features', 'Classifier', 'from_weights', 'as_classifier',
-           'to_onnx', 'OnnxModel', 'split_of', 'to_int8', 'int8_loss', 'model_card', 'save_pretrained', 'push_to_hub',
-           'picture_dls', 'to_learner', 'latency']
+           'to_onnx', 'OnnxModel', 'WholeImages', 'to_onnx_images', 'split_of', 'to_int8', 'int8_loss', 'model_card',
+           'save_pretrained', 'push_to_hub', 'picture_dls', 'to_learner', 'latency']
 
 # %% ../nbs/12_export.ipynb #ddd22046
 import contextlib, copy, html, json, logging, math, os, re, tempfile, time, warnings
@@ -323,6 +323,7 @@ class OnnxModel:
         try: self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
         except Exception as e: raise BadInput(f'{path} cannot be read as an ONNX model ({type(e).__name__}); export it again') from None
         self.outputs, self.meta = [o.name for o in self.session.get_outputs()], self.session.get_modelmeta().custom_metadata_map
+        self.inputs = [o.name for o in self.session.get_inputs()]
     def __call__(self, pixels) -> np.ndarray: return self.session.run(['logits'], {'pixels': np.asarray(pixels, np.float32)})[0]
     def forward(self, pixels) -> list:
         "Logits, and features or None."
@@ -331,11 +332,86 @@ class OnnxModel:
 
 def _from_onnx(path, threads=0):
     m = OnnxModel(path, threads)
+    if 'images' in m.inputs: return _from_whole(m, path)
     meta = onnx_info(m.meta, path)
     n = m.session.get_outputs()[m.outputs.index('logits')].shape[-1] if 'logits' in m.outputs else None
     if isinstance(n, int) and _are_names(meta['classes']) and len(meta['classes']) != n:
         raise BadInput(f"{path} names {len(meta['classes'])} classes for its {n} outputs; export it again")
     return Classifier(m.forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), meta.get('temperature', 1.), path.name, meta.get('provenance'))
+
+# %% ../nbs/12_export.ipynb #e55500f0
+def _bicubic(t):
+    "Pillow's bicubic kernel."
+    t = t.abs()
+    near, far = (1.5*t-2.5)*t*t+1, ((-.5*t+2.5)*t-4)*t+2
+    return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+
+def _weights(line, size):
+    "What each of `n` pixels of a line gives to each of `size`: float32 [n, size]. `line` is float [n] of any numbers."
+    at = torch.ones_like(line).cumsum(0)-.5
+    scale = torch.ones_like(line).sum()/size
+    centre = (torch.arange(size, dtype=torch.float32)+.5)*scale
+    w = _bicubic((at[:, None]-centre)/scale.clamp(min=1))
+    return w/w.sum(0, keepdim=True)
+
+class WholeImages(nn.Module):
+    "A classifier from images as they are decoded, uint8 [B, H, W, 3], to probabilities, float32 [B, C]: what `Classifier.probs` does."
+    def __init__(self, c:Classifier):
+        super().__init__()
+        self.model, self.size, self.temperature = copy.deepcopy(c.model).cpu().float().eval(), c.size, c.temperature
+        self.register_buffer('mean', torch.tensor(c.mean)[:, None, None])
+        self.register_buffer('std', torch.tensor(c.std)[:, None, None])
+
+    def forward(self, images):
+        x = images.permute(0, 3, 1, 2).float()
+        x = (x @ _weights(x[0, 0, 0], self.size)+.5).floor().clamp(0, 255)
+        x = (_weights(x[0, 0, :, 0], self.size).T @ x+.5).floor().clamp(0, 255)
+        return (self.model((x/255-self.mean)/self.std)/self.temperature).softmax(1)
+
+def to_onnx_images(
+    model,   # a `Classifier`, a `Soup`, or the path of one
+    path     # the .onnx file
+) -> Path:
+    """Write the model with everything before and after it. Input `images` uint8 [B, height, width, 3], upright RGB of any size; outputs `name`
+    [B], the likeliest class, `probabilities` float32 [B, C], and `names` [C]. `BadInput` for an ONNX file."""
+    _needs_onnx()
+    c = as_classifier(model, device='cpu') if not isinstance(model, Classifier) else model
+    if c.model is None: raise BadInput(f'{c.name} is an ONNX file already; give the soup it was made of')
+    free = {0: torch.export.Dim('batch'), 1: torch.export.Dim('height', max=1 << 16), 2: torch.export.Dim('width', max=1 << 16)}
+    with _hushed():
+        program = torch.onnx.export(WholeImages(c), (torch.zeros(2, 37, 29, 3, dtype=torch.uint8),), dynamo=True, opset_version=OPSET,
+                                    dynamic_shapes=(free,), input_names=['images'], output_names=['probabilities'], verbose=False)
+    proto = _named_outputs(program.model_proto, c)
+    with atomic(path) as tmp: Path(tmp).write_bytes(proto.SerializeToString())
+    return Path(path)
+
+def _named_outputs(proto, c):
+    "The graph with the names of the classes beside their probabilities."
+    import onnx
+    from onnx import TensorProto, helper
+    g, text, whole = proto.graph, TensorProto.STRING, TensorProto.INT64
+    g.initializer.append(helper.make_tensor('names_of_classes', text, [len(c.classes)], [k.encode(errors='backslashreplace') for k in c.classes]))
+    g.node.extend([helper.make_node('ArgMax', ['probabilities'], ['best'], axis=1, keepdims=0),
+                   helper.make_node('Gather', ['names_of_classes', 'best'], ['name']),
+                   helper.make_node('Identity', ['names_of_classes'], ['names'])])
+    shown = [helper.make_tensor_value_info('name', text, ['batch']), *g.output, helper.make_tensor_value_info('names', text, [len(c.classes)])]
+    del g.output[:]
+    g.output.extend(shown)
+    g.value_info.append(helper.make_tensor_value_info('best', whole, ['batch']))
+    said = _metadata(c) | dict(input=json.dumps('images: upright RGB, uint8 [batch, height, width, 3], any size; resizing, normalising and softmax are inside'))
+    helper.set_model_props(proto, said)
+    onnx.checker.check_model(proto)
+    return proto
+
+def _from_whole(m, path):
+    "Such a file as a `Classifier`: its own resizing finds nothing to do."
+    meta = onnx_info(m.meta, path)
+    mean, std = (torch.tensor(meta[k])[:, None, None] for k in ('mean', 'std'))
+    def forward(x):
+        images = ((x*std+mean)*255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        p, = m.session.run(['probabilities'], {'images': images})
+        return [np.log(np.maximum(p, 1e-30)), None]
+    return Classifier(forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), 1., path.name, meta.get('provenance'))
 
 # %% ../nbs/12_export.ipynb #16d69b88
 def split_of(
@@ -413,6 +489,7 @@ def _tested(c, run, weights):
     "The part of the card that has numbers, and the accuracy."
     if c.info.get('run') != run.cfg.key: raise BadInput(f"the soup was cooked from the run {c.info.get('run')}, not from {run.cfg.key}; give that run, or none")
     t, best = run.targs('test'), run.best()
+    if not len(t): return '', None     # nothing to measure on
     mine, single = run.logits_of(weights, 'test'), run.logits_of(best.weights(), 'test')
     s, (w, l, p) = scores(mine, t), paired_test(mine.argmax(1), single.argmax(1), t)
     n = np.bincount(t, minlength=len(c.classes))
@@ -459,7 +536,15 @@ probs = model.probs(['photo.jpg'])[0]
 print(model.classes[probs.argmax()], probs.max())
 ```
 
-With ONNX Runtime alone, {'from `model.onnx` in this folder' if onnx else "after `ich_soups.export.to_onnx('.', 'model.onnx')`"}:
+With ONNX Runtime alone and nothing to get wrong, {'from `images.onnx` in this folder' if onnx else "after `ich_soups.export.to_onnx_images('.', 'images.onnx')`"}: resizing, normalising and softmax are inside.
+
+```python
+import numpy as np, onnxruntime; from PIL import Image, ImageOps
+image = np.asarray(ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB'))
+name, probs = onnxruntime.InferenceSession('images.onnx').run(['name', 'probabilities'], {{'images': image[None]}})
+```
+
+With the network alone, {'from `model.onnx` in this folder' if onnx else "after `ich_soups.export.to_onnx('.', 'model.onnx')`"}:
 
 ```python
 import numpy as np, onnxruntime
@@ -535,7 +620,7 @@ Trained on {_text(i.get('device') or 'an unknown device')}{f", {_text(i['date'])
 """
 
 # %% ../nbs/12_export.ipynb #5891175e
-FOLDER = ('README.md', 'config.json', 'model.safetensors', 'model.onnx')
+FOLDER = ('README.md', 'config.json', 'model.safetensors', 'model.onnx', 'images.onnx')
 
 def _write_folder(c, to, card, licence, onnx):
     "The files of the folder."
@@ -544,7 +629,9 @@ def _write_folder(c, to, card, licence, onnx):
     own = c.info | dict(arch=c.arch, classes=c.classes, size=c.size, mean=c.mean, std=c.std, temperature=c.temperature)
     save_config_for_hf(c.model, to/'config.json', dict(pretrained_cfg=fit, label_names=c.classes, ich_soups=own), _model_args(c))
     (to/'README.md').write_text(card, encoding='utf-8')
-    if onnx: to_onnx(c, to/'model.onnx')
+    if not onnx: return
+    to_onnx(c, to/'model.onnx')
+    to_onnx_images(c, to/'images.onnx')
 
 def _model_args(c):
     "What timm has to be told to build the model: its size, if it takes one."
@@ -562,7 +649,7 @@ def save_pretrained(
     folder,              # to make; one that this function made is overwritten
     run=None,            # the `Run` it was cooked from: its test part is scored for the card
     licence:str='other', # of the weights, an identifier of the Hub, e.g. 'cc-by-4.0'
-    onnx:bool=False      # also write model.onnx
+    onnx:bool=False      # also write model.onnx and images.onnx
 ) -> Path:
     "Write the model in the layout of timm and the Hub, with a model card."
     c, folder = as_classifier(soup, device='cpu'), Path(folder)

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.quick
 
-READS_STRANGERS = ('torch', 'gradio', 'ray', 'pillow', 'filelock')
+READS_STRANGERS = ('torch', 'gradio', 'ray', 'pillow', 'pillow-heif', 'filelock')
 
 
 def table():

@@ -88,16 +88,16 @@ def test_files_that_are_no_pictures(home, photos):
 
 
 def test_a_folder_of_telephone_pictures(home, tmp_path):
-    for i in range(3): (tmp_path/'phone'/'a').mkdir(parents=True, exist_ok=True); (tmp_path/'phone'/'a'/f'IMG_{i}.HEIC').write_bytes(b'heic')
-    message(lambda: load_pictures(tmp_path/'phone'), '3 .heic files', 'convert photographs to JPEG')
+    for i in range(3): (tmp_path/'phone'/'a').mkdir(parents=True, exist_ok=True); (tmp_path/'phone'/'a'/f'IMG_{i}.CR2').write_bytes(b'raw')
+    message(lambda: load_pictures(tmp_path/'phone'), '3 .cr2 files', 'convert photographs to JPEG')
 
 
 def test_a_list_that_is_none(home, tmp_path, photos):
     message(lambda: load_pictures(photos/'Chợ nổi'/'ảnh 0.jpg'), 'ảnh 0.jpg', 'is not a list')
-    for text, says in (('path,label\r\n', 'at least one row'), ('path;label\na;b\n', 'columns path,label'), ('path,label\na.jpg\n', 'row 2: path or label is missing'), ('path,label\n\0,a\n', 'null')):
+    for text, says in (('path,label\r\n', 'at least one row'), ('name;kind\na;b\n', 'columns path,label'), ('path,label\na.jpg\n', 'row 2: path or label is missing'), ('path,label\n\0,a\n', 'null')):
         (tmp_path/'x.csv').write_text(text)
         message(lambda: load_pictures(tmp_path/'x.csv'), says)
-    (tmp_path/'x.csv').write_bytes('path,label\nảnh.jpg,phở\n'.encode('utf-16'))
+    (tmp_path/'x.csv').write_bytes('path,label\nété.jpg,café\n'.encode('latin-1'))
     message(lambda: load_pictures(tmp_path/'x.csv'), 'not a list in UTF-8')
     rows = ''.join(f'{p.relative_to(tmp_path)},{p.parent.name}\n' for p in sorted(photos.rglob('*.jpg')))
     (tmp_path/'excel.csv').write_text('path,label\n' + rows, encoding='utf-8-sig')
