@@ -7,11 +7,18 @@ __all__ = ['KINDS', 'SERIOUS', 'COLUMNS', 'phash', 'hamming_counts', 'hamming_pa
            'Audit', 'inspect', 'plan', 'fix', 'plot_findings', 'contact_sheet', 'has_sheet', 'plot_near']
 
 # %% ../nbs/13_audit.ipynb #0cd43669
-import hashlib, importlib, io, os, warnings
+import hashlib
+import importlib
+import io
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -20,7 +27,18 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .core import BadInput, atomic, cache_dir, one_line
-from .data import FORMATS, MOST_PIXELS, SPLITS, Pictures, Told, _alike_name, _listing, _memo, _scan, _threaded
+from ich_soups.data import (
+    FORMATS,
+    MOST_PIXELS,
+    SPLITS,
+    Pictures,
+    Told,
+    _alike_name,
+    _listing,
+    _memo,
+    _scan,
+    _threaded,
+)
 from .data import decode, is_named, load_pictures, stratified_split, visible, write_split
 from .models import create_model, data_stats
 from .plots import COLOURS
@@ -28,189 +46,298 @@ from .plots import COLOURS
 # %% ../nbs/13_audit.ipynb #332c9bb8
 _BITS = np.array([bin(i).count('1') for i in range(1 << 16)], np.uint8)
 
+
 def _count_bits(x):
     "Ones in each uint64."
-    return np.bitwise_count(x) if hasattr(np, 'bitwise_count') else _BITS[np.ascontiguousarray(x).view(np.uint16).reshape(*x.shape, 4)].sum(-1, dtype=np.uint8)   # NumPy 1 has no such function
+    return (
+        np.bitwise_count(x)
+        if hasattr(np, 'bitwise_count')
+        else _BITS[np.ascontiguousarray(x).view(np.uint16).reshape(*x.shape, 4)].sum(-1, dtype=np.uint8)
+    )  # NumPy 1 has no such function
 
+# %% ../nbs/13_audit.ipynb #6452bba5
 def phash(
-    thumb   # uint8 [32, 32], grey
+    thumb,  # uint8 [32, 32], grey
 ) -> np.uint64:
-    "Perceptual hash of a thumbnail: imagehash's `phash`, 8 x 8 coefficients of the cosine transform against their median, packed."
+    """Perceptual hash of a thumbnail: imagehash's `phash`, 8 x 8 coefficients of the cosine transform
+    against their median, packed."""
     return np.packbits(_needs('imagehash').phash(Image.fromarray(thumb)).hash.ravel()).view(np.uint64)[0]
+
 
 def _needs(name):
     "An optional module, or what to install."
-    try: return importlib.import_module(name)
-    except ImportError: raise BadInput(f"this check needs the package {name}: pip install 'ich_soups[audit]'") from None
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(f"this check needs the package {name}: pip install 'ich_soups[audit]'") from None
 
 # %% ../nbs/13_audit.ipynb #ab6535cd
 def _blocks(hashes, f):
-    "`f(i, distances)` for blocks of rows from `i` on against all columns from `i` on; 255 on the diagonal and below it."
-    step = max(1, 2_000_000//max(1, len(hashes)))
+    """`f(i, distances)` for blocks of rows from `i` on against all columns from `i` on; 255 on the diagonal
+    and below it."""
+    step = max(1, 2_000_000 // max(1, len(hashes)))
+
     def one(i):
-        d = _count_bits(hashes[i:i+step, None] ^ hashes[None, i:])
+        d = _count_bits(hashes[i : i + step, None] ^ hashes[None, i:])
         d[np.tril_indices(len(d))] = 255
         return f(i, d)
+
     return _threaded(one, range(0, len(hashes), step), 'comparing pictures')
 
+# %% ../nbs/13_audit.ipynb #ab7498c5
 def hamming_counts(
-    hashes   # uint64 [N]
+    hashes,  # uint64 [N]
 ) -> np.ndarray:
     "How many of the N (N-1)/2 pairs differ in 0, 1, ... 64 bits: int [65]."
-    return np.sum([np.zeros(65, int), *_blocks(hashes, lambda i, d: np.bincount(d.ravel(), minlength=256)[:65])], axis=0)
+    return np.sum(
+        [np.zeros(65, int), *_blocks(hashes, lambda i, d: np.bincount(d.ravel(), minlength=256)[:65])], axis=0
+    )
 
+# %% ../nbs/13_audit.ipynb #fa00a9f8
 def hamming_pairs(
-    hashes,       # uint64 [N]
-    bits:int,     # at most so many bits differ
-    most:int=20   # for each picture the nearest so many of those after it, so that pictures alike by nature do not make N^2 pairs
+    hashes,  # uint64 [N]
+    bits: int,  # at most so many bits differ
+    most: int = 20,  # for each picture the nearest so many of those after it, so that pictures alike by nature do not make N^2 pairs
 ) -> tuple:
     "Pairs `a < b` of row numbers and their distances: three int [P]."
+
     def found(i, d):
-        for r in np.flatnonzero((d <= bits).sum(1) > most): d[r, np.argsort(d[r], kind='stable')[most:]] = 255
+        for r in np.flatnonzero((d <= bits).sum(1) > most):
+            d[r, np.argsort(d[r], kind='stable')[most:]] = 255
         a, b = np.nonzero(d <= bits)
-        return np.stack([a+i, b+i, d[a, b]])
+        return np.stack([a + i, b + i, d[a, b]])
+
     return tuple(np.concatenate([np.empty((3, 0), int), *_blocks(hashes, found)], axis=1))
 
 # %% ../nbs/13_audit.ipynb #f8dabd43
 def _warp(
-    x,   # float [P, S, S]
-    p    # [P, 4]: stretch and shift along x, then along y, in halves of the width
+    x,  # float [P, S, S]
+    p,  # [P, 4]: stretch and shift along x, then along y, in halves of the width
 ):
     "Each picture seen through its own window."
     s = x.shape[-1]
-    g = (2*torch.arange(s)+1)/s - 1
-    u, v = g*p[:, :1]+p[:, 1:2], g*p[:, 2:3]+p[:, 3:]
+    g = (2 * torch.arange(s) + 1) / s - 1
+    u, v = g * p[:, :1] + p[:, 1:2], g * p[:, 2:3] + p[:, 3:]
     grid = torch.stack([u[:, None, :].expand(-1, s, -1), v[:, :, None].expand(-1, -1, s)], -1)
-    return F.grid_sample(x[:, None], grid, padding_mode='border', align_corners=False)[:, 0], ((u.abs() <= 1)[:, None, :] & (v.abs() <= 1)[:, :, None]).float()
+    return F.grid_sample(x[:, None], grid, padding_mode='border', align_corners=False)[:, 0], (
+        (u.abs() <= 1)[:, None, :] & (v.abs() <= 1)[:, :, None]
+    ).float()
 
-def _blur(x, k): return F.avg_pool2d(F.pad(x[:, None], (k//2,)*4, mode='replicate'), k, 1)[:, 0]
+# %% ../nbs/13_audit.ipynb #14da81cd
+def _blur(x, k):
+    return F.avg_pool2d(F.pad(x[:, None], (k // 2,) * 4, mode='replicate'), k, 1)[:, 0]
 
+# %% ../nbs/13_audit.ipynb #1078c2b4
 def _fit(a, b, p, shrink, blur):
-    "One step of Gauss and Newton: the small stretch, shift, gain and offset that bring the warped `a` nearest to `b`; the new windows."
+    """One step of Gauss and Newton: the small stretch, shift, gain and offset that bring the warped `a`
+    nearest to `b`; the new windows."""
     small = lambda x: F.avg_pool2d(_blur(x, blur)[:, None], shrink)[:, 0]
     a, b = small(_warp(a, p)[0]), small(b)
     s = a.shape[-1]
-    g = (2*torch.arange(s)+1)/s - 1
-    ay, ax = (d*s/2 for d in torch.gradient(a, dim=(1, 2)))
-    X = torch.stack([a, ax*g, ax, ay*g[:, None], ay], -1)[:, 1:-1, 1:-1].flatten(1, 2)   # the border has no two-sided slope
+    g = (2 * torch.arange(s) + 1) / s - 1
+    ay, ax = (d * s / 2 for d in torch.gradient(a, dim=(1, 2)))
+    X = torch.stack([a, ax * g, ax, ay * g[:, None], ay], -1)[:, 1:-1, 1:-1].flatten(
+        1, 2
+    )  # the border has no two-sided slope
     y = b[:, 1:-1, 1:-1].flatten(1)[..., None]
     X, y = X - X.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-    A = X.mT@X
-    w = torch.linalg.solve(A + 1e-3*torch.diag_embed(A.diagonal(dim1=1, dim2=2)+1), X.mT@y)[..., 0]
-    d = w[:, 1:]/w[:, :1].clamp(min=.2)
-    p = torch.stack([p[:, 0]*(1+d[:, 0]), p[:, 0]*d[:, 1]+p[:, 1], p[:, 2]*(1+d[:, 2]), p[:, 2]*d[:, 3]+p[:, 3]], 1)
-    return p.clamp(torch.tensor([.75, -.2]*2), torch.tensor([1.33, .2]*2))   # a copy lost at most a quarter of its side
+    A = X.mT @ X
+    w = torch.linalg.solve(A + 1e-3 * torch.diag_embed(A.diagonal(dim1=1, dim2=2) + 1), X.mT @ y)[..., 0]
+    d = w[:, 1:] / w[:, :1].clamp(min=0.2)
+    p = torch.stack(
+        [
+            p[:, 0] * (1 + d[:, 0]),
+            p[:, 0] * d[:, 1] + p[:, 1],
+            p[:, 2] * (1 + d[:, 2]),
+            p[:, 2] * d[:, 3] + p[:, 3],
+        ],
+        1,
+    )
+    return p.clamp(
+        torch.tensor([0.75, -0.2] * 2), torch.tensor([1.33, 0.2] * 2)
+    )  # a copy lost at most a quarter of its side
 
 # %% ../nbs/13_audit.ipynb #5f1687d2
 def _correlation(x, y, inside):
     "Over the pixels `inside`, of each pair."
     n = inside.sum((1, 2), keepdim=True)
-    x, y = ((z - (z*inside).sum((1, 2), keepdim=True)/n)*inside for z in (x, y))
-    return (x*y).sum((1, 2))/((x*x).sum((1, 2))*(y*y).sum((1, 2))).sqrt().clamp(min=1e-3)
+    x, y = ((z - (z * inside).sum((1, 2), keepdim=True) / n) * inside for z in (x, y))
+    return (x * y).sum((1, 2)) / ((x * x).sum((1, 2)) * (y * y).sum((1, 2))).sqrt().clamp(min=1e-3)
 
-def _laid_over(a, b, least=.6):
-    "Correlation of details of `b` with those of `a` laid over it; 0 where the coarse shapes do not even reach `least`."
-    p = torch.tensor([[1., 0., 1., 0.]]).repeat(len(a), 1)
-    for _ in range(2): p = _fit(a, b, p, 2, 3)
+# %% ../nbs/13_audit.ipynb #425ceb1b
+def _laid_over(a, b, least=0.6):
+    """Correlation of details of `b` with those of `a` laid over it; 0 where the coarse shapes do not even
+    reach `least`."""
+    p = torch.tensor([[1.0, 0.0, 1.0, 0.0]]).repeat(len(a), 1)
+    for _ in range(2):
+        p = _fit(a, b, p, 2, 3)
     go = (_correlation(*(_blur(x, 3) for x in (_warp(a, p)[0], b)), _warp(a, p)[1]) >= least).nonzero()[:, 0]
     out = torch.zeros(len(a))
     if len(go):
         a, b, p = a[go], b[go], p[go]
-        for blur in (3, 1): p = _fit(a, b, p, 1, blur)
+        for blur in (3, 1):
+            p = _fit(a, b, p, 1, blur)
         w, inside = _warp(a, p)
-        out[go] = _correlation(w-_blur(w, 5), b-_blur(b, 5), inside)
+        out[go] = _correlation(w - _blur(w, 5), b - _blur(b, 5), inside)
     return out
 
+# %% ../nbs/13_audit.ipynb #5f9f7cf3
 def same_photo(
-    a,   # uint8 [P, 32, 32], grey thumbnails
-    b    # the other one of each pair
+    a,  # uint8 [P, 32, 32], grey thumbnails
+    b,  # the other one of each pair
 ) -> np.ndarray:
-    "How alike the details of each pair are after alignment, float32 [P] from -1 to 1: the better of `a` over `b` and `b` over `a`."
+    """How alike the details of each pair are after alignment, float32 [P] from -1 to 1: the better of `a`
+    over `b` and `b` over `a`."""
     out, (a, b) = [], (torch.from_numpy(np.asarray(x, np.float32)) for x in (a, b))
     with torch.inference_mode():
-        for i in range(0, len(a), 2048): out.append(torch.maximum(_laid_over(a[i:i+2048], b[i:i+2048]), _laid_over(b[i:i+2048], a[i:i+2048])))
+        for i in range(0, len(a), 2048):
+            out.append(
+                torch.maximum(
+                    _laid_over(a[i : i + 2048], b[i : i + 2048]), _laid_over(b[i : i + 2048], a[i : i + 2048])
+                )
+            )
     return torch.cat(out).numpy() if out else np.empty(0, np.float32)
 
 # %% ../nbs/13_audit.ipynb #bace7e3e
 def _remembered(path):
     "`{digest: (thumbnail, hash)}` of an earlier look; empty if there was none or it is damaged."
     try:
-        with np.load(path) as z: return dict(zip(z['digests'].tolist(), zip(z['thumbs'], z['hashes'])))
-    except Exception: return {}
+        with np.load(path) as z:
+            return dict(zip(z['digests'].tolist(), zip(z['thumbs'], z['hashes'])))
+    except Exception:
+        return {}
 
+# %% ../nbs/13_audit.ipynb #be93e2f0
 def _looks(path, digests, read, fresh):
-    "Thumbnails uint8 [N, 32, 32] and hashes uint64 [N] of the pictures with a digest, zero for the others; `fresh` holds thumbnails just decoded."
+    """Thumbnails uint8 [N, 32, 32] and hashes uint64 [N] of the pictures with a digest, zero for the
+    others; `fresh` holds thumbnails just decoded."""
     have = _remembered(path)
     todo = {d: i for i, d in enumerate(digests) if d and d not in have}
-    def one(d): return d, (t := fresh[d] if d in fresh else _grey(read(todo[d], 32)), phash(t))
+
+    def one(d):
+        return d, (t := fresh[d] if d in fresh else _grey(read(todo[d], 32)), phash(t))
+
     if todo:
         have |= dict(_threaded(one, todo, 'hashing pictures'))
         thumbs, hashes = zip(*have.values())
-        with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, digests=np.array(list(have)), thumbs=np.stack(thumbs), hashes=np.array(hashes, np.uint64))
+        with atomic(path) as tmp, open(tmp, 'wb') as f:
+            np.savez(
+                f, digests=np.array(list(have)), thumbs=np.stack(thumbs), hashes=np.array(hashes, np.uint64)
+            )
     none = (np.zeros((32, 32), np.uint8), np.uint64(0))
     rows = [have.get(d, none) if d else none for d in digests]
     return np.stack([t for t, _ in rows]), np.array([h for _, h in rows], np.uint64)
 
-def _grey(rgb): return np.asarray(Image.fromarray(rgb).convert('L'))
+# %% ../nbs/13_audit.ipynb #fa41717d
+def _grey(rgb):
+    return np.asarray(Image.fromarray(rgb).convert('L'))
 
 # %% ../nbs/13_audit.ipynb #a2bbb87c
 @dataclass
 class _Source:
     "Pictures as they were found, good and bad."
+
     name: str
-    items: list      # N paths, or names of pictures that are no files
-    labels: list     # N
-    splits: list     # N, '' where the source brings none
-    digests: list    # N, '' if unreadable
-    reasons: list    # N, '' if readable
-    read: object     # (i, size) -> uint8 [size, size, 3]
-    memo: Path       # where thumbnails are remembered
-    fresh: dict      # thumbnails decoded by the scan
-    folder: Path|None = None  # if it is one
-    root: Path|None = None    # what the paths are shown below
-    order: list|None = None   # class names in the order of a collection
-    told: Told = field(default_factory=Told)       # what was left out, and what is to be said
-    guesses: dict = field(default_factory=dict)    # row: what was guessed of its numbers
+    items: list  # N paths, or names of pictures that are no files
+    labels: list  # N
+    splits: list  # N, '' where the source brings none
+    digests: list  # N, '' if unreadable
+    reasons: list  # N, '' if readable
+    read: object  # (i, size) -> uint8 [size, size, 3]
+    memo: Path  # where thumbnails are remembered
+    fresh: dict  # thumbnails decoded by the scan
+    folder: Path | None = None  # if it is one
+    root: Path | None = None  # what the paths are shown below
+    order: list | None = None  # class names in the order of a collection
+    told: Told = field(default_factory=Told)  # what was left out, and what is to be said
+    guesses: dict = field(default_factory=dict)  # row: what was guessed of its numbers
 
     @property
-    def split(self): return any(self.splits)
-    @property
-    def classes(self): return self.order or sorted({l for l, d in zip(self.labels, self.digests) if d})
+    def split(self):
+        return any(self.splits)
 
+    @property
+    def classes(self):
+        return self.order or sorted({l for l, d in zip(self.labels, self.digests) if d})
+
+# %% ../nbs/13_audit.ipynb #1c17b174
 def _gather(source):
     "A folder, a list, the name of a collection, or `Pictures`, as a `_Source`."
-    if isinstance(source, Pictures) or is_named(source) or not Path(source).exists() and os.sep not in str(source):
+    if (
+        isinstance(source, Pictures)
+        or is_named(source)
+        or not Path(source).exists()
+        and os.sep not in str(source)
+    ):
         p = load_pictures(source)
         files = isinstance(p.items[0], Path)
-        names, root = (p.items, Path(os.path.commonpath([f.parent for f in p.items]))) if files else ([f'{p.name} {i}' for i in range(len(p))], None)
-        return _Source(p.name, names, [p.classes[l] for l in p.labels], p.part.tolist(), list(p.digests), ['']*len(p), p._one,
-                       cache_dir()/'thumbs'/f'{p.name}.npz', {}, root=root, order=list(p.classes))
+        names, root = (
+            (p.items, Path(os.path.commonpath([f.parent for f in p.items])))
+            if files
+            else ([f'{p.name} {i}' for i in range(len(p))], None)
+        )
+        return _Source(
+            p.name,
+            names,
+            [p.classes[l] for l in p.labels],
+            p.part.tolist(),
+            list(p.digests),
+            [''] * len(p),
+            p._one,
+            cache_dir() / 'thumbs' / f'{p.name}.npz',
+            {},
+            root=root,
+            order=list(p.classes),
+        )
     told, fresh, guesses = Told(), {}, {}
     root, files, labels, parts = _listing(source, told)
     scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, _grey(small)), guesses)
     digests, reasons = map(list, zip(*scan))
-    return _Source(str(source), files, list(map(_utf8, labels)), parts or ['']*len(files), digests, reasons, lambda i, size: decode(files[i], size),
-                   _memo(root, 'thumbs', '2.npz'), fresh, root if Path(source).is_dir() else None, root, told=told, guesses=guesses)
+    return _Source(
+        str(source),
+        files,
+        list(map(_utf8, labels)),
+        parts or [''] * len(files),
+        digests,
+        reasons,
+        lambda i, size: decode(files[i], size),
+        _memo(root, 'thumbs', '2.npz'),
+        fresh,
+        root if Path(source).is_dir() else None,
+        root,
+        told=told,
+        guesses=guesses,
+    )
 
-def _utf8(name): return str(name).encode('utf-8', 'backslashreplace').decode()   # a name of another encoding as it can be stored
+# %% ../nbs/13_audit.ipynb #110ca091
+def _utf8(name):
+    return (
+        str(name).encode('utf-8', 'backslashreplace').decode()
+    )  # a name of another encoding as it can be stored
 
 # %% ../nbs/13_audit.ipynb #5e51bd3b
 def _features(src, idx, arch, pretrained, size, bs=64):
-    "What the stages of a network see: mean and maximum of each channel after each stage, float32 [N, F]; remembered by contents."
+    """What the stages of a network see: mean and maximum of each channel after each stage, float32 [N, F];
+    remembered by contents."""
     words = '\n'.join([arch, str(pretrained), str(size), *(src.digests[i] for i in idx)])
-    path = cache_dir()/'features'/f'{hashlib.sha256(words.encode()).hexdigest()[:20]}.npy'
-    try: return np.load(path)
-    except (OSError, ValueError, EOFError): pass     # not there, or cut short
+    path = cache_dir() / 'features' / f'{hashlib.sha256(words.encode()).hexdigest()[:20]}.npy'
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or cut short
     model, (mean, std) = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     out = []
     with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as ex:
         for b in tqdm(range(0, len(idx), bs), desc='describing pictures', delay=3, leave=False, disable=None):
-            x = torch.from_numpy(np.stack(list(ex.map(lambda i: src.read(i, size), idx[b:b+bs])))).permute(0, 3, 1, 2)
-            stages = model.forward_intermediates((x/255-mean)/std, intermediates_only=True)
+            x = torch.from_numpy(
+                np.stack(list(ex.map(lambda i: src.read(i, size), idx[b : b + bs])))
+            ).permute(0, 3, 1, 2)
+            stages = model.forward_intermediates((x / 255 - mean) / std, intermediates_only=True)
             out.append(torch.cat([f for s in stages for f in (s.mean((2, 3)), s.amax((2, 3)))], 1).float())
     out = torch.cat(out).numpy()
-    with atomic(path) as tmp, open(tmp, 'wb') as f: np.save(f, out)
+    with atomic(path) as tmp, open(tmp, 'wb') as f:
+        np.save(f, out)
     return out
 
 # %% ../nbs/13_audit.ipynb #78869a91
@@ -220,9 +347,12 @@ def _cross_validated(X, y, n_classes, groups, folds, C, seed):
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     probs = np.zeros((len(y), n_classes), np.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # classes smaller than the number of folds, and fits that stop before they converge, are good enough here
+        warnings.simplefilter(
+            'ignore'
+        )  # classes smaller than the number of folds, and fits that stop before they converge, are good enough here
         for fit, held in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(X, y, groups):
             model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=200)).fit(X[fit], y[fit])
             probs[np.ix_(held, model.classes_)] = model.predict_proba(X[held])
@@ -230,113 +360,210 @@ def _cross_validated(X, y, n_classes, groups, folds, C, seed):
 
 # %% ../nbs/13_audit.ipynb #4f61ba0e
 def out_of_fold(
-    source,                             # what `inspect` takes
-    folds:int=5,                        # parts; each is judged by a classifier of the others
-    arch:str='tf_efficientnet_lite0',   # a timm network with stages
-    pretrained:str='pip',               # its weights, as in `create_model`
-    size:int=96,                        # width and height in pixels; more sees more and takes longer
-    C:float=.01,                        # inverse strength of the logistic regression's penalty
-    seed:int=0,                         # of the folds
-    groups=None                         # int [N]: pictures that must stay together; default: equal files
+    source,  # what `inspect` takes
+    folds: int = 5,  # parts; each is judged by a classifier of the others
+    arch: str = 'tf_efficientnet_lite0',  # a timm network with stages
+    pretrained: str = 'pip',  # its weights, as in `create_model`
+    size: int = 96,  # width and height in pixels; more sees more and takes longer
+    C: float = 0.01,  # inverse strength of the logistic regression's penalty
+    seed: int = 0,  # of the folds
+    groups=None,  # int [N]: pictures that must stay together; default: equal files
 ) -> np.ndarray:
-    "Probabilities of every class (in the order of `Pictures.classes`; of a folder by name) for every readable picture, by a classifier that did not see it: float32 [N, C]."
+    """Probabilities of every class (in the order of `Pictures.classes`; of a folder by name) for every
+    readable picture, by a classifier that did not see it: float32 [N, C]."""
     src = source if isinstance(source, _Source) else _gather(source)
     idx = [i for i, d in enumerate(src.digests) if d]
     y = np.array([src.classes.index(src.labels[i]) for i in idx], int)
-    if len(set(y.tolist())) < 2: raise BadInput(f'{src.name} has one class only; labels can be compared between two or more')
+    if len(set(y.tolist())) < 2:
+        raise BadInput(f'{src.name} has one class only; labels can be compared between two or more')
     groups = np.unique([src.digests[i] for i in idx] if groups is None else groups, return_inverse=True)[1]
     apart = pd.DataFrame(dict(y=y, group=groups)).groupby('y').group.nunique()
-    if apart.max() < folds or (apart > 1).sum() < 2: raise BadInput(f'{src.name} has fewer than {folds} pictures in every class that differ by more than a near-duplicate does: too few to judge labels by; take fewer folds or add pictures')
-    return _cross_validated(_features(src, idx, arch, pretrained, size), y, len(src.classes), np.asarray(groups), folds, C, seed)
+    if apart.max() < folds or (apart > 1).sum() < 2:
+        raise BadInput(
+            f'{src.name} has fewer than {folds} pictures in every class that differ by more than a '
+            'near-duplicate does: too few to judge labels by; take fewer folds or add pictures'
+        )
+    return _cross_validated(
+        _features(src, idx, arch, pretrained, size), y, len(src.classes), np.asarray(groups), folds, C, seed
+    )
 
+# %% ../nbs/13_audit.ipynb #9e1388fa
 def label_issues(
-    y,          # int [N], given labels
-    probs,      # float [N, C], out-of-fold
-    least:int=5 # classes with fewer pictures are not judged: nothing was learned of them
+    y,  # int [N], given labels
+    probs,  # float [N, C], out-of-fold
+    least: int = 5,  # classes with fewer pictures are not judged: nothing was learned of them
 ) -> np.ndarray:
-    "Rows whose label is likely wrong, the least likely label first: int [K]. As many as confident learning estimates."
+    """Rows whose label is likely wrong, the least likely label first: int [K]. As many as confident
+    learning estimates."""
     find = _needs('cleanlab.filter').find_label_issues
     y, probs = np.asarray(y), np.asarray(probs)
     classes = np.flatnonzero(np.bincount(y, minlength=probs.shape[1]) >= least)
     rows = np.flatnonzero(np.isin(y, classes))
-    if len(classes) < 2: return np.empty(0, int)
+    if len(classes) < 2:
+        return np.empty(0, int)
     p = probs[np.ix_(rows, classes)] + 1e-9
-    p, given = p/p.sum(1, keepdims=True), np.searchsorted(classes, y[rows])
-    bad = find(given, p, filter_by='low_self_confidence', return_indices_ranked_by='self_confidence', n_jobs=1)
+    p, given = p / p.sum(1, keepdims=True), np.searchsorted(classes, y[rows])
+    bad = find(
+        given, p, filter_by='low_self_confidence', return_indices_ranked_by='self_confidence', n_jobs=1
+    )
     return rows[bad[p[bad].argmax(1) != given[bad]]]
 
 # %% ../nbs/13_audit.ipynb #6a22efa2
-KINDS = {   # kind: (one, many, what to do)
+KINDS = {  # kind: (one, many, what to do)
     'one-class': ('there is only one class', '', 'a classifier needs at least two class folders'),
-    'unreadable': ('1 file cannot be read', '{n} files cannot be read', 'replace them; the cleaned list leaves them out'),
-    'missing': ('1 class is missing from a part', '{n} times a class is missing from a part', 'move some of its pictures there, or remove the class'),
-    'conflict': ('1 photograph is there under two labels', '{n} times the same photograph is there under two labels', 'delete the wrong one; the cleaned list leaves both out'),
-    'leak': ('1 photograph lies in two parts', '{n} times the same photograph lies in two parts',
-             'what is tested would be remembered; the cleaned list keeps the one in test before val before train'),
-    'near-leak': ('1 near-duplicate of a picture lies in another part', '{n} pairs of near-duplicates lie in two parts',
-                  'as bad as a copy; of such a burst the cleaned list keeps what lies in test before val before train'),
-    'near-conflict': ('1 pair of near-duplicates has two labels', '{n} pairs of near-duplicates have two labels',
-                      'look whether one is wrong; the cleaned list keeps them, for in some collections the small difference is the class'),
-    'suspect': ('1 picture looks like another class', '{n} pictures look like another class',
-                'look at the contact sheet and correct what is wrong; the cleaned list keeps them unless suspects are asked out'),
-    'few': ('1 class has very few pictures', '{n} classes have very few pictures', 'add pictures or merge classes: a score of such a class says little'),
+    'unreadable': (
+        '1 file cannot be read',
+        '{n} files cannot be read',
+        'replace them; the cleaned list leaves them out',
+    ),
+    'missing': (
+        '1 class is missing from a part',
+        '{n} times a class is missing from a part',
+        'move some of its pictures there, or remove the class',
+    ),
+    'conflict': (
+        '1 photograph is there under two labels',
+        '{n} times the same photograph is there under two labels',
+        'delete the wrong one; the cleaned list leaves both out',
+    ),
+    'leak': (
+        '1 photograph lies in two parts',
+        '{n} times the same photograph lies in two parts',
+        'what is tested would be remembered; the cleaned list keeps the one in test before val before train',
+    ),
+    'near-leak': (
+        '1 near-duplicate of a picture lies in another part',
+        '{n} pairs of near-duplicates lie in two parts',
+        'as bad as a copy; of such a burst the cleaned list keeps what lies in test before val before train',
+    ),
+    'near-conflict': (
+        '1 pair of near-duplicates has two labels',
+        '{n} pairs of near-duplicates have two labels',
+        'look whether one is wrong; the cleaned list keeps them, for in some collections the small '
+        'difference is the class',
+    ),
+    'suspect': (
+        '1 picture looks like another class',
+        '{n} pictures look like another class',
+        'look at the contact sheet and correct what is wrong; the cleaned list keeps them unless suspects '
+        'are asked out',
+    ),
+    'few': (
+        '1 class has very few pictures',
+        '{n} classes have very few pictures',
+        'add pictures or merge classes: a score of such a class says little',
+    ),
     'blank': ('1 picture is blank', '{n} pictures are blank', 'replace or remove them'),
-    'duplicate': ('1 file is there twice', '{n} files are copies of another', 'the cleaned list keeps one of each'),
-    'near': ('1 pair of near-duplicates', '{n} pairs of near-duplicates',
-             'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in one part'),
-    'names': ('1 class is called like another but for capitals or blanks', '{n} classes are called like another but for capitals or blanks',
-              'give both one name if they are one class'),
-    'guessed': ('of 1 image the range of its numbers was guessed', 'of {n} images the range of their numbers was guessed',
-                'look whether they are as bright as they should be; save them with 8 bits if not'),
-    'ignored': ('1 kind of file is left out', '{n} kinds of files are left out',
-                'convert photographs among them to JPEG; copies in hidden folders and thumbnails are no photographs')}
+    'duplicate': (
+        '1 file is there twice',
+        '{n} files are copies of another',
+        'the cleaned list keeps one of each',
+    ),
+    'near': (
+        '1 pair of near-duplicates',
+        '{n} pairs of near-duplicates',
+        'harmless in one part, torn apart by a split at random; the cleaned list keeps them, together in '
+        'one part',
+    ),
+    'names': (
+        '1 class is called like another but for capitals or blanks',
+        '{n} classes are called like another but for capitals or blanks',
+        'give both one name if they are one class',
+    ),
+    'guessed': (
+        'of 1 image the range of its numbers was guessed',
+        'of {n} images the range of their numbers was guessed',
+        'look whether they are as bright as they should be; save them with 8 bits if not',
+    ),
+    'ignored': (
+        '1 kind of file is left out',
+        '{n} kinds of files are left out',
+        'convert photographs among them to JPEG; copies in hidden folders and thumbnails are no photographs',
+    ),
+}
 
 # %% ../nbs/13_audit.ipynb #dd823230
-SERIOUS = ('one-class', 'unreadable', 'missing', 'conflict', 'leak', 'near-leak')   # what makes a measured accuracy wrong, or stops a training
+SERIOUS = (
+    'one-class',
+    'unreadable',
+    'missing',
+    'conflict',
+    'leak',
+    'near-leak',
+)  # what makes a measured accuracy wrong, or stops a training
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
-_RANK = {s: r for r, s in enumerate(('', *SPLITS))}   # train before val before test: who is kept
+_RANK = {s: r for r, s in enumerate(('', *SPLITS))}  # train before val before test: who is kept
 
+# %% ../nbs/13_audit.ipynb #b99c8d8c
 def _advice(why):
     "What to do about an unreadable file."
-    for word, what in (('UnidentifiedImage', 'it is no picture: remove it'), ('truncated', 'it is cut short: copy or download it again'), ('empty', 'it is empty: copy or download it again'),
-                       ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
-                       ('an address', 'it is an address: download it and name the file'),
-                       ('FileNotFound', 'it is not there: correct the list'),
-                       ('Permission', 'allow reading it'),
-                       ('a regular file', 'it is no file: correct the list'),
-                       ('a smaller file', 'it is too large: save it smaller'),
-                       ('IsADirectory', 'it is a folder: correct the list'), ('not UTF-8', 'rename it')):
-        if word in why: return what
+    for word, what in (
+        ('UnidentifiedImage', 'it is no picture: remove it'),
+        ('truncated', 'it is cut short: copy or download it again'),
+        ('empty', 'it is empty: copy or download it again'),
+        ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
+        ('an address', 'it is an address: download it and name the file'),
+        ('FileNotFound', 'it is not there: correct the list'),
+        ('Permission', 'allow reading it'),
+        ('a regular file', 'it is no file: correct the list'),
+        ('a smaller file', 'it is too large: save it smaller'),
+        ('IsADirectory', 'it is a folder: correct the list'),
+        ('not UTF-8', 'rename it'),
+    ):
+        if word in why:
+            return what
     return 'save it again in another program, or remove it'
 
 # %% ../nbs/13_audit.ipynb #7bdf2251
 @dataclass(eq=False, repr=False)
 class Audit:
     "What `inspect` found."
+
     source: _Source
-    findings: pd.DataFrame         # `COLUMNS`: kind, path, other, label, other_label, score, advice, split, other_split; worst first
-    curve: pd.DataFrame|None       # distance (bits), pairs, same (of them alike in detail); None if near-duplicates were not looked for
-    near: tuple = ()               # pairs of near-duplicates: row numbers a, b, distances in bits, scores
-    keepers: list = field(default_factory=list)   # row of each group of equal files that the cleaned list keeps
-    suspects: dict = field(default_factory=dict)  # row: (probability of the given label, suggested label, its probability)
-    notes: list = field(default_factory=list)     # what was not looked at, and why
+    findings: (
+        pd.DataFrame
+    )  # `COLUMNS`: kind, path, other, label, other_label, score, advice, split, other_split; worst first
+    curve: (
+        pd.DataFrame | None
+    )  # distance (bits), pairs, same (of them alike in detail); None if near-duplicates were not looked for
+    near: tuple = ()  # pairs of near-duplicates: row numbers a, b, distances in bits, scores
+    keepers: list = field(
+        default_factory=list
+    )  # row of each group of equal files that the cleaned list keeps
+    suspects: dict = field(
+        default_factory=dict
+    )  # row: (probability of the given label, suggested label, its probability)
+    notes: list = field(default_factory=list)  # what was not looked at, and why
 
     @property
-    def ok(self) -> bool: return not self.findings.kind.isin(SERIOUS).any()
+    def ok(self) -> bool:
+        return not self.findings.kind.isin(SERIOUS).any()
 
     @property
     def counts(self) -> pd.DataFrame:
         "Readable pictures of each class in each part; one column `all` where there are no parts."
         s = self.source
-        d = pd.DataFrame([(l, p or 'all') for l, p, g in zip(s.labels, s.splits, s.digests) if g], columns=['class', 'part'])
-        return pd.crosstab(d['class'], d.part).reindex(columns=[p for p in (*SPLITS, 'all') if (d.part == p).any()], fill_value=0)
+        d = pd.DataFrame(
+            [(l, p or 'all') for l, p, g in zip(s.labels, s.splits, s.digests) if g],
+            columns=['class', 'part'],
+        )
+        return pd.crosstab(d['class'], d.part).reindex(
+            columns=[p for p in (*SPLITS, 'all') if (d.part == p).any()], fill_value=0
+        )
 
     @property
     def text(self) -> list:
         "Lines for people, the worst first, each with what to do."
         parts = ', '.join(f'{p} {n:,}' for p, n in self.counts.sum().items())
-        head = f'{sum(map(bool, self.source.digests)):,} pictures in {len(set(self.source.labels))} classes' + (f' ({parts})' if self.source.split else '')
-        lines = [self._line(k, self.findings[self.findings.kind == k]) for k in KINDS if (self.findings.kind == k).any()]
+        head = (
+            f'{sum(map(bool, self.source.digests)):,} pictures in {len(set(self.source.labels))} classes'
+            + (f' ({parts})' if self.source.split else '')
+        )
+        lines = [
+            self._line(k, self.findings[self.findings.kind == k])
+            for k in KINDS
+            if (self.findings.kind == k).any()
+        ]
         fine = [] if lines or self.source.told.notes or _unsplit(self.source) else ['nothing to put right']
         return [head, *lines, *fine, *self.notes]
 
@@ -344,56 +571,121 @@ class Audit:
         one, many, what = KINDS[kind]
         most = 12 if kind == 'ignored' else most
         seen = [self._say(r) for r in rows.head(most).itertuples()]
-        more = f' and {len(rows)-most:,} more' if len(rows) > most else ''
-        return one_line(f"{one if len(rows) == 1 else many.format(n=f'{len(rows):,}')}: {'; '.join(s for s in seen if s)}{more} - {what}")
+        more = f' and {len(rows) - most:,} more' if len(rows) > most else ''
+        return one_line(
+            f"{one if len(rows) == 1 else many.format(n=f'{len(rows):,}')}: "
+            f"{'; '.join(s for s in seen if s)}{more} - {what}"
+        )
 
     def _say(self, r):
         path, other = self.short(r.path), self.short(r.other)
-        return {'unreadable': f'{path} ({r.advice})', 'missing': f'{r.label} has none in {r.split}', 'few': f'{r.label} has {r.score:.0f}',
-                'one-class': r.label, 'names': f'{r.label!r} and {r.other_label!r}', 'guessed': f'{path} ({r.advice})',
-                'ignored': f'{r.score:.0f} {r.label}', 'blank': path, 'suspect': f'{path} ({r.label}; looks like {r.other_label})', 'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
-                'near-conflict': f'{path} ({r.label}) ~ {other} ({r.other_label})'}.get(r.kind) or f"{path} {'~' if 'near' in r.kind else '='} {other}"
+        return {
+            'unreadable': f'{path} ({r.advice})',
+            'missing': f'{r.label} has none in {r.split}',
+            'few': f'{r.label} has {r.score:.0f}',
+            'one-class': r.label,
+            'names': f'{r.label!r} and {r.other_label!r}',
+            'guessed': f'{path} ({r.advice})',
+            'ignored': f'{r.score:.0f} {r.label}',
+            'blank': path,
+            'suspect': f'{path} ({r.label}; looks like {r.other_label})',
+            'conflict': f'{path} ({r.label}) = {other} ({r.other_label})',
+            'near-conflict': f'{path} ({r.label}) ~ {other} ({r.other_label})',
+        }.get(r.kind) or f"{path} {'~' if 'near' in r.kind else '='} {other}"
 
     def short(self, path):
         "A path as people see it: below the folder that was looked at."
         p, root = Path(path), self.source.root
         return str(p.relative_to(root)) if path and root and p.is_relative_to(root) else str(path)
 
-    def __str__(self): return '\n'.join(self.text)
+    def __str__(self):
+        return '\n'.join(self.text)
+
     __repr__ = __str__
-    def _repr_markdown_(self): return '\n'.join(f'- {t}' for t in self.text)
+
+    def _repr_markdown_(self):
+        return '\n'.join(f'- {t}' for t in self.text)
 
 # %% ../nbs/13_audit.ipynb #8408fd0d
 def _exact(src):
-    "Findings about equal files, and the row of each group that is kept, the first in test before val before train."
+    """Findings about equal files, and the row of each group that is kept, the first in test before val
+    before train."""
     groups, rows, keep = {}, [], []
     for i, d in enumerate(src.digests):
-        if d: groups.setdefault(d, []).append(i)
+        if d:
+            groups.setdefault(d, []).append(i)
     for g in groups.values():
         first, *rest = sorted(g, key=lambda i: (-_RANK[src.splits[i]], str(src.items[i])))
         keep.append(first)
-        rows += [_row(src, 'conflict' if src.labels[i] != src.labels[first] else 'leak' if src.splits[i] != src.splits[first] else 'duplicate', i, first, 1.) for i in rest]
+        rows += [
+            _row(
+                src,
+                'conflict'
+                if src.labels[i] != src.labels[first]
+                else 'leak'
+                if src.splits[i] != src.splits[first]
+                else 'duplicate',
+                i,
+                first,
+                1.0,
+            )
+            for i in rest
+        ]
     return sorted(keep), rows
 
+# %% ../nbs/13_audit.ipynb #1a825728
 def _row(src, kind, i, j=None, score=np.nan, other_label='', advice=None):
     "One finding about picture `i`, or about `i` and `j`."
     o = ('', other_label, '') if j is None else (_utf8(src.items[j]), src.labels[j], src.splits[j])
-    return dict(zip(COLUMNS, (kind, _utf8(src.items[i]), o[0], src.labels[i], o[1], float(score), advice or KINDS[kind][2], src.splits[i], o[2])))
+    return dict(
+        zip(
+            COLUMNS,
+            (
+                kind,
+                _utf8(src.items[i]),
+                o[0],
+                src.labels[i],
+                o[1],
+                float(score),
+                advice or KINDS[kind][2],
+                src.splits[i],
+                o[2],
+            ),
+        )
+    )
 
+# %% ../nbs/13_audit.ipynb #c5a976da
 def _classes(src, few):
-    "Findings about classes: only one, missing from a part, very few distinct pictures; and files beside them that are not read."
-    def row(kind, label, score=np.nan, split=''): return dict(zip(COLUMNS, (kind, '', '', label, '', float(score), KINDS[kind][2], split, '')))
+    """Findings about classes: only one, missing from a part, very few distinct pictures; and files beside
+    them that are not read."""
+
+    def row(kind, label, score=np.nan, split=''):
+        return dict(zip(COLUMNS, (kind, '', '', label, '', float(score), KINDS[kind][2], split, '')))
+
     labels, rows = sorted(set(src.labels)), []
     there = set(zip(src.labels, src.splits, map(bool, src.digests)))
     distinct = pd.Series([l for l, _ in set(zip(src.labels, src.digests)) if _], dtype=object).value_counts()
-    if len(labels) == 1: rows.append(row('one-class', labels[0]))
-    if src.split: rows += [row('missing', l, split=s) for s in SPLITS if s in src.splits for l in labels if (l, s, True) not in there]
+    if len(labels) == 1:
+        rows.append(row('one-class', labels[0]))
+    if src.split:
+        rows += [
+            row('missing', l, split=s)
+            for s in SPLITS
+            if s in src.splits
+            for l in labels
+            if (l, s, True) not in there
+        ]
     rows += [row('few', l, distinct.get(l, 0)) for l in labels if distinct.get(l, 0) < few]
     rows += [row('names', a) | dict(other_label=b) for a, b in _alike_classes(labels)]
     heic = {'.heic', '.heif', '.hif'} if 'HEIF' not in FORMATS else ()
-    return rows + [row('ignored', k, n) | (dict(advice=_HEIC) if k in heic else {}) for k, n in src.told.left.most_common()]
+    return rows + [
+        row('ignored', k, n) | (dict(advice=_HEIC) if k in heic else {})
+        for k, n in src.told.left.most_common()
+    ]
 
+# %% ../nbs/13_audit.ipynb #36ec0ad2
 _HEIC = "pip install 'ich_soups[photos]' reads them"
+
 
 def _alike_classes(labels):
     "Pairs of classes whose names differ in capitals or blanks only."
@@ -401,66 +693,105 @@ def _alike_classes(labels):
     pairs = [(first.setdefault(_alike_name(l), l), l) for l in labels]
     return [(a, b) for a, b in pairs if a != b]
 
+# %% ../nbs/13_audit.ipynb #2024f5be
 def _unsplit(src):
     "A sentence about parts that a split lacks."
     gone = [s for s in SPLITS if s not in src.splits] if src.split else []
-    if not gone: return []
-    what = 'it cannot be trained on as it is' if gone != ['test'] else 'what is trained on it cannot be judged on images that no choice has seen'
+    if not gone:
+        return []
+    what = (
+        'it cannot be trained on as it is'
+        if gone != ['test']
+        else 'what is trained on it cannot be judged on images that no choice has seen'
+    )
     return [f"there is no {' and no '.join(gone)} part: {what}"]
 
 # %% ../nbs/13_audit.ipynb #2092266f
 def _compared(digests, thumbs, hashes, bits):
     "Close pairs of rows, their distances and scores, and the counts of all pairs; remembered by contents."
-    path = cache_dir()/'pairs'/f"{hashlib.sha256(' '.join([f'1 {bits}', *digests]).encode()).hexdigest()[:20]}.npz"
+    path = (
+        cache_dir()
+        / 'pairs'
+        / f"{hashlib.sha256(' '.join([f'1 {bits}', *digests]).encode()).hexdigest()[:20]}.npz"
+    )
     try:
-        with np.load(path) as z: return [z[k] for k in ('a', 'b', 'd', 'score', 'counts')]
-    except Exception: pass   # not there, or damaged
+        with np.load(path) as z:
+            return [z[k] for k in ('a', 'b', 'd', 'score', 'counts')]
+    except Exception:
+        pass  # not there, or damaged
     counts, (a, b, d) = hamming_counts(hashes), hamming_pairs(hashes, bits)
     out = a, b, d, same_photo(thumbs[a], thumbs[b]), counts
-    with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, **dict(zip(('a', 'b', 'd', 'score', 'counts'), out)))
+    with atomic(path) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **dict(zip(('a', 'b', 'd', 'score', 'counts'), out)))
     return out
 
+# %% ../nbs/13_audit.ipynb #bd505648
 def _near(digests, keepers, thumbs, hashes, near, bits):
     "Pairs of near-duplicates among `keepers`, the likest first, and the curve of all pairs."
-    full = np.array([i for i in keepers if thumbs[i].std() >= 2], int)   # blank pictures are all alike
+    full = np.array([i for i in keepers if thumbs[i].std() >= 2], int)  # blank pictures are all alike
     a, b, d, score, counts = _compared([digests[i] for i in full], thumbs[full], hashes[full], bits)
     same = score >= near
-    curve = pd.DataFrame(dict(distance=range(65), pairs=counts, same=np.bincount(d[same], minlength=65).astype(float)))
+    curve = pd.DataFrame(
+        dict(distance=range(65), pairs=counts, same=np.bincount(d[same], minlength=65).astype(float))
+    )
     curve.loc[curve.distance > bits, 'same'] = np.nan
     order = np.argsort(-score[same], kind='stable')
     return tuple(x[same][order] for x in (full[a], full[b], d, score)), curve
 
+# %% ../nbs/13_audit.ipynb #cd5e3b9a
 def inspect(
-    source,               # a folder of classes, one with train, val and test, a CSV list, the name of a collection, or `Pictures`
-    near:float|None=.8,   # near-duplicates: least correlation of details (`same_photo`); None does not look for them
-    suspects=False,       # True looks for wrong labels too; 'auto' if what it takes is installed
-    probs=None,           # out-of-fold probabilities of your own for `suspects`, float [readable pictures, classes]
-    few:int=10,           # classes with fewer distinct pictures are named: a tenth of them would be tested on one
-    bits:int=16,          # of 64 that the hashes of near-duplicates may differ in
-    **judge               # for `out_of_fold`: folds, arch, pretrained, size
+    source,  # a folder of classes, one with train, val and test, a CSV list, the name of a collection, or `Pictures`
+    near: float
+    | None = 0.8,  # near-duplicates: least correlation of details (`same_photo`); None does not look for them
+    suspects=False,  # True looks for wrong labels too; 'auto' if what it takes is installed
+    probs=None,  # out-of-fold probabilities of your own for `suspects`, float [readable pictures, classes]
+    few: int = 10,  # classes with fewer distinct pictures are named: a tenth of them would be tested on one
+    bits: int = 16,  # of 64 that the hashes of near-duplicates may differ in
+    **judge,  # for `out_of_fold`: folds, arch, pretrained, size
 ) -> Audit:
-    "Look for what spoils a training or a score. Raises `BadInput` when there is nothing to look at, or a package is missing that was asked for."
+    """Look for what spoils a training or a score. Raises `BadInput` when there is nothing to look at, or a
+    package is missing that was asked for."""
     src, pairs, curve, found = _gather(source), (), None, {}
     notes = [*src.told.notes, *_unsplit(src)]
     keepers, rows = _exact(src)
-    rows += [_row(src, 'unreadable', i, advice=_advice(w)) for i, w in enumerate(src.reasons) if w] + _classes(src, few)
+    rows += [
+        _row(src, 'unreadable', i, advice=_advice(w)) for i, w in enumerate(src.reasons) if w
+    ] + _classes(src, few)
     rows += [_row(src, 'guessed', i, advice=why) for i, why in src.guesses.items()]
     if near is not None and keepers:
-        try: _needs('imagehash')
-        except BadInput as e: notes.append(str(e).replace('this check', 'looking for near-duplicates'))
+        try:
+            _needs('imagehash')
+        except BadInput as e:
+            notes.append(str(e).replace('this check', 'looking for near-duplicates'))
         else:
             thumbs, hashes = _looks(src.memo, src.digests, src.read, src.fresh)
             pairs, curve = _near(src.digests, keepers, thumbs, hashes, near, bits)
             rows += [_row(src, 'blank', i) for i in keepers if thumbs[i].std() < 2]
             for i, j, _, score in zip(*pairs):
                 i, j = sorted((i, j), key=lambda k: (_RANK[src.splits[k]], str(src.items[k])))
-                rows.append(_row(src, 'near-conflict' if src.labels[i] != src.labels[j] else 'near-leak' if src.splits[i] != src.splits[j] else 'near', i, j, score))
+                rows.append(
+                    _row(
+                        src,
+                        'near-conflict'
+                        if src.labels[i] != src.labels[j]
+                        else 'near-leak'
+                        if src.splits[i] != src.splits[j]
+                        else 'near',
+                        i,
+                        j,
+                        score,
+                    )
+                )
     if suspects and len(set(src.labels)) > 1:
-        try: found = _suspects(src, probs, pairs, judge)
+        try:
+            found = _suspects(src, probs, pairs, judge)
         except BadInput as e:
-            if suspects != 'auto': raise
+            if suspects != 'auto':
+                raise
             notes.append(f'labels were not looked at: {e}')
-        seen = {str(src.items[i]) for i in keepers} - {r['path'] for r in rows if r['kind'] == 'blank'}    # a copy says nothing new
+        seen = {str(src.items[i]) for i in keepers} - {
+            r['path'] for r in rows if r['kind'] == 'blank'
+        }  # a copy says nothing new
         found = {i: v for i, v in found.items() if str(src.items[i]) in seen}
         rows += [_row(src, 'suspect', i, score=p, other_label=l) for i, (p, l, _) in found.items()]
     order = {k: n for n, k in enumerate(KINDS)}
@@ -474,117 +805,177 @@ def _together(src, pairs):
     edges = [(first.setdefault((d, l), i), i) for i, (d, l) in enumerate(zip(src.digests, src.labels)) if d]
     edges += [(i, j) for i, j in zip(*pairs[:2]) if src.labels[i] == src.labels[j]]
     a, b = np.array(edges, int).reshape(-1, 2).T
-    return connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(len(src.items),)*2), directed=False)[1]
+    return connected_components(
+        coo_matrix((np.ones(len(a)), (a, b)), shape=(len(src.items),) * 2), directed=False
+    )[1]
 
+# %% ../nbs/13_audit.ipynb #9ae74801
 def _suspects(src, probs, pairs, judge):
     "`{row: (probability of its label, suggested label, its probability)}`, the least likely label first."
     _needs('cleanlab.filter')
     idx = np.array([i for i, d in enumerate(src.digests) if d])
     classes = src.classes
     y = np.array([classes.index(src.labels[i]) for i in idx], int)
-    if probs is None: probs = out_of_fold(src, groups=_together(src, pairs)[idx], **judge)
+    if probs is None:
+        probs = out_of_fold(src, groups=_together(src, pairs)[idx], **judge)
     probs = np.asarray(probs, float)
-    if probs.shape != (len(idx), len(classes)): raise BadInput(f'probs is {list(probs.shape)}, but {src.name} has {len(idx)} readable pictures in {len(classes)} classes')
-    return {int(idx[r]): (float(probs[r, y[r]]), classes[probs[r].argmax()], float(probs[r].max())) for r in label_issues(y, probs)}
+    if probs.shape != (len(idx), len(classes)):
+        raise BadInput(
+            f'probs is {list(probs.shape)}, but {src.name} has {len(idx)} readable pictures in '
+            f'{len(classes)} classes'
+        )
+    return {
+        int(idx[r]): (float(probs[r, y[r]]), classes[probs[r].argmax()], float(probs[r].max()))
+        for r in label_issues(y, probs)
+    }
 
 # %% ../nbs/13_audit.ipynb #48b64b5e
 def _plan(audit, suspects):
     "Table of all rows: path, label, split, why ('' if kept)."
     src, keep = audit.source, set(audit.keepers)
-    why = np.array([''  if i in keep else 'unreadable' if not d else 'copy' for i, d in enumerate(src.digests)], object)
+    why = np.array(
+        ['' if i in keep else 'unreadable' if not d else 'copy' for i, d in enumerate(src.digests)], object
+    )
     labels_of = pd.Series(src.labels).groupby(pd.Series(src.digests)).nunique()
     for i, d in enumerate(src.digests):
-        if d and labels_of[d] > 1: why[i] = 'two labels'
-    if len(audit.near) and src.split:      # of a burst, what lies in its best part stays, however long the chain from picture to picture
+        if d and labels_of[d] > 1:
+            why[i] = 'two labels'
+    if (
+        len(audit.near) and src.split
+    ):  # of a burst, what lies in its best part stays, however long the chain from picture to picture
         group, rank, left = _together(src, audit.near), np.array([_RANK[s] for s in src.splits]), why == ''
         best = pd.Series(rank[left]).groupby(group[left]).max()
         why[left & (rank < best.reindex(group).fillna(-1).to_numpy())] = 'near-duplicate'
-    if suspects: why[[i for i in audit.suspects if not why[i]]] = 'suspect'
+    if suspects:
+        why[[i for i in audit.suspects if not why[i]]] = 'suspect'
     df = pd.DataFrame(dict(path=src.items, label=src.labels, split=src.splits, why=why))
-    if not src.split: df.loc[df.why == '', 'split'] = _split_groups(df[df.why == ''], _together(src, audit.near))
+    if not src.split:
+        df.loc[df.why == '', 'split'] = _split_groups(df[df.why == ''], _together(src, audit.near))
     return df
 
+# %% ../nbs/13_audit.ipynb #c75265bb
 def _split_groups(df, group):
     "Stratified parts of the rows of `df`, where rows of one group share theirs."
     g, first = pd.factorize(group[df.index])[0], {}
-    for r, k in enumerate(g): first.setdefault(k, r)
+    for r, k in enumerate(g):
+        first.setdefault(k, r)
     y = pd.factorize(df.label, sort=True)[0]
     return stratified_split(y[list(first.values())])[g]
 
 # %% ../nbs/13_audit.ipynb #1e84c739
-def plan(self:Audit,
-    suspects:bool=False   # leave out pictures with doubtful labels too
+def plan(
+    self: Audit,
+    suspects: bool = False,  # leave out pictures with doubtful labels too
 ) -> pd.DataFrame:
-    "What `fix` would write: path, label, split, and for what it leaves out `why`: unreadable, copy, two labels, near-duplicate, suspect."
+    """What `fix` would write: path, label, split, and for what it leaves out `why`: unreadable, copy, two
+    labels, near-duplicate, suspect."""
     return _plan(self, suspects)
 
-def fix(self:Audit,
-    out,                   # the list to write, a .csv
-    suspects:bool=False,   # leave out pictures with doubtful labels too
-    overwrite:bool=False   # an existing list may be replaced
+# %% ../nbs/13_audit.ipynb #af9f92d8
+def fix(
+    self: Audit,
+    out,  # the list to write, a .csv
+    suspects: bool = False,  # leave out pictures with doubtful labels too
+    overwrite: bool = False,  # an existing list may be replaced
 ) -> Path:
-    "Write a cleaned list `path,label,split`, which `load_pictures` reads; photographs are not touched. Raises `BadInput` if too little would be left."
+    """Write a cleaned list `path,label,split`, which `load_pictures` reads; photographs are not touched.
+    Raises `BadInput` if too little would be left."""
     out, src = Path(out), self.source
-    if out.suffix.lower() != '.csv': raise BadInput(f'{out} is no name for a list; it ends in .csv')
-    if out.exists() and not overwrite: raise BadInput(f'{out} is there already; choose another name, or allow it to be replaced (overwrite=True)')
-    if not all(isinstance(p, Path) for p in src.items): raise BadInput(f'{src.name} are no files; a list can be written of a folder or of another list')
+    if out.suffix.lower() != '.csv':
+        raise BadInput(f'{out} is no name for a list; it ends in .csv')
+    if out.exists() and not overwrite:
+        raise BadInput(
+            f'{out} is there already; choose another name, or allow it to be replaced (overwrite=True)'
+        )
+    if not all(isinstance(p, Path) for p in src.items):
+        raise BadInput(f'{src.name} are no files; a list can be written of a folder or of another list')
     d = self.plan(suspects)
     d = d[d.why == '']
     classes = sorted(set(d.label))
-    if len(classes) < 2: raise BadInput(f'{src.name} has {len(classes)} classes left after cleaning; a classifier needs at least two')
-    if lost := sorted(set(src.labels) - set(classes)): raise BadInput(f'the class {lost[0]} would have no picture left; correct what is said of its pictures, or remove the folder or the rows of that class')
+    if len(classes) < 2:
+        raise BadInput(
+            f'{src.name} has {len(classes)} classes left after cleaning; a classifier needs at least two'
+        )
+    if lost := sorted(set(src.labels) - set(classes)):
+        raise BadInput(
+            f'the class {lost[0]} would have no picture left; correct what is said of its pictures, or '
+            'remove the folder or the rows of that class'
+        )
     remedy = 'add pictures, or call fewer of them near-duplicates (near=.9, or near=None)'
-    if gone := set(classes) - set(d.label[d.split == 'train']): raise BadInput(f'the class {sorted(gone)[0]} would have no training picture left; {remedy}')
-    if empty := [s for s in SPLITS if not (d.split == s).any()]: raise BadInput(f'the {empty[0]} part would be empty; {remedy}')
-    write_split(Pictures(src.name, classes, np.array([classes.index(l) for l in d.label]), d.split.to_numpy(str), list(d.path), [src.digests[i] for i in d.index]), out)
+    if gone := set(classes) - set(d.label[d.split == 'train']):
+        raise BadInput(f'the class {sorted(gone)[0]} would have no training picture left; {remedy}')
+    if empty := [s for s in SPLITS if not (d.split == s).any()]:
+        raise BadInput(f'the {empty[0]} part would be empty; {remedy}')
+    write_split(
+        Pictures(
+            src.name,
+            classes,
+            np.array([classes.index(l) for l in d.label]),
+            d.split.to_numpy(str),
+            list(d.path),
+            [src.digests[i] for i in d.index],
+        ),
+        out,
+    )
     return out
 
+# %% ../nbs/13_audit.ipynb #dfc85271
 Audit.plan, Audit.fix = plan, fix
 
 # %% ../nbs/13_audit.ipynb #ce66e88f
-_SHOWN = {'conflict': ('red', 'one photograph, two labels'), 'leak': ('red', 'one photograph, two parts'),
-          'near-leak': ('brown', 'near-duplicates, two parts'), 'near-conflict': ('purple', 'near-duplicates, two labels'),
-          'duplicate': ('grey', 'copies'), 'near': ('grey', 'near-duplicates')}
+_SHOWN = {
+    'conflict': ('red', 'one photograph, two labels'),
+    'leak': ('red', 'one photograph, two parts'),
+    'near-leak': ('brown', 'near-duplicates, two parts'),
+    'near-conflict': ('purple', 'near-duplicates, two labels'),
+    'duplicate': ('grey', 'copies'),
+    'near': ('grey', 'near-duplicates'),
+}
+
 
 def _fair(rows, most):
     "At most `most` rows, every kind among them, the worst kinds first."
     per = {k: list(d.index) for k, d in rows.groupby('kind', sort=False)}
     take = []
-    while any(per.values()) and len(take) < most: take += [v.pop(0) for v in per.values() if v][:most-len(take)]
+    while any(per.values()) and len(take) < most:
+        take += [v.pop(0) for v in per.values() if v][: most - len(take)]
     return rows.loc[sorted(take)]
 
 # %% ../nbs/13_audit.ipynb #7ba81dec
 def _clip(text, n=22):
     "One line of at most `n` letters."
     t = visible(one_line(text))
-    return t if len(t) <= n else t[:n//2-1] + '…' + t[-n//2:]
+    return t if len(t) <= n else t[: n // 2 - 1] + '…' + t[-n // 2 :]
+
 
 def _frame(ax, picture, under, colour):
     "One picture in a coloured frame, with what is said below it."
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[])
-    for edge in ax.spines.values(): edge.set(visible=True, color=colour, linewidth=1.6)
+    for edge in ax.spines.values():
+        edge.set(visible=True, color=colour, linewidth=1.6)
     ax.set_xlabel(under, fontsize=6.5, labelpad=2, linespacing=1.2, parse_math=False)
 
 # %% ../nbs/13_audit.ipynb #6b5646e2
 def plot_findings(
-    tiles,          # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
-    heading:str,    # above all of them
-    columns:int=3   # tiles in a row
+    tiles,  # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
+    heading: str,  # above all of them
+    columns: int = 3,  # tiles in a row
 ):
     "Tiles with one framed picture or two side by side, and what is said about them."
-    each, gap, side, text = max(len(t['pictures']) for t in tiles), .3, 1.3, .62   # inches
-    wide, high, top = each*side + (each-1)*.06 + gap, side + text, .38
-    W, H = wide*columns + gap, high*-(-len(tiles)//columns) + top
+    each, gap, side, text = max(len(t['pictures']) for t in tiles), 0.3, 1.3, 0.62  # inches
+    wide, high, top = each * side + (each - 1) * 0.06 + gap, side + text, 0.38
+    W, H = wide * columns + gap, high * -(-len(tiles) // columns) + top
     fig = plt.figure(figsize=(W, H), layout='none')
-    fig.text(gap/W, 1-.22/H, heading, fontsize=11, fontweight='bold', va='center', parse_math=False)
+    fig.text(gap / W, 1 - 0.22 / H, heading, fontsize=11, fontweight='bold', va='center', parse_math=False)
     for k, t in enumerate(tiles):
         r, c = divmod(k, columns)
         for j, (im, under) in enumerate(zip(t['pictures'], t['under'])):
-            left, low = gap + c*wide + j*(side+.06), top + r*high + .22 + side
-            ax = fig.add_axes([left/W, 1-low/H, side/W, side/H])
+            left, low = gap + c * wide + j * (side + 0.06), top + r * high + 0.22 + side
+            ax = fig.add_axes([left / W, 1 - low / H, side / W, side / H])
             _frame(ax, im, under, t['colour'])
-            if j: continue
+            if j:
+                continue
             ax.set_title(t['title'], loc='left', fontsize=7.5, color=t['colour'], pad=3, parse_math=False)
     return fig
 
@@ -593,65 +984,107 @@ def _tiles(audit, most, size):
     "Pairs and doubtful labels as tiles, the same number of each at most."
     src, f = audit.source, audit.findings
     row = {str(p): i for i, p in reversed(list(enumerate(src.items)))}
-    def under(i): return '\n'.join([_clip(src.labels[i]) + (f' · {src.splits[i]}' if src.splits[i] else ''), _clip(Path(str(src.items[i])).name)])
-    pairs = [dict(pictures=[src.read(row[x], size) for x in (r.path, r.other)], under=[under(row[x]) for x in (r.path, r.other)], colour=COLOURS[_SHOWN[r.kind][0]],
-                  title=_SHOWN[r.kind][1] + (f' ({r.score:.2f})' if 'near' in r.kind else '')) for r in _fair(f[f.kind.isin(_SHOWN)], most).itertuples()]
-    doubts = [dict(pictures=[src.read(i, size)], under=[under(i)], colour=COLOURS['blue'], title=f'{_clip(c, 18)}? {100*q:.0f} %')
-              for i, (p, c, q) in list(audit.suspects.items())[:most]]
+
+    def under(i):
+        return '\n'.join(
+            [
+                _clip(src.labels[i]) + (f' · {src.splits[i]}' if src.splits[i] else ''),
+                _clip(Path(str(src.items[i])).name),
+            ]
+        )
+
+    pairs = [
+        dict(
+            pictures=[src.read(row[x], size) for x in (r.path, r.other)],
+            under=[under(row[x]) for x in (r.path, r.other)],
+            colour=COLOURS[_SHOWN[r.kind][0]],
+            title=_SHOWN[r.kind][1] + (f' ({r.score:.2f})' if 'near' in r.kind else ''),
+        )
+        for r in _fair(f[f.kind.isin(_SHOWN)], most).itertuples()
+    ]
+    doubts = [
+        dict(
+            pictures=[src.read(i, size)],
+            under=[under(i)],
+            colour=COLOURS['blue'],
+            title=f'{_clip(c, 18)}? {100 * q:.0f} %',
+        )
+        for i, (p, c, q) in list(audit.suspects.items())[:most]
+    ]
     return pairs, doubts
 
+# %% ../nbs/13_audit.ipynb #f99a3295
 _MARK = 'Software', 'ich_soups contact sheet'
 
 # %% ../nbs/13_audit.ipynb #7fd79736
 def _is_sheet(path):
     "Whether a file is a contact sheet, and no photograph."
-    if not Path(path).is_file(): return False
+    if not Path(path).is_file():
+        return False
     try:
-        with Image.open(path, formats=('PNG',)) as im: return im.info.get(_MARK[0]) == _MARK[1]
-    except (OSError, ValueError, SyntaxError): return False
+        with Image.open(path, formats=('PNG',)) as im:
+            return im.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 # %% ../nbs/13_audit.ipynb #65e946ea
-def contact_sheet(self:Audit,
-    out,            # the .png to write; an older sheet is replaced, anything else is not
-    most:int=24,    # pairs, and doubtful labels, at most
-    size:int=128    # width and height of each picture in pixels
+def contact_sheet(
+    self: Audit,
+    out,  # the .png to write; an older sheet is replaced, anything else is not
+    most: int = 24,  # pairs, and doubtful labels, at most
+    size: int = 128,  # width and height of each picture in pixels
 ) -> Path:
-    "A PNG of the pairs side by side and of the doubtful labels, each with its label and the class it looks like. Raises `BadInput` if there is nothing to show."
-    if Path(out).suffix.lower() != '.png': raise BadInput(f'{out} is no name for a picture; it ends in .png')
-    if Path(out).exists() and not _is_sheet(out): raise BadInput(f'{out} is there already and is no contact sheet; choose another name')
-    said = ('Pairs: is it one picture, and may it be there twice?', 'Labels: given below each picture, suggested above it')
+    """A PNG of the pairs side by side and of the doubtful labels, each with its label and the class it
+    looks like. Raises `BadInput` if there is nothing to show."""
+    if Path(out).suffix.lower() != '.png':
+        raise BadInput(f'{out} is no name for a picture; it ends in .png')
+    if Path(out).exists() and not _is_sheet(out):
+        raise BadInput(f'{out} is there already and is no contact sheet; choose another name')
+    said = (
+        'Pairs: is it one picture, and may it be there twice?',
+        'Labels: given below each picture, suggested above it',
+    )
     sheets = [plot_findings(t, h, c) for t, h, c in zip(_tiles(self, most, size), said, (3, 5)) if t]
-    if not sheets: raise BadInput(f'{self.source.name} has no pairs and no doubtful labels to show')
+    if not sheets:
+        raise BadInput(f'{self.source.name} has no pairs and no doubtful labels to show')
     images = []
     for fig in sheets:
-        fig.savefig(f := io.BytesIO(), dpi=150, bbox_inches=None, facecolor='white'); plt.close(fig)
+        fig.savefig(f := io.BytesIO(), dpi=150, bbox_inches=None, facecolor='white')
+        plt.close(fig)
         images.append(Image.open(f, formats=('PNG',)).convert('RGB'))
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
     y = 0
-    for im in images: page.paste(im, (0, y)); y += im.height
+    for im in images:
+        page.paste(im, (0, y))
+        y += im.height
     (mark := PngInfo()).add_text(*_MARK)
-    with atomic(out) as tmp: page.save(tmp, 'png', pnginfo=mark)
+    with atomic(out) as tmp:
+        page.save(tmp, 'png', pnginfo=mark)
     return Path(out)
 
 # %% ../nbs/13_audit.ipynb #3676c7d8
-def has_sheet(self:Audit) -> bool:
+def has_sheet(self: Audit) -> bool:
     "Whether there is anything to show on a contact sheet."
     return bool(self.suspects) or bool(self.findings.kind.isin(_SHOWN).any())
+
 
 Audit.contact_sheet, Audit.has_sheet = contact_sheet, property(has_sheet)
 
 # %% ../nbs/13_audit.ipynb #8f00e1e7
 def plot_near(
-    curves   # columns data, distance, pairs, same: `Audit.curve` of some collections
+    curves,  # columns data, distance, pairs, same: `Audit.curve` of some collections
 ):
     "Pairs at each distance of their hashes, and how many of them are alike in detail."
     names = curves.data.unique()
-    fig, axs = plt.subplots(1, len(names), figsize=(3.4*len(names)+.4, 2.8), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 0.4, 2.8), sharey=True, squeeze=False)
     for ax, n in zip(axs[0], names):
-        d = curves[(curves.data == n) & (curves.distance <= 32)]   # mostly even: a hash has 32 ones of 64
-        ax.bar(d.distance, d.pairs, width=1.6, color=COLOURS['grey'], alpha=.5, lw=0, label='pairs')
+        d = curves[(curves.data == n) & (curves.distance <= 32)]  # mostly even: a hash has 32 ones of 64
+        ax.bar(d.distance, d.pairs, width=1.6, color=COLOURS['grey'], alpha=0.5, lw=0, label='pairs')
         ax.bar(d.distance, d.same, width=1.6, color=COLOURS['orange'], lw=0, label='alike in detail')
         last = d.distance[d.same.notna()].max()
-        ax.axvline(last+1, color='black', lw=.7, ls=':'); ax.set(yscale='log', title=n, xlabel='bits that differ, of 64'); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axs[0, 0].set_ylabel('pairs'); axs[0, 0].legend(loc='upper left')
+        ax.axvline(last + 1, color='black', lw=0.7, ls=':')
+        ax.set(yscale='log', title=n, xlabel='bits that differ, of 64')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axs[0, 0].set_ylabel('pairs')
+    axs[0, 0].legend(loc='upper left')
     return fig

@@ -7,35 +7,60 @@ __all__ = ['PIECE', 'BLOCK', 'FEW', 'TOGETHER', 'checkpoint_name', 'as_list', 't
            'mean_cosine', 'side_by_side']
 
 # %% ../nbs/04_averaging.ipynb #de0c6c78
-import json, math, os, threading, warnings
+import json
+import math
+import os
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .checkpoints import (SAFE_TYPES, Checkpoint, Place, check_names, fitting, is_beside, is_factor,
-                                   load_weights, shown)
+from ich_soups.checkpoints import (
+    SAFE_TYPES,
+    Checkpoint,
+    Place,
+    check_names,
+    fitting,
+    is_beside,
+    is_factor,
+    load_weights,
+    shown,
+)
 from .core import BadInput, atomic
 from .records import soup_header
 
 # %% ../nbs/04_averaging.ipynb #0182ec2c
 class _Held:
     "A state dict in memory, with the face of a `Checkpoint`."
-    def __init__(self, d): self.places = {k: v.detach() for k, v in load_weights(d).items()}
-    def get(self, name): return self.places[name]
-    def verify(self): pass
+
+    def __init__(self, d):
+        self.places = {k: v.detach() for k, v in load_weights(d).items()}
+
+    def get(self, name):
+        return self.places[name]
+
+    def verify(self):
+        pass
+
     view = get
 
+# %% ../nbs/04_averaging.ipynb #e25296ca
 def checkpoint_name(o, i):
     "What a checkpoint is called in a soup: its file, or its number in the list."
-    if isinstance(o, dict): return f'#{i}'
+    if isinstance(o, dict):
+        return f'#{i}'
     return Path(o).stem if isinstance(o, (str, Path)) else o.name
 
-def as_list(snapshots): return [snapshots] if isinstance(snapshots, (str, Path, dict)) else list(snapshots)
+
+def as_list(snapshots):
+    return [snapshots] if isinstance(snapshots, (str, Path, dict)) else list(snapshots)
 
 # %% ../nbs/04_averaging.ipynb #c5ef13f6
 def _source(o):
-    if isinstance(o, dict): return _Held(o)
-    getattr(o, 'check', bool)()     # of a snapshot, whose hash is known
+    if isinstance(o, dict):
+        return _Held(o)
+    getattr(o, 'check', bool)()  # of a snapshot, whose hash is known
     return o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o))
 
 # %% ../nbs/04_averaging.ipynb #5b2ed20a
@@ -43,40 +68,55 @@ def _agree(s, first, n, name):
     "`BadInput` unless two checkpoints, called `n` and `name`, have the same tensors."
     odd = s.places.keys() ^ first.places.keys()
     if odd:
-        raise BadInput(f'{name} and {n} are not checkpoints of one model: only one of them has the tensor '
-                       f'{shown(min(odd))}')
+        raise BadInput(
+            f'{name} and {n} are not checkpoints of one model: only one of them has the tensor '
+            f'{shown(min(odd))}'
+        )
     for k, p in s.places.items():
         q = first.places[k]
         got, want = tuple(p.shape), tuple(q.shape)
         if got != want:
-            raise BadInput(f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}; '
-                           'they are of other classes or sizes of images: leave one of them out')
+            raise BadInput(
+                f'{n}: tensor {shown(k)} has shape {shown(got)}, in {name} it has {shown(want)}; '
+                'they are of other classes or sizes of images: leave one of them out'
+            )
         if p.dtype.is_floating_point != q.dtype.is_floating_point:
             raise BadInput(f'{n}: tensor {shown(k)} is {p.dtype}, in {name} it is {q.dtype}')
 
 # %% ../nbs/04_averaging.ipynb #f8f5f5dc
-_TOLD = dict(classes='classes, or their order,', arch='network', size='size of the pictures',
-             mean='mean of the channels', std='std of the channels')
+_TOLD = dict(
+    classes='classes, or their order,',
+    arch='network',
+    size='size of the pictures',
+    mean='mean of the channels',
+    std='std of the channels',
+)
+
 
 def told(
-    source   # an opened checkpoint
+    source,  # an opened checkpoint
 ) -> dict:
     "What the header of a soup says of its model: those of classes, arch, size, mean and std that are there."
     header = soup_header(source) if hasattr(source, 'meta') else None
     info = header.info if header else {}
     return {k: info[k] for k in _TOLD if k in info}
 
+# %% ../nbs/04_averaging.ipynb #197d5487
 def _agree_in_words(sources, names):
     "`BadInput` unless all headers that say something say the same."
     said = {}
     for s, n in zip(sources, names):
         for k, v in told(s).items():
             first, other = said.setdefault(k, (v, n))
-            if first == v: continue
-            raise BadInput(f'{n} and {other} are not of one model: their headers say another {_TOLD[k]} '
-                           'so their mean would mean nothing' if k == 'classes' else
-                           f'{n} and {other} are not of one model: their headers say another {_TOLD[k]} '
-                           f'({shown(v)} and {shown(first)})')
+            if first == v:
+                continue
+            raise BadInput(
+                f'{n} and {other} are not of one model: their headers say another {_TOLD[k]} '
+                'so their mean would mean nothing'
+                if k == 'classes'
+                else f'{n} and {other} are not of one model: their headers say another {_TOLD[k]} '
+                f'({shown(v)} and {shown(first)})'
+            )
 
 # %% ../nbs/04_averaging.ipynb #c5ea1b1d
 def _aligned(s, first, n):
@@ -84,28 +124,36 @@ def _aligned(s, first, n):
     odd = s.places.keys() ^ first.places.keys()
     beside = sorted(k for k in odd if is_beside(k))
     if beside:
-        warnings.warn(f'left out, since only some checkpoints have it beside their network: '
-                      f'{shown(beside[0])}')
-        for o in (s, first): o.places = {k: p for k, p in o.places.items() if k not in beside}
-    if s.places.keys() == first.places.keys(): return
+        warnings.warn(
+            f'left out, since only some checkpoints have it beside their network: {shown(beside[0])}'
+        )
+        for o in (s, first):
+            o.places = {k: p for k, p in o.places.items() if k not in beside}
+    if s.places.keys() == first.places.keys():
+        return
     names = fitting(first.places, s.places)
-    if names is not None: s.places = {names[k]: p for k, p in s.places.items() if k in names}
+    if names is not None:
+        s.places = {names[k]: p for k, p in s.places.items() if k in names}
 
+# %% ../nbs/04_averaging.ipynb #7f9134b8
 def _refuse_factors(first, name):
     "`BadInput` if what is to be averaged are factors of low-rank updates."
     factors = [k for k in first.places if is_factor(k)]
     if factors:
-        raise BadInput(f'{name} is an adapter: {shown(factors[0])} is a factor of a low-rank update, and the mean '
-                       'of factors is not that of the updates; merge each adapter into its network first '
-                       '(merge_and_unload in PEFT) and cook those')
+        raise BadInput(
+            f'{name} is an adapter: {shown(factors[0])} is a factor of a low-rank update, and the mean '
+            'of factors is not that of the updates; merge each adapter into its network first '
+            '(merge_and_unload in PEFT) and cook those'
+        )
 
 # %% ../nbs/04_averaging.ipynb #6913cee5
 def open_all(
-    snapshots   # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
+    snapshots,  # paths, state dicts, `Checkpoint`s (of a part), or objects with a `path`
 ) -> tuple:
     "The opened checkpoints and their names; `BadInput` unless they all have the same tensors."
     snapshots = as_list(snapshots)
-    if not snapshots: raise BadInput('there is nothing to average: no checkpoints')
+    if not snapshots:
+        raise BadInput('there is nothing to average: no checkpoints')
     names = [checkpoint_name(o, i) for i, o in enumerate(snapshots)]
     sources = []
     for o, n in zip(snapshots, names):
@@ -113,11 +161,14 @@ def open_all(
         sources.append(s)
         first = sources[0]
         if isinstance(s, Checkpoint) and isinstance(first, Checkpoint) and s.places == first.places:
-            s.places = first.places     # one index in memory for all
-        if s.places.keys() != first.places.keys(): _aligned(s, first, n)
+            s.places = first.places  # one index in memory for all
+        if s.places.keys() != first.places.keys():
+            _aligned(s, first, n)
     for s, n in zip(sources, names):
-        if s.places is not sources[0].places: _agree(s, sources[0], n, names[0])
-    if len(sources) > 1: _refuse_factors(sources[0], names[0])
+        if s.places is not sources[0].places:
+            _agree(s, sources[0], n, names[0])
+    if len(sources) > 1:
+        _refuse_factors(sources[0], names[0])
     _agree_in_words(sources, names)
     return sources, names
 
@@ -126,13 +177,17 @@ _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 # what holds them and negative numbers; torch knows it for uint8
 _SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
+
 def _wider(a, b):
     "The narrowest type for the values of both, or None."
-    if a == b: return a
+    if a == b:
+        return a
     if a.is_floating_point:
         return torch.promote_types(*(torch.float32 if t.itemsize == 1 else t for t in (a, b)))
-    if a in _UNSIGNED and b in _UNSIGNED: return max(a, b, key=_UNSIGNED.index)
-    if torch.uint64 in (a, b): return None
+    if a in _UNSIGNED and b in _UNSIGNED:
+        return max(a, b, key=_UNSIGNED.index)
+    if torch.uint64 in (a, b):
+        return None
     return torch.promote_types(_SIGNED.get(a, a), _SIGNED.get(b, b))
 
 # %% ../nbs/04_averaging.ipynb #3aa0fedb
@@ -143,36 +198,45 @@ def _common(key, types):
         both = wide, t
         wide = _wider(*both)
         if wide is None:
-            raise BadInput(f'tensor {shown(key)} is {both[0]} in one checkpoint and {both[1]} in another, '
-                           'which no type holds both')
+            raise BadInput(
+                f'tensor {shown(key)} is {both[0]} in one checkpoint and {both[1]} in another, '
+                'which no type holds both'
+            )
     return wide
 
 # %% ../nbs/04_averaging.ipynb #2d19bcfd
-PIECE = 1 << 17   # elements of a span that are added at a time: few enough to stay in the cache
-BLOCK = 1 << 22   # elements that one thread works through
+PIECE = 1 << 17  # elements of a span that are added at a time: few enough to stay in the cache
+BLOCK = 1 << 22  # elements that one thread works through
 
 # %% ../nbs/04_averaging.ipynb #7046ae49
 @dataclass
 class _Span:
     names: list
-    dtype: torch.dtype    # of the result
-    where: list           # a `Place` or a tensor for each checkpoint
-    ws: tuple             # coefficients
+    dtype: torch.dtype  # of the result
+    where: list  # a `Place` or a tensor for each checkpoint
+    ws: tuple  # coefficients
 
     @property
-    def placed(self): return all(isinstance(p, Place) for p in self.where)
+    def placed(self):
+        return all(isinstance(p, Place) for p in self.where)
+
     @property
-    def flat(self): return all(isinstance(p, Place) and p.stride is None for p in self.where)
+    def flat(self):
+        return all(isinstance(p, Place) and p.stride is None for p in self.where)
+
     @property
-    def in_pieces(self): return self.flat and self.dtype.is_floating_point
+    def in_pieces(self):
+        return self.flat and self.dtype.is_floating_point
+
     def joins(self, other):
         "Whether `other` continues this span in every checkpoint."
         if not (self.ws == other.ws and self.dtype == other.dtype and self.in_pieces and other.flat):
             return False
         return all(a.dtype == b.dtype and a.end == b.start for a, b in zip(self.where, other.where))
+
     def join(self, other):
         self.names += other.names
-        self.where = [Place(a.dtype, (a.numel+b.numel,), a.start) for a, b in zip(self.where, other.where)]
+        self.where = [Place(a.dtype, (a.numel + b.numel,), a.start) for a, b in zip(self.where, other.where)]
 
 # %% ../nbs/04_averaging.ipynb #fc8c0376
 def _spans(sources, coefs, dtype, merge):
@@ -184,14 +248,16 @@ def _spans(sources, coefs, dtype, merge):
         where = [s.places[k] for s in sources]
         wide = where[0].dtype if alike else _common(k, [p.dtype for p in where])
         span = _Span([k], dtype if dtype and wide.is_floating_point else wide, where, coefs(k))
-        if merge and out and out[-1].joins(span): out[-1].join(span)
-        else: out.append(span)
+        if merge and out and out[-1].joins(span):
+            out[-1].join(span)
+        else:
+            out.append(span)
     return out
 
 # %% ../nbs/04_averaging.ipynb #573df9c0
 def _read(mem, t, s, start, n):
     "Elements of a tensor, read into the buffer `mem` that lies under `t`."
-    s.readinto(mem[:n*t.dtype.itemsize], start)
+    s.readinto(mem[: n * t.dtype.itemsize], start)
     return t[:n]
 
 # %% ../nbs/04_averaging.ipynb #540e2bce
@@ -200,18 +266,25 @@ def _pieces(sources, span, names, lo=0, hi=None):
     float32 or wider."""
     wide = _sum_type(span)
     used = [(s, p, w) for s, p, w in zip(sources, span.where, span.ws) if w]
-    buf, acc = bytearray(PIECE*8), torch.empty(PIECE, dtype=wide)
-    views = [(s, p.start, w, memoryview(buf), torch.frombuffer(buf, dtype=p.dtype, count=PIECE),
-              p.dtype.itemsize) for s, p, w in used]
+    buf, acc = bytearray(PIECE * 8), torch.empty(PIECE, dtype=wide)
+    views = [
+        (s, p.start, w, memoryview(buf), torch.frombuffer(buf, dtype=p.dtype, count=PIECE), p.dtype.itemsize)
+        for s, p, w in used
+    ]
     hi = span.where[0].numel if hi is None else hi
     for at in range(lo, hi, PIECE):
-        n = min(PIECE, hi-at)
+        n = min(PIECE, hi - at)
         a = acc[:n].zero_()
         for s, start, w, mem, t, size in views:
-            part = _read(mem, t, s, start + at*size, n)
+            part = _read(mem, t, s, start + at * size, n)
             a.add_(part if size > 1 else part.to(wide), alpha=w)
-        yield _finite(a, sources, span, names, lambda: (_read(mem, t, s, start+at*size, n).to(wide)
-                                                        for s, start, w, mem, t, size in views))
+        yield _finite(
+            a,
+            sources,
+            span,
+            names,
+            lambda: (_read(mem, t, s, start + at * size, n).to(wide) for s, start, w, mem, t, size in views),
+        )
 
 # %% ../nbs/04_averaging.ipynb #ac779472
 def _sum_type(span):
@@ -222,41 +295,58 @@ def _tensor(sources, span, names):
     "The weighted sum of one tensor, in float32 or wider."
     acc = torch.zeros(tuple(span.where[0].shape), dtype=_sum_type(span))
     for s, w in zip(sources, span.ws):
-        if not w: continue
+        if not w:
+            continue
         t = s.view(span.names[0]).cpu()
-        for a, b in _slices(acc, t): a.add_(b, alpha=w)
+        for a, b in _slices(acc, t):
+            a.add_(b, alpha=w)
     used = [s for s, w in zip(sources, span.ws) if w]
-    return _finite(acc.flatten(), sources, span, names,
-                   lambda: (s.view(span.names[0]).cpu().to(acc.dtype).flatten() for s in used))
+    return _finite(
+        acc.flatten(),
+        sources,
+        span,
+        names,
+        lambda: (s.view(span.names[0]).cpu().to(acc.dtype).flatten() for s in used),
+    )
 
+# %% ../nbs/04_averaging.ipynb #bcf7dbbd
 def _slices(acc, t):
     "Pairs of what is added to what; all of it at once, unless it has to be converted."
-    if t.dtype == acc.dtype: return [(acc, t)]
-    if not t.ndim: return [(acc, t.to(acc.dtype))]
+    if t.dtype == acc.dtype:
+        return [(acc, t)]
+    if not t.ndim:
+        return [(acc, t.to(acc.dtype))]
     dim = max(range(t.ndim), key=lambda i: t.shape[i])
-    step = max(1, PIECE*t.shape[dim]//max(1, t.numel()))
+    step = max(1, PIECE * t.shape[dim] // max(1, t.numel()))
     return ((a, b.to(acc.dtype)) for a, b in zip(acc.split(step, dim), t.split(step, dim)))
 
 # %% ../nbs/04_averaging.ipynb #9b4dd042
-def _all_finite(t): return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
+def _all_finite(t):
+    return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
+
 
 def _infinities(parts):
     "The infinite numbers of tensors that agree in them, 0 elsewhere; None if they do not agree."
     first = None
     for t in parts:
         found = torch.where(torch.isinf(t), t, torch.zeros_like(t))
-        if first is None: first = found
-        elif not torch.equal(found, first): return None
+        if first is None:
+            first = found
+        elif not torch.equal(found, first):
+            return None
     return first
 
+# %% ../nbs/04_averaging.ipynb #26775ca5
 def _finite(acc, sources, span, names, parts):
-    """`acc` if it is; where all of `parts()`, of which it is the sum, hold the same infinity, it holds that too,
-    as masks do. Otherwise who is to blame."""
-    if math.isfinite(acc.sum()) or _all_finite(acc): return acc
+    """`acc` if it is; where all of `parts()`, of which it is the sum, hold the same infinity, it holds that
+    too, as masks do. Otherwise who is to blame."""
+    if math.isfinite(acc.sum()) or _all_finite(acc):
+        return acc
     same = _infinities(parts())
     if same is not None:
         acc = torch.where(same != 0, same, acc)
-        if bool((torch.isfinite(acc) | (same != 0)).all()): return acc
+        if bool((torch.isfinite(acc) | (same != 0)).all()):
+            return acc
     used = [(s, n) for s, n, w in zip(sources, names, span.ws) if w]
     for k in span.names:
         agree = _infinities(s.get(k).cpu().float() for s, _ in used) is not None
@@ -270,66 +360,85 @@ def _finite(acc, sources, span, names, parts):
 def _whole(sources, key, names, dtype):
     "The value of a tensor of whole numbers; never somebody else's tensor."
     first = sources[0].get(key).cpu().to(dtype)
-    if isinstance(sources[0], _Held): first = first.clone()
+    if isinstance(sources[0], _Held):
+        first = first.clone()
     for s, n in zip(sources[1:], names[1:]):
         t = s.view(key).cpu().to(dtype)
-        if torch.equal(t, first): continue
+        if torch.equal(t, first):
+            continue
         if first.numel() != 1 or dtype == torch.bool:
-            raise BadInput(f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and '
-                           f'{n}; they cannot be averaged')
-        if t.item() > first.item(): first = t.reshape(first.shape).clone()
+            raise BadInput(
+                f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and '
+                f'{n}; they cannot be averaged'
+            )
+        if t.item() > first.item():
+            first = t.reshape(first.shape).clone()
     return first
 
 # %% ../nbs/04_averaging.ipynb #b7d72d8a
 def _checked(ws, n):
     "`n` coefficients that sum to 1, as a tuple."
-    try: ws = tuple(float(w) for w in ws)
-    except (TypeError, ValueError): raise BadInput(f'coefficients are numbers; got {ws!r}') from None
-    if len(ws) == n and math.isclose(sum(ws), 1, abs_tol=1e-6): return ws
-    raise BadInput(f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to '
-                   f'{sum(ws):g}')
+    try:
+        ws = tuple(float(w) for w in ws)
+    except (TypeError, ValueError):
+        raise BadInput(f'coefficients are numbers; got {ws!r}') from None
+    if len(ws) == n and math.isclose(sum(ws), 1, abs_tol=1e-6):
+        return ws
+    raise BadInput(
+        f'{n} checkpoints need as many coefficients, summing to 1; got {len(ws)} summing to {sum(ws):g}'
+    )
 
+# %% ../nbs/04_averaging.ipynb #6e02824c
 def coefficients(
-    weights,   # None, one number each, or a function of a tensor's name to such a list
-    n:int      # checkpoints
+    weights,  # None, one number each, or a function of a tensor's name to such a list
+    n: int,  # checkpoints
 ):
     "A function of a tensor's name to `n` coefficients that sum to 1; `BadInput` if they do not."
-    if callable(weights): return lambda k: _checked(weights(k), n)
-    ws = _checked([1/n]*n if weights is None else weights, n)
+    if callable(weights):
+        return lambda k: _checked(weights(k), n)
+    ws = _checked([1 / n] * n if weights is None else weights, n)
     return lambda k: ws
 
 # %% ../nbs/04_averaging.ipynb #efd0b7f9
 def _narrowed(a, span, dtype):
     "A piece of the sum in the type of the result; `BadInput` if a `dtype` that was asked for cannot hold it."
     b = a.to(span.dtype)
-    if not dtype: return b
+    if not dtype:
+        return b
     # float8 ends without an infinity
     wide = dtype.itemsize > 1
     fits = (torch.isfinite(b) | a.isinf()).all() if wide else a.abs().max() <= torch.finfo(dtype).max
-    if not fits: raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
+    if not fits:
+        raise BadInput(f'tensor {shown(span.names[0])} has values too large for {dtype}')
     return b
 
 # %% ../nbs/04_averaging.ipynb #405c0ca7
 class _Sum:
     "What a span comes to, in parts that follow each other."
-    def __init__(self, sources, names, dtype): self.sources, self.names, self.dtype = sources, names, dtype
+
+    def __init__(self, sources, names, dtype):
+        self.sources, self.names, self.dtype = sources, names, dtype
+
     def __call__(self, span, lo=0, hi=None):
         if not span.dtype.is_floating_point:
             return [_whole(self.sources, span.names[0], self.names, span.dtype).flatten()]
         if not span.flat:
             pieces = [_tensor(self.sources, span, self.names)] if math.prod(span.where[0].shape) else []
-        else: pieces = _pieces(self.sources, span, self.names, lo, hi)
+        else:
+            pieces = _pieces(self.sources, span, self.names, lo, hi)
         return (_narrowed(a, span, self.dtype) for a in pieces)
+
     def verify(self):
-        for s in self.sources: s.verify()
+        for s in self.sources:
+            s.verify()
 
 # %% ../nbs/04_averaging.ipynb #80f9d18f
 def average(
-    snapshots,      # checkpoints: paths, state dicts, or objects with a `path`
-    weights=None,   # one each, summing to 1, or a function of a tensor's name to such a list; default: equal
-    out=None,       # a .safetensors file to write; default: a state dict
-    dtype=None,     # of the result, e.g. `torch.float16`; default: the checkpoints', the wider if they differ
-    meta=None       # strings for the header of `out`
+    snapshots,  # checkpoints: paths, state dicts, or objects with a `path`
+    weights=None,  # one each, summing to 1, or a function of a tensor's name to such a list; default: equal
+    out=None,  # a .safetensors file to write; default: a state dict
+    dtype=None,  # of the result, e.g. `torch.float16`; default: the checkpoints', the wider if they differ
+    meta=None,  # strings for the header of `out`
 ):
     """The weighted mean `Σ w_i θ_i`, as a new state dict on the CPU or as the path `out`, written atomically.
     `BadInput` names the file and the tensor that does not fit. The checksums of zip archives are compared
@@ -337,7 +446,8 @@ def average(
     file are tied."""
     if dtype is not None and not (dtype in _CODES and dtype.is_floating_point):
         raise BadInput(f'a mean is a floating point number of a type that files can hold, not {dtype}')
-    if out is not None and Path(out).is_dir(): raise BadInput(f'{out} is a directory; name a file in it')
+    if out is not None and Path(out).is_dir():
+        raise BadInput(f'{out} is a directory; name a file in it')
     sources, names = open_all(snapshots)
     spans = _spans(sources, coefficients(weights, len(sources)), dtype, merge=out is not None)
     parts = _Sum(sources, names, dtype)
@@ -349,11 +459,12 @@ def average(
 # %% ../nbs/04_averaging.ipynb #c6011900
 _CODES = {v: k for k, v in SAFE_TYPES.items()}
 
+
 def _to_memory(spans, parts):
     "The results by name, of spans of one tensor each."
     made, twins = {}, {}
     for s in spans:
-        k, = s.names
+        (k,) = s.names
         twin = twins.setdefault(s.where[0], s) if s.placed else s
         tied = twin is not s and (twin.where, twin.ws) == (s.where, s.ws)
         made[k] = made[twin.names[0]] if tied else _joined_parts(s, parts(s))
@@ -364,10 +475,11 @@ def _to_memory(spans, parts):
 def _joined_parts(span, parts):
     "A tensor from its parts. A part that is a whole tensor is new, a piece is only lent."
     shape = tuple(span.where[0].shape)
-    if not span.in_pieces: return next(iter(parts), torch.empty(0, dtype=span.dtype)).view(shape)
+    if not span.in_pieces:
+        return next(iter(parts), torch.empty(0, dtype=span.dtype)).view(shape)
     out, at = torch.empty(math.prod(shape), dtype=span.dtype), 0
     for p in parts:
-        out[at:at+len(p)] = p
+        out[at : at + len(p)] = p
         at += len(p)
     return out.view(shape)
 
@@ -377,18 +489,20 @@ def _header(spans, shapes, meta):
     check_names(shapes)
     odd = [s for s in spans if s.dtype not in _CODES]
     if odd:
-        raise BadInput(f'a safetensors file cannot hold {odd[0].dtype}, the type of '
-                       f'{shown(odd[0].names[0])}; ask for another with dtype=')
+        raise BadInput(
+            f'a safetensors file cannot hold {odd[0].dtype}, the type of '
+            f'{shown(odd[0].names[0])}; ask for another with dtype='
+        )
     head, at = {}, 0
     if meta:
         head['__metadata__'] = {k: str(v).encode(errors='backslashreplace').decode() for k, v in meta.items()}
     for s in spans:
         for k in s.names:
-            size = math.prod(shapes[k])*s.dtype.itemsize
-            head[k] = dict(dtype=_CODES[s.dtype], shape=shapes[k], data_offsets=(at, at+size))
+            size = math.prod(shapes[k]) * s.dtype.itemsize
+            head[k] = dict(dtype=_CODES[s.dtype], shape=shapes[k], data_offsets=(at, at + size))
             at += size
     text = json.dumps(head, separators=(',', ':')).encode()
-    text += b' '*(-len(text) % 8)
+    text += b' ' * (-len(text) % 8)
     return len(text).to_bytes(8, 'little') + text
 
 # %% ../nbs/04_averaging.ipynb #8c2811d6
@@ -398,8 +512,9 @@ def _blocks(spans, at):
     for s in spans:
         n = math.prod(s.where[0].shape)
         step = BLOCK if s.in_pieces else max(n, 1)
-        for lo in range(0, n, step): yield s, lo, min(n, lo+step), at + lo*s.dtype.itemsize
-        at += n*s.dtype.itemsize
+        for lo in range(0, n, step):
+            yield s, lo, min(n, lo + step), at + lo * s.dtype.itemsize
+        at += n * s.dtype.itemsize
 
 # %% ../nbs/04_averaging.ipynb #3c6df869
 def _to_file(spans, parts, shapes, out, meta):
@@ -407,66 +522,82 @@ def _to_file(spans, parts, shapes, out, meta):
     head = _header(spans, shapes, meta)
     with atomic(out) as tmp, open(tmp, 'wb', buffering=0) as f, ThreadPoolExecutor(2) as pool:
         f.write(head)
+
         def work(block):
             s, lo, hi, at = block
             for a in parts(s, lo, hi):
                 at = _write_at(f, memoryview(a.contiguous().view(torch.uint8).numpy()), at)
+
         try:
-            for _ in pool.map(work, _blocks(spans, len(head))): pass
+            for _ in pool.map(work, _blocks(spans, len(head))):
+                pass
             parts.verify()
-        finally: pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return Path(out)
 
 # %% ../nbs/04_averaging.ipynb #f306012a
 _turn = threading.Lock()
 
+
 def _write_at(f, view, at):
     "Write all of `view` at a place of the file; returns the place behind it."
     while len(view):
-        if hasattr(os, 'pwrite'): n = os.pwrite(f.fileno(), view, at)
+        if hasattr(os, 'pwrite'):
+            n = os.pwrite(f.fileno(), view, at)
         else:
             with _turn:
                 f.seek(at)
                 n = f.write(view)
-        view, at = view[n:], at+n
+        view, at = view[n:], at + n
     return at
 
 # %% ../nbs/04_averaging.ipynb #4b29c4f6
-FEW, TOGETHER = 1 << 12, .5    # numbers of each kernel that are looked at; mean cosine below which a note is due
+FEW, TOGETHER = (
+    1 << 12,
+    0.5,
+)  # numbers of each kernel that are looked at; mean cosine below which a note is due
+
 
 def _first_numbers(source, k):
     "Of a kernel, float32; not counted for checksums."
     p = source.places[k]
-    if not isinstance(p, Place) or p.stride is not None: return source.view(k).flatten()[:FEW].float().cpu()
-    raw = source._bytes(p.start, min(p.numel, FEW)*p.dtype.itemsize)
+    if not isinstance(p, Place) or p.stride is not None:
+        return source.view(k).flatten()[:FEW].float().cpu()
+    raw = source._bytes(p.start, min(p.numel, FEW) * p.dtype.itemsize)
     return torch.frombuffer(bytearray(raw), dtype=p.dtype).float()
 
+# %% ../nbs/04_averaging.ipynb #c084d535
 def mean_cosine(
-    sources   # opened checkpoints, of `open_all`
+    sources,  # opened checkpoints, of `open_all`
 ) -> float:
-    """Between the kernels of two of them, on average, from the norm of the mean and the mean of the norms; 1 where
-    there is too little to look at."""
+    """Between the kernels of two of them, on average, from the norm of the mean and the mean of the norms;
+    1 where there is too little to look at."""
     places, n = sources[0].places, len(sources)
-    kernels = [k for k, p in places.items()
-               if p.dtype.is_floating_point and len(p.shape) > 1 and math.prod(p.shape)]
-    if n < 2 or sum(min(FEW, math.prod(places[k].shape)) for k in kernels) < FEW: return 1.
+    kernels = [
+        k for k, p in places.items() if p.dtype.is_floating_point and len(p.shape) > 1 and math.prod(p.shape)
+    ]
+    if n < 2 or sum(min(FEW, math.prod(places[k].shape)) for k in kernels) < FEW:
+        return 1.0
     total, norms = 0, 0
     for s in sources:
         v = torch.cat([_first_numbers(s, k) for k in kernels]).nan_to_num(0, 0, 0)
         total, norms = total + v, norms + float(v.norm())
-    ratio = float(total.norm())/norms if norms else 1.
-    return (n*ratio**2 - 1)/(n - 1) if math.isfinite(ratio) else 1.
+    ratio = float(total.norm()) / norms if norms else 1.0
+    return (n * ratio**2 - 1) / (n - 1) if math.isfinite(ratio) else 1.0
 
 # %% ../nbs/04_averaging.ipynb #31150266
 def side_by_side(
-    snapshots   # as in `average`
+    snapshots,  # as in `average`
 ):
     """Yields `(name, lo, X)`: elements lo.. of a floating point tensor of every checkpoint, float32 [K, n].
     The checksums of zip archives are compared after the last one."""
     sources, _ = open_all(snapshots)
     for k, first in sources[0].places.items():
-        if first.dtype.is_floating_point: yield from _rows(sources, k)
-    for s in sources: s.verify()
+        if first.dtype.is_floating_point:
+            yield from _rows(sources, k)
+    for s in sources:
+        s.verify()
 
 # %% ../nbs/04_averaging.ipynb #1419cc9d
 def _rows(sources, k):
@@ -474,10 +605,10 @@ def _rows(sources, k):
     if not all(isinstance(p, Place) and p.stride is None for p in where):
         yield k, 0, torch.stack([s.get(k).to('cpu', torch.float32).flatten() for s in sources])
         return
-    buf = bytearray(PIECE*8)
+    buf = bytearray(PIECE * 8)
     for lo in range(0, where[0].numel, PIECE):
-        n, rows = min(PIECE, where[0].numel-lo), []
+        n, rows = min(PIECE, where[0].numel - lo), []
         for s, p in zip(sources, where):
-            s.readinto(memoryview(buf)[:n*p.dtype.itemsize], p.start + lo*p.dtype.itemsize)
+            s.readinto(memoryview(buf)[: n * p.dtype.itemsize], p.start + lo * p.dtype.itemsize)
             rows.append(torch.frombuffer(buf, dtype=p.dtype, count=n).float().clone())
         yield k, lo, torch.stack(rows)

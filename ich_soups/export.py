@@ -8,12 +8,25 @@ __all__ = ['OPSET', 'FOLDER', 'decoded', 'WithFeatures', 'with_features', 'Class
            'save_pretrained', 'push_to_hub', 'picture_dls', 'to_learner', 'latency']
 
 # %% ../nbs/12_export.ipynb #ddd22046
-import contextlib, copy, html, json, logging, math, os, re, tempfile, time, warnings
+import contextlib
+import copy
+import html
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-import numpy as np, pandas as pd, timm, torch
+import numpy as np
+import pandas as pd
+import timm
+import torch
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -30,7 +43,17 @@ from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
 from .checkpoints import fit_names, load_weights, save_weights
-from .core import BadInput, amp_dtype, atomic, device as default_device, device_name, one_line, provenance, scratch, _leavings
+from ich_soups.core import (
+    BadInput,
+    amp_dtype,
+    atomic,
+    device as default_device,
+    device_name,
+    one_line,
+    provenance,
+    scratch,
+    _leavings,
+)
 from .data import _why, decode, visible
 from .metrics import paired_difference, paired_test, scores
 from .models import blank_model, create_model, data_stats
@@ -38,103 +61,143 @@ from .records import folder_info, onnx_info, read_info, soup_header
 from .soups import Soup, bn_batches
 
 # %% ../nbs/12_export.ipynb #6a0430ba
-def _name(i, picture): return str(picture) if isinstance(picture, (str, os.PathLike)) else f'picture {i+1}'
+def _name(i, picture):
+    return str(picture) if isinstance(picture, (str, os.PathLike)) else f'picture {i + 1}'
+
 
 def _read(i, picture, size):
     "uint8 [size, size, 3], or `BadInput` that names the picture."
-    try: return decode(picture, size)
+    try:
+        return decode(picture, size)
     except Exception as e:
         named = isinstance(picture, (str, os.PathLike))
         why = _why(e, picture)[:120] if named else type(e).__name__
         name = _name(i, picture)
         raise BadInput(f'{name} cannot be read as a picture ({why}); remove or replace it') from None
 
+# %% ../nbs/12_export.ipynb #d7ed4a5d
 def decoded(
-    pictures,        # an iterable of paths, bytes or images of Pillow, perhaps longer than memory
-    size:int,        # width and height in pixels
-    bs:int=64,       # pictures a batch
+    pictures,  # an iterable of paths, bytes or images of Pillow, perhaps longer than memory
+    size: int,  # width and height in pixels
+    bs: int = 64,  # pictures a batch
     on_bad='raise',  # or a function called with each bad picture and the reason; its place in the batch is left black
-    ahead:int=3      # batches that are decoded in advance
+    ahead: int = 3,  # batches that are decoded in advance
 ):
-    "Yield `(pictures, pixels uint8 [B, size, size, 3], good bool [B])`, decoded by as many threads as there are processors."
+    """Yield `(pictures, pixels uint8 [B, size, size, 3], good bool [B])`, decoded by as many threads as
+    there are processors."""
     items, queue = enumerate(pictures), deque()
     with ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix='decode') as ex:
         try:
             while True:
-                while len(queue) < ahead and (part := list(islice(items, bs))): queue.append([(p, ex.submit(_read, i, p, size)) for i, p in part])
-                if not queue: return
+                while len(queue) < ahead and (part := list(islice(items, bs))):
+                    queue.append([(p, ex.submit(_read, i, p, size)) for i, p in part])
+                if not queue:
+                    return
                 part = queue.popleft()
                 out, good = np.zeros((len(part), size, size, 3), np.uint8), np.ones(len(part), bool)
                 for j, (p, f) in enumerate(part):
-                    try: out[j] = f.result()
+                    try:
+                        out[j] = f.result()
                     except BadInput as e:
-                        if on_bad == 'raise': raise
-                        good[j] = False; on_bad(p, str(e))
+                        if on_bad == 'raise':
+                            raise
+                        good[j] = False
+                        on_bad(p, str(e))
                 yield [p for p, _ in part], out, good
-        finally: ex.shutdown(cancel_futures=True)
+        finally:
+            ex.shutdown(cancel_futures=True)
 
 # %% ../nbs/12_export.ipynb #5aa9dd4b
 class WithFeatures(nn.Module):
     "A timm model that gives its logits, float [B, C], and its penultimate features, float [B, D]."
-    def __init__(self, model:nn.Module):
+
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+
     def forward(self, x):
         f = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
         return self.model.get_classifier()(f), f
 
+# %% ../nbs/12_export.ipynb #5877b447
 @torch.inference_mode()
 def with_features(
-    model:nn.Module,  # on the CPU
-    size:int          # width and height of its pictures in pixels
-) -> WithFeatures|None:
+    model: nn.Module,  # on the CPU
+    size: int,  # width and height of its pictures in pixels
+) -> WithFeatures | None:
     "The model with both outputs; None where it has no such parts, or they do not add up to it."
-    both, x = WithFeatures(model).eval(), torch.linspace(-1, 1, 3*size*size).view(1, 3, size, size)
-    try: return both if torch.allclose(both(x)[0], model(x), atol=1e-5) else None
-    except Exception: return None
+    both, x = WithFeatures(model).eval(), torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+    try:
+        return both if torch.allclose(both(x)[0], model(x), atol=1e-5) else None
+    except Exception:
+        return None
 
 # %% ../nbs/12_export.ipynb #da4c010e
 def _checked(classes, size, mean, std, temperature, name):
     "`BadInput` unless these can be what a classifier called `name` says of itself."
+
     def holds(test):
-        try: return test()
-        except (TypeError, ValueError, OverflowError): return False
-    def three(v): return len(v) == 3 and all(math.isfinite(x) for x in v)
+        try:
+            return test()
+        except (TypeError, ValueError, OverflowError):
+            return False
+
+    def three(v):
+        return len(v) == 3 and all(math.isfinite(x) for x in v)
+
     if not holds(lambda: int(size) == size and 0 < size <= _LARGEST):
         raise BadInput(f'{name}: the size of its pictures is no whole number from 1 to {_LARGEST}')
     if not holds(lambda: three(mean) and three(std) and min(std) > 0):
         raise BadInput(f'{name}: mean and std are not three finite numbers each, the std above 0')
-    if not holds(lambda: math.isfinite(temperature) and temperature > 0): raise BadInput(f'{name}: its temperature is no finite number above 0')
-    if not _are_names(classes): raise BadInput(f'{name}: its classes are no list of different names')
+    if not holds(lambda: math.isfinite(temperature) and temperature > 0):
+        raise BadInput(f'{name}: its temperature is no finite number above 0')
+    if not _are_names(classes):
+        raise BadInput(f'{name}: its classes are no list of different names')
 
-_LARGEST = 1 << 12    # pixels
+# %% ../nbs/12_export.ipynb #1c54ab31
+_LARGEST = 1 << 12  # pixels
+
 
 def _are_names(classes):
-    if type(classes) not in (list, tuple) or not classes: return False
+    if type(classes) not in (list, tuple) or not classes:
+        return False
     return all(type(c) is str for c in classes) and len(set(classes)) == len(classes)
 
 # %% ../nbs/12_export.ipynb #0927593a
 class Classifier:
-    "A model with its classes, its preprocessing and its temperature: pictures in, logits or probabilities out."
-    def __init__(self,
-        forward,              # float32 [B, 3, S, S] tensor, normalised -> (logits [B, C], features [B, D] or None), both NumPy
-        classes,              # C names, in the order of the outputs
-        size:int,             # width and height of the pictures in pixels
-        mean=(.5,)*3,         # of the colour channels
-        std=(.5,)*3,
-        arch:str='',          # timm name
-        temperature:float=1., # logits are divided by it to have honest probabilities
-        name:str='',          # for people
-        info:dict|None=None,  # provenance
-        model:nn.Module|None=None,  # the torch model, where there is one
-        precision:str='fp32'  # it computes in
+    """A model with its classes, its preprocessing and its temperature: pictures in, logits or probabilities
+    out."""
+
+    def __init__(
+        self,
+        forward,  # float32 [B, 3, S, S] tensor, normalised -> (logits [B, C], features [B, D] or None), both NumPy
+        classes,  # C names, in the order of the outputs
+        size: int,  # width and height of the pictures in pixels
+        mean=(0.5,) * 3,  # of the colour channels
+        std=(0.5,) * 3,
+        arch: str = '',  # timm name
+        temperature: float = 1.0,  # logits are divided by it to have honest probabilities
+        name: str = '',  # for people
+        info: dict | None = None,  # provenance
+        model: nn.Module | None = None,  # the torch model, where there is one
+        precision: str = 'fp32',  # it computes in
     ):
         _checked(classes, size, mean, std, temperature, name or arch or 'the classifier')
         mean, std = [list(map(float, m)) for m in (mean, std)]
-        known = dict(classes=list(map(str, classes)), size=int(size), mean=mean, std=std, temperature=float(temperature))
+        known = dict(
+            classes=list(map(str, classes)),
+            size=int(size),
+            mean=mean,
+            std=std,
+            temperature=float(temperature),
+        )
         known = read_info(known | dict(arch=arch), name or 'the model')
         self.forward, self.arch, self.classes, self.size = forward, arch, known['classes'], known['size']
-        self.mean, self.std, self.temperature = tuple(known['mean']), tuple(known['std']), known['temperature']
+        self.mean, self.std, self.temperature = (
+            tuple(known['mean']),
+            tuple(known['std']),
+            known['temperature'],
+        )
         self.name, self.info, self.model, self.precision = name, dict(info or {}), model, precision
 
     def normalise(self, images) -> torch.Tensor:
@@ -142,70 +205,120 @@ class Classifier:
         x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
         return x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
 
-    def stream(self,
-        pictures,        # an iterable of paths, bytes or images of Pillow
-        bs:int=64,       # pictures a batch
+    def stream(
+        self,
+        pictures,  # an iterable of paths, bytes or images of Pillow
+        bs: int = 64,  # pictures a batch
         on_bad='raise',  # or a function called with a bad picture and the reason; its row is NaN
-        out:str='logits' # or 'features'
+        out: str = 'logits',  # or 'features'
     ):
         "Yield `(pictures, float32 [B, C or D])` batch by batch, for collections of any length."
         for names, x, good in decoded(pictures, self.size, bs, on_bad):
             y = self.forward(self.normalise(x))[out == 'features']
-            if y is None: raise BadInput(f'{self.name or self.arch} does not give the features that pictures are compared by')
+            if y is None:
+                raise BadInput(
+                    f'{self.name or self.arch} does not give the features that pictures are compared by'
+                )
             if not np.isfinite(y[good]).all():
-                raise BadInput(f'what {self.name or self.arch} says of pictures is no number; export or cook it again')
-            if not good.all(): y[~good] = np.nan
+                raise BadInput(
+                    f'what {self.name or self.arch} says of pictures is no number; export or cook it again'
+                )
+            if not good.all():
+                y[~good] = np.nan
             yield names, y
 
     def logits(self, pictures, bs=64, on_bad='raise') -> np.ndarray:
         "float32 [N, C]; `BadInput` names a picture that cannot be read, unless `on_bad` takes it."
-        return np.concatenate([y for _, y in self.stream(pictures, bs, on_bad)] or [np.zeros((0, len(self.classes)), np.float32)])
+        return np.concatenate(
+            [y for _, y in self.stream(pictures, bs, on_bad)]
+            or [np.zeros((0, len(self.classes)), np.float32)]
+        )
 
     def probs(self, pictures, calibrated=True, bs=64, on_bad='raise') -> np.ndarray:
         "float [N, C]; divided by the temperature that was fitted on val, unless `calibrated` is False."
-        return softmax(self.logits(pictures, bs, on_bad).astype(np.float64)/(self.temperature if calibrated else 1), 1)
+        return softmax(
+            self.logits(pictures, bs, on_bad).astype(np.float64) / (self.temperature if calibrated else 1), 1
+        )
 
     def features(self, pictures, bs=64, on_bad='raise') -> np.ndarray:
         "What the last layer sees, float32 [N, D]; `BadInput` if the model has no such output."
-        return np.concatenate([y for _, y in self.stream(pictures, bs, on_bad, 'features')] or [np.zeros((0, 0), np.float32)])
+        return np.concatenate(
+            [y for _, y in self.stream(pictures, bs, on_bad, 'features')] or [np.zeros((0, 0), np.float32)]
+        )
 
     def pixels(self, pictures, bs=64) -> np.ndarray:
         "The model's input, float32 [N, 3, S, S]."
-        return np.concatenate([self.normalise(x).numpy() for _, x, _ in decoded(pictures, self.size, bs)] or [np.zeros((0, 3, self.size, self.size), np.float32)])
+        return np.concatenate(
+            [self.normalise(x).numpy() for _, x, _ in decoded(pictures, self.size, bs)]
+            or [np.zeros((0, 3, self.size, self.size), np.float32)]
+        )
 
-    def __repr__(self): return f'Classifier({self.name}: {self.arch}, {len(self.classes)} classes, {self.size} px, {self.precision})'
+    def __repr__(self):
+        return (
+            f'Classifier({self.name}: {self.arch}, {len(self.classes)} classes, {self.size} px, '
+            f'{self.precision})'
+        )
 
 # %% ../nbs/12_export.ipynb #babae463
 def _torch_forward(model, both, dtype):
     "The model as a function of normalised pictures to logits and features."
     dev = next(model.parameters()).device
+
     @torch.inference_mode()
     def forward(x):
         x = x.to(dev, memory_format=torch.channels_last)
-        with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32): y = both(x) if both else (model(x),)
-        return [t.float().cpu().numpy() for t in y] + [None]*(2-len(y))
+        with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
+            y = both(x) if both else (model(x),)
+        return [t.float().cpu().numpy() for t in y] + [None] * (2 - len(y))
+
     return forward
 
+# %% ../nbs/12_export.ipynb #b51ca0e7
 def from_weights(
-    weights:dict,          # a state dict
-    info:dict,             # arch, classes, size, mean, std, and perhaps temperature: what `Soup.info` says
-    name:str,              # for people
-    precision:str='fp32',  # as in `Config`
-    device=None            # default: the GPU if there is one
+    weights: dict,  # a state dict
+    info: dict,  # arch, classes, size, mean, std, and perhaps temperature: what `Soup.info` says
+    name: str,  # for people
+    precision: str = 'fp32',  # as in `Config`
+    device=None,  # default: the GPU if there is one
 ) -> Classifier:
     "A `Classifier` in torch; `BadInput` if these are not weights of that model."
-    _checked(info['classes'], info['size'], info['mean'], info['std'], info.get('temperature', 1.), name)
-    if type(info['arch']) is not str: raise BadInput(f'{name}: its network is no name')
-    try: fit_names(weights, blank_model(info['arch'], len(info['classes']), info['size']))
-    except BadInput as e: raise BadInput(f"{name} is not a {info['arch']} of {len(info['classes'])} classes: {e}") from None
-    odd = [k for k, v in weights.items() if v.is_floating_point() and (v.float().isnan().any() or v.ndim > 0 and
-           k.endswith(('weight', 'bias')) and v.float().isinf().any())]
-    if odd: raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
+    _checked(info['classes'], info['size'], info['mean'], info['std'], info.get('temperature', 1.0), name)
+    if type(info['arch']) is not str:
+        raise BadInput(f'{name}: its network is no name')
+    try:
+        fit_names(weights, blank_model(info['arch'], len(info['classes']), info['size']))
+    except BadInput as e:
+        raise BadInput(f"{name} is not a {info['arch']} of {len(info['classes'])} classes: {e}") from None
+    odd = [
+        k
+        for k, v in weights.items()
+        if v.is_floating_point()
+        and (
+            v.float().isnan().any()
+            or v.ndim > 0
+            and k.endswith(('weight', 'bias'))
+            and v.float().isinf().any()
+        )
+    ]
+    if odd:
+        raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
     model = create_model(info['arch'], len(info['classes']), info['size'])
     model.load_state_dict(fit_names(weights, model))
     both = with_features(model.eval().requires_grad_(False), info['size'])
     model.to(device or default_device(), memory_format=torch.channels_last)
-    return Classifier(_torch_forward(model, both, amp_dtype(precision)), info['classes'], info['size'], info['mean'], info['std'], info['arch'], info.get('temperature', 1.), name, info, model, precision)
+    return Classifier(
+        _torch_forward(model, both, amp_dtype(precision)),
+        info['classes'],
+        info['size'],
+        info['mean'],
+        info['std'],
+        info['arch'],
+        info.get('temperature', 1.0),
+        name,
+        info,
+        model,
+        precision,
+    )
 
 # %% ../nbs/12_export.ipynb #efc1e4ec
 def _complete(info, path, **given):
@@ -213,66 +326,94 @@ def _complete(info, path, **given):
     if not isinstance(info, dict) or isinstance(info.get('classes'), int):
         raise BadInput(f'{path}: its classes are no list of different names')
     info = info | {k: v for k, v in given.items() if v is not None}
-    if isinstance(info.get('classes'), int): info['classes'] = _numbered(info['classes'], path)
+    if isinstance(info.get('classes'), int):
+        info['classes'] = _numbered(info['classes'], path)
     info = read_info(info, path)
-    if lacks := [k for k in ('arch', 'classes', 'size') if not info.get(k)]: raise BadInput(f"{path} does not say its {' and '.join(lacks)}; give {', '.join(k+'=' for k in lacks)}")
-    if not {'mean', 'std'} <= set(info): info['mean'], info['std'] = data_stats(info['arch'])
+    if lacks := [k for k in ('arch', 'classes', 'size') if not info.get(k)]:
+        raise BadInput(
+            f"{path} does not say its {' and '.join(lacks)}; give {', '.join(k + '=' for k in lacks)}"
+        )
+    if not {'mean', 'std'} <= set(info):
+        info['mean'], info['std'] = data_stats(info['arch'])
     return info
 
+# %% ../nbs/12_export.ipynb #4ac961a7
 def _numbered(n, path):
     "Names of so many classes."
-    if not 0 < n <= 100_000: raise BadInput(f'{path}: classes is {n}, not the number of classes; give 1 to 100000, or their names')
+    if not 0 < n <= 100_000:
+        raise BadInput(f'{path}: classes is {n}, not the number of classes; give 1 to 100000, or their names')
     return [f'class {i}' for i in range(n)]
+
 
 def _soup_info(soup):
     "What a classifier says of its soup; not where its run lies on this machine."
     info = {k: v for k, v in soup.info.items() if k != 'run_at'}
     return dict(recipe=soup.recipe, ingredients=soup.ingredients, coefs=soup.coefs) | info
 
+# %% ../nbs/12_export.ipynb #e235c643
 def _read_folder(path):
     "Weights and info of a folder of `save_pretrained`."
     info = folder_info(path)
-    return load_weights(path/'model.safetensors'), info
+    return load_weights(path / 'model.safetensors'), info
 
+# %% ../nbs/12_export.ipynb #8bb53e03
 @patch(cls_method=True)
-def load(cls:Classifier,
-    path,                   # a soup (.safetensors), another checkpoint, a folder of `save_pretrained`, or an .onnx file of `to_onnx`
-    arch:str|None=None,     # for checkpoints that do not say it: timm name,
-    classes=None,           # names of the classes, or how many,
-    size:int|None=None,     # width and height of the pictures in pixels
-    precision:str='fp32',   # of torch: 'fp32', 'bf16', 'fp16', or 'auto' as in training
-    device=None,            # of torch; default: the GPU if there is one
-    threads:int=0           # of ONNX Runtime; 0: as many as it likes
+def load(
+    cls: Classifier,
+    path,  # a soup (.safetensors), another checkpoint, a folder of `save_pretrained`, or an .onnx file of `to_onnx`
+    arch: str | None = None,  # for checkpoints that do not say it: timm name,
+    classes=None,  # names of the classes, or how many,
+    size: int | None = None,  # width and height of the pictures in pixels
+    precision: str = 'fp32',  # of torch: 'fp32', 'bf16', 'fp16', or 'auto' as in training
+    device=None,  # of torch; default: the GPU if there is one
+    threads: int = 0,  # of ONNX Runtime; 0: as many as it likes
 ):
     "Any file or folder of this package as a `Classifier`. `BadInput` says what is missing or wrong."
     path = Path(path)
-    if not path.exists(): raise BadInput(f'{path} does not exist; give a soup (.safetensors), a folder of save_pretrained, or an .onnx file')
-    if path.suffix == '.onnx': return _from_onnx(path, threads)
-    if path.is_dir(): weights, info = _read_folder(path)
-    elif path.suffix == '.safetensors' and soup_header(path): weights, info = (s := Soup.load(path)).weights, _soup_info(s)
-    else: weights, info = load_weights(path), {}
-    return from_weights(weights, _complete(info, path, arch=arch, classes=classes, size=size), path.name, precision, device)
+    if not path.exists():
+        raise BadInput(
+            f'{path} does not exist; give a soup (.safetensors), a folder of save_pretrained, or an .onnx '
+            'file'
+        )
+    if path.suffix == '.onnx':
+        return _from_onnx(path, threads)
+    if path.is_dir():
+        weights, info = _read_folder(path)
+    elif path.suffix == '.safetensors' and soup_header(path):
+        weights, info = (s := Soup.load(path)).weights, _soup_info(s)
+    else:
+        weights, info = load_weights(path), {}
+    return from_weights(
+        weights, _complete(info, path, arch=arch, classes=classes, size=size), path.name, precision, device
+    )
 
+# %% ../nbs/12_export.ipynb #1060e52f
 def as_classifier(
-    o,      # a `Classifier`, a `Soup`, or a path for `Classifier.load`
-    **kw    # for `Classifier.load`
+    o,  # a `Classifier`, a `Soup`, or a path for `Classifier.load`
+    **kw,  # for `Classifier.load`
 ) -> Classifier:
     "Any of them as a `Classifier`."
-    if isinstance(o, Classifier): return o
-    if isinstance(o, Soup): return from_weights(o.weights, _complete(_soup_info(o), 'the soup'), o.recipe or 'soup', **kw)
+    if isinstance(o, Classifier):
+        return o
+    if isinstance(o, Soup):
+        return from_weights(o.weights, _complete(_soup_info(o), 'the soup'), o.recipe or 'soup', **kw)
     return Classifier.load(o, **kw)
 
 # %% ../nbs/12_export.ipynb #c1aed059
-OPSET = 18   # of ONNX: the lowest that torch's exporter writes without converting
+OPSET = 18  # of ONNX: the lowest that torch's exporter writes without converting
+
 
 def _needs_onnx():
     "The onnxruntime module, or what to install."
-    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')     # read when it is imported
-    try: import onnx, onnxruntime, onnxscript  # noqa: F401
-    except ImportError as e: raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
-    getattr(onnxruntime, 'disable_telemetry_events', bool)()     # where it was built with some
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # read when it is imported
+    try:
+        import onnx, onnxruntime, onnxscript  # noqa: F401
+    except ImportError as e:
+        raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
+    getattr(onnxruntime, 'disable_telemetry_events', bool)()  # where it was built with some
     return onnxruntime
 
+# %% ../nbs/12_export.ipynb #f5fa2322
 @contextlib.contextmanager
 def _hushed():
     "Without the exporters' chatter."
@@ -282,198 +423,350 @@ def _hushed():
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: logging.disable(level)
+    finally:
+        logging.disable(level)
 
+# %% ../nbs/12_export.ipynb #0048e648
 def _metadata(c):
     "What an ONNX file says of itself: strings of JSON."
-    known = dict(name=c.name, arch=c.arch, classes=c.classes, size=c.size, mean=c.mean, std=c.std, interpolation='bicubic', crop='the whole picture, squashed to a square', input='RGB/255, minus mean, divided by std',
-                 temperature=c.temperature, provenance={k: v for k, v in c.info.items() if k not in ('arch', 'classes', 'size', 'mean', 'std', 'temperature')})
+    known = dict(
+        name=c.name,
+        arch=c.arch,
+        classes=c.classes,
+        size=c.size,
+        mean=c.mean,
+        std=c.std,
+        interpolation='bicubic',
+        crop='the whole picture, squashed to a square',
+        input='RGB/255, minus mean, divided by std',
+        temperature=c.temperature,
+        provenance={
+            k: v
+            for k, v in c.info.items()
+            if k not in ('arch', 'classes', 'size', 'mean', 'std', 'temperature')
+        },
+    )
     return {k: json.dumps(v, ensure_ascii=False) for k, v in known.items()}
 
+# %% ../nbs/12_export.ipynb #7e40c466
 def to_onnx(
-    model,              # a `Classifier`, a `Soup`, the path of one, or a bare torch model
-    path,               # the .onnx file
-    size:int|None=None  # of a bare model: width and height of its pictures in pixels
+    model,  # a `Classifier`, a `Soup`, the path of one, or a bare torch model
+    path,  # the .onnx file
+    size: int | None = None,  # of a bare model: width and height of its pictures in pixels
 ) -> Path:
-    "Write the model in float32; input `pixels` float32 [B, 3, size, size], normalised, outputs `logits` [B, C] and, of timm models, `features` [B, D]."
+    """Write the model in float32; input `pixels` float32 [B, 3, size, size], normalised, outputs `logits`
+    [B, C] and, of timm models, `features` [B, D]."""
     _needs_onnx()
     c = None if isinstance(model, nn.Module) else as_classifier(model)
-    if c and c.model is None: raise BadInput(f'{c.name} is an ONNX file already')
-    if not c and not size: raise BadInput('a bare model does not say how large its pictures are; give size=')
+    if c and c.model is None:
+        raise BadInput(f'{c.name} is an ONNX file already')
+    if not c and not size:
+        raise BadInput('a bare model does not say how large its pictures are; give size=')
     size = size or c.size
     model = copy.deepcopy(c.model if c else model).cpu().eval()
     both = with_features(model, size)
     with _hushed():
-        program = torch.onnx.export(both or model, (torch.zeros(2, 3, size, size),), dynamo=True, opset_version=OPSET, dynamic_shapes=({0: torch.export.Dim('batch')},),
-                                    input_names=['pixels'], output_names=['logits', 'features'][:1+bool(both)], verbose=False)
+        program = torch.onnx.export(
+            both or model,
+            (torch.zeros(2, 3, size, size),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            input_names=['pixels'],
+            output_names=['logits', 'features'][: 1 + bool(both)],
+            verbose=False,
+        )
     program.model.metadata_props.update(_metadata(c) if c else {})
-    with atomic(path) as tmp: program.save(tmp, external_data=False)
+    with atomic(path) as tmp:
+        program.save(tmp, external_data=False)
     return Path(path)
 
+# %% ../nbs/12_export.ipynb #6b47a438
 class OnnxModel:
     "An ONNX file as a function of pictures to logits, on the CPU."
-    def __init__(self,
-        path,            # the .onnx file
-        threads:int=0    # 0: as many as ONNX Runtime likes
+
+    def __init__(
+        self,
+        path,  # the .onnx file
+        threads: int = 0,  # 0: as many as ONNX Runtime likes
     ):
         ort = _needs_onnx()
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')   # idle threads would take time from another session
-        try: self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        except Exception as e: raise BadInput(f'{path} cannot be read as an ONNX model ({type(e).__name__}); export it again') from None
-        self.outputs, self.meta = [o.name for o in self.session.get_outputs()], self.session.get_modelmeta().custom_metadata_map
+        options.add_session_config_entry(
+            'session.intra_op.allow_spinning', '0'
+        )  # idle threads would take time from another session
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+        except Exception as e:
+            raise BadInput(
+                f'{path} cannot be read as an ONNX model ({type(e).__name__}); export it again'
+            ) from None
+        self.outputs, self.meta = (
+            [o.name for o in self.session.get_outputs()],
+            self.session.get_modelmeta().custom_metadata_map,
+        )
         self.inputs = [o.name for o in self.session.get_inputs()]
-    def __call__(self, pixels) -> np.ndarray: return self.session.run(['logits'], {'pixels': np.asarray(pixels, np.float32)})[0]
+
+    def __call__(self, pixels) -> np.ndarray:
+        return self.session.run(['logits'], {'pixels': np.asarray(pixels, np.float32)})[0]
+
     def forward(self, pixels) -> list:
         "Logits, and features or None."
         out = dict(zip(self.outputs, self.session.run(None, {'pixels': np.asarray(pixels, np.float32)})))
         return [out['logits'], out.get('features')]
 
+# %% ../nbs/12_export.ipynb #5c3bbb5e
 def _from_onnx(path, threads=0):
     m = OnnxModel(path, threads)
-    if 'images' in m.inputs: return _from_whole(m, path)
+    if 'images' in m.inputs:
+        return _from_whole(m, path)
     meta = onnx_info(m.meta, path)
     n = m.session.get_outputs()[m.outputs.index('logits')].shape[-1] if 'logits' in m.outputs else None
     if isinstance(n, int) and _are_names(meta['classes']) and len(meta['classes']) != n:
         raise BadInput(f"{path} names {len(meta['classes'])} classes for its {n} outputs; export it again")
-    return Classifier(m.forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), meta.get('temperature', 1.), path.name, meta.get('provenance'))
+    return Classifier(
+        m.forward,
+        meta['classes'],
+        meta['size'],
+        meta['mean'],
+        meta['std'],
+        meta.get('arch', ''),
+        meta.get('temperature', 1.0),
+        path.name,
+        meta.get('provenance'),
+    )
 
 # %% ../nbs/12_export.ipynb #e55500f0
 def _bicubic(t):
     "Pillow's bicubic kernel."
     t = t.abs()
-    near, far = (1.5*t-2.5)*t*t+1, ((-.5*t+2.5)*t-4)*t+2
+    near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
     return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
-def _weights(line, size):
-    "What each of `n` pixels of a line gives to each of `size`: float32 [n, size]. `line` is float [n] of any numbers."
-    at = torch.ones_like(line).cumsum(0)-.5
-    scale = torch.ones_like(line).sum()/size
-    centre = (torch.arange(size, dtype=torch.float32)+.5)*scale
-    w = _bicubic((at[:, None]-centre)/scale.clamp(min=1))
-    return w/w.sum(0, keepdim=True)
 
+def _weights(line, size):
+    """What each of `n` pixels of a line gives to each of `size`: float32 [n, size]. `line` is float [n] of
+    any numbers."""
+    at = torch.ones_like(line).cumsum(0) - 0.5
+    scale = torch.ones_like(line).sum() / size
+    centre = (torch.arange(size, dtype=torch.float32) + 0.5) * scale
+    w = _bicubic((at[:, None] - centre) / scale.clamp(min=1))
+    return w / w.sum(0, keepdim=True)
+
+# %% ../nbs/12_export.ipynb #9ab3e7ab
 class WholeImages(nn.Module):
-    "A classifier from images as they are decoded, uint8 [B, H, W, 3], to probabilities, float32 [B, C]: what `Classifier.probs` does."
-    def __init__(self, c:Classifier):
+    """A classifier from images as they are decoded, uint8 [B, H, W, 3], to probabilities, float32 [B, C]:
+    what `Classifier.probs` does."""
+
+    def __init__(self, c: Classifier):
         super().__init__()
-        self.model, self.size, self.temperature = copy.deepcopy(c.model).cpu().float().eval(), c.size, c.temperature
+        self.model, self.size, self.temperature = (
+            copy.deepcopy(c.model).cpu().float().eval(),
+            c.size,
+            c.temperature,
+        )
         self.register_buffer('mean', torch.tensor(c.mean)[:, None, None])
         self.register_buffer('std', torch.tensor(c.std)[:, None, None])
 
     def forward(self, images):
         x = images.permute(0, 3, 1, 2).float()
-        x = (x @ _weights(x[0, 0, 0], self.size)+.5).floor().clamp(0, 255)
-        x = (_weights(x[0, 0, :, 0], self.size).T @ x+.5).floor().clamp(0, 255)
-        return (self.model((x/255-self.mean)/self.std)/self.temperature).softmax(1)
+        x = (x @ _weights(x[0, 0, 0], self.size) + 0.5).floor().clamp(0, 255)
+        x = (_weights(x[0, 0, :, 0], self.size).T @ x + 0.5).floor().clamp(0, 255)
+        return (self.model((x / 255 - self.mean) / self.std) / self.temperature).softmax(1)
 
+# %% ../nbs/12_export.ipynb #8ab02915
 def to_onnx_images(
-    model,   # a `Classifier`, a `Soup`, or the path of one
-    path     # the .onnx file
+    model,  # a `Classifier`, a `Soup`, or the path of one
+    path,  # the .onnx file
 ) -> Path:
-    """Write the model with everything before and after it. Input `images` uint8 [B, height, width, 3], upright RGB of any size; outputs `name`
-    [B], the likeliest class, `probabilities` float32 [B, C], and `names` [C]. `BadInput` for an ONNX file."""
+    """Write the model with everything before and after it. Input `images` uint8 [B, height, width, 3],
+    upright RGB of any size; outputs `name` [B], the likeliest class, `probabilities` float32 [B, C], and
+    `names` [C]. `BadInput` for an ONNX file."""
     _needs_onnx()
     c = as_classifier(model, device='cpu') if not isinstance(model, Classifier) else model
-    if c.model is None: raise BadInput(f'{c.name} is an ONNX file already; give the soup it was made of')
-    free = {0: torch.export.Dim('batch'), 1: torch.export.Dim('height', max=1 << 16), 2: torch.export.Dim('width', max=1 << 16)}
+    if c.model is None:
+        raise BadInput(f'{c.name} is an ONNX file already; give the soup it was made of')
+    free = {
+        0: torch.export.Dim('batch'),
+        1: torch.export.Dim('height', max=1 << 16),
+        2: torch.export.Dim('width', max=1 << 16),
+    }
     with _hushed():
-        program = torch.onnx.export(WholeImages(c), (torch.zeros(2, 37, 29, 3, dtype=torch.uint8),), dynamo=True, opset_version=OPSET,
-                                    dynamic_shapes=(free,), input_names=['images'], output_names=['probabilities'], verbose=False)
+        program = torch.onnx.export(
+            WholeImages(c),
+            (torch.zeros(2, 37, 29, 3, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(free,),
+            input_names=['images'],
+            output_names=['probabilities'],
+            verbose=False,
+        )
     proto = _named_outputs(program.model_proto, c)
-    with atomic(path) as tmp: Path(tmp).write_bytes(proto.SerializeToString())
+    with atomic(path) as tmp:
+        Path(tmp).write_bytes(proto.SerializeToString())
     return Path(path)
 
+# %% ../nbs/12_export.ipynb #72eec899
 def _named_outputs(proto, c):
     "The graph with the names of the classes beside their probabilities."
     import onnx
     from onnx import TensorProto, helper
+
     g, text, whole = proto.graph, TensorProto.STRING, TensorProto.INT64
-    g.initializer.append(helper.make_tensor('names_of_classes', text, [len(c.classes)], [k.encode(errors='backslashreplace') for k in c.classes]))
-    g.node.extend([helper.make_node('ArgMax', ['probabilities'], ['best'], axis=1, keepdims=0),
-                   helper.make_node('Gather', ['names_of_classes', 'best'], ['name']),
-                   helper.make_node('Identity', ['names_of_classes'], ['names'])])
-    shown = [helper.make_tensor_value_info('name', text, ['batch']), *g.output, helper.make_tensor_value_info('names', text, [len(c.classes)])]
+    g.initializer.append(
+        helper.make_tensor(
+            'names_of_classes',
+            text,
+            [len(c.classes)],
+            [k.encode(errors='backslashreplace') for k in c.classes],
+        )
+    )
+    g.node.extend(
+        [
+            helper.make_node('ArgMax', ['probabilities'], ['best'], axis=1, keepdims=0),
+            helper.make_node('Gather', ['names_of_classes', 'best'], ['name']),
+            helper.make_node('Identity', ['names_of_classes'], ['names']),
+        ]
+    )
+    shown = [
+        helper.make_tensor_value_info('name', text, ['batch']),
+        *g.output,
+        helper.make_tensor_value_info('names', text, [len(c.classes)]),
+    ]
     del g.output[:]
     g.output.extend(shown)
     g.value_info.append(helper.make_tensor_value_info('best', whole, ['batch']))
-    said = _metadata(c) | dict(input=json.dumps('images: upright RGB, uint8 [batch, height, width, 3], any size; resizing, normalising and softmax are inside'))
+    said = _metadata(c) | dict(
+        input=json.dumps(
+            'images: upright RGB, uint8 [batch, height, width, 3], any size; resizing, normalising and '
+            'softmax are inside'
+        )
+    )
     helper.set_model_props(proto, said)
     onnx.checker.check_model(proto)
     return proto
 
+# %% ../nbs/12_export.ipynb #453faf91
 def _from_whole(m, path):
     "Such a file as a `Classifier`: its own resizing finds nothing to do."
     meta = onnx_info(m.meta, path)
     mean, std = (torch.tensor(meta[k])[:, None, None] for k in ('mean', 'std'))
+
     def forward(x):
-        images = ((x*std+mean)*255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        p, = m.session.run(['probabilities'], {'images': images})
+        images = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        (p,) = m.session.run(['probabilities'], {'images': images})
         return [np.log(np.maximum(p, 1e-30)), None]
-    return Classifier(forward, meta['classes'], meta['size'], meta['mean'], meta['std'], meta.get('arch', ''), 1., path.name, meta.get('provenance'))
+
+    return Classifier(
+        forward,
+        meta['classes'],
+        meta['size'],
+        meta['mean'],
+        meta['std'],
+        meta.get('arch', ''),
+        1.0,
+        path.name,
+        meta.get('provenance'),
+    )
 
 # %% ../nbs/12_export.ipynb #16d69b88
 def split_of(
-    run,               # a `Run`
-    split:str='val'    # 'train' (as it is, not augmented), 'val' or 'test'
+    run,  # a `Run`
+    split: str = 'val',  # 'train' (as it is, not augmented), 'val' or 'test'
 ) -> tuple:
-    "What `to_int8` and `int8_loss` look at: an iterator of normalised batches, float32 [B, 3, S, S], and labels int [N], None for 'train', whose order is random."
+    """What `to_int8` and `int8_loss` look at: an iterator of normalised batches, float32 [B, 3, S, S], and
+    labels int [N], None for 'train', whose order is random."""
     dl = run.dls.plain if split == 'train' else run.dls[('train', 'val', 'test').index(split)]
-    return (b[0].as_subclass(torch.Tensor).cpu().numpy() for b in dl), None if split == 'train' else run.targs(split)
+    return (
+        b[0].as_subclass(torch.Tensor).cpu().numpy() for b in dl
+    ), None if split == 'train' else run.targs(split)
 
+# %% ../nbs/12_export.ipynb #01a8630a
 def to_int8(
-    path,         # a file of `to_onnx`
-    out,          # the file to write
-    batches,      # normalised pictures, float32 [B, 3, S, S] each, or a `Run`: what the ranges are measured on
-    n:int=256     # about so many pictures of a `Run`
+    path,  # a file of `to_onnx`
+    out,  # the file to write
+    batches,  # normalised pictures, float32 [B, 3, S, S] each, or a `Run`: what the ranges are measured on
+    n: int = 256,  # about so many pictures of a `Run`
 ) -> Path:
     "Quantise weights and activations to eight bits, weights by channel. The metadata stay."
     _needs_onnx()
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    if hasattr(batches, 'dls'): batches = [b.cpu().numpy() for b in bn_batches(batches.dls.plain, n)]
+
+    if hasattr(batches, 'dls'):
+        batches = [b.cpu().numpy() for b in bn_batches(batches.dls.plain, n)]
+
     class Reader(CalibrationDataReader):
-        def __init__(self): self.it = iter(batches)
-        def get_next(self): return None if (b := next(self.it, None)) is None else {'pixels': np.asarray(b, np.float32)}
+        def __init__(self):
+            self.it = iter(batches)
+
+        def get_next(self):
+            return None if (b := next(self.it, None)) is None else {'pixels': np.asarray(b, np.float32)}
+
     with _hushed(), tempfile.TemporaryDirectory() as d, atomic(out) as tmp:
         quant_pre_process(str(path), f'{d}/clean.onnx')
-        quantize_static(f'{d}/clean.onnx', f'{d}/small.onnx', Reader(), per_channel=True, quant_format=QuantFormat.QDQ, op_types_to_quantize=['Conv', 'MatMul', 'Gemm'])
+        quantize_static(
+            f'{d}/clean.onnx',
+            f'{d}/small.onnx',
+            Reader(),
+            per_channel=True,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
+        )
         small = onnx.load(f'{d}/small.onnx')
         del small.metadata_props[:]
         small.metadata_props.extend(onnx.load(str(path), load_external_data=False).metadata_props)
         onnx.save(small, str(tmp))
     return Path(out)
 
+# %% ../nbs/12_export.ipynb #7f33c397
 def int8_loss(
-    fp32,          # a file of `to_onnx`
-    int8,          # a file of `to_int8`
-    batches,       # normalised pictures, float32 [B, 3, S, S] each
-    targs,         # int [N]
-    threads:int=1  # of ONNX Runtime
+    fp32,  # a file of `to_onnx`
+    int8,  # a file of `to_int8`
+    batches,  # normalised pictures, float32 [B, 3, S, S] each
+    targs,  # int [N]
+    threads: int = 1,  # of ONNX Runtime
 ) -> pd.DataFrame:
-    "Rows float32 and int8: accuracy and its 95 % interval, size in MB, ms a picture; of int8 wins, losses and McNemar's p against float32, and the difference of accuracy with its interval."
+    """Rows float32 and int8: accuracy and its 95 % interval, size in MB, ms a picture; of int8 wins, losses
+    and McNemar's p against float32, and the difference of accuracy with its interval."""
     models, logits, clock = (OnnxModel(fp32, threads), OnnxModel(int8, threads)), ([], []), ([], [])
     for i, x in enumerate(batches):
         for j in ((0, 1), (1, 0))[i % 2]:
             t0 = time.perf_counter()
-            logits[j].append(models[j](x)); clock[j].append(1e3*(time.perf_counter()-t0)/len(x))
+            logits[j].append(models[j](x))
+            clock[j].append(1e3 * (time.perf_counter() - t0) / len(x))
     a, b = map(np.concatenate, logits)
-    rows = [dict(accuracy=(v := s.loc['accuracy']).value, lo=v.lo, hi=v.hi, MB=Path(f).stat().st_size/1e6, ms=float(np.median(c))) for f, c, s in ((f, c, scores(l, targs, n_boot=2)) for f, c, l in zip((fp32, int8), clock, (a, b)))]
-    rows[1] |= dict(zip(('wins', 'losses', 'p'), paired_test(b.argmax(1), a.argmax(1), targs))) | dict(zip(('diff', 'diff_lo', 'diff_hi'), paired_difference(b, a, targs)))
+    rows = [
+        dict(
+            accuracy=(v := s.loc['accuracy']).value,
+            lo=v.lo,
+            hi=v.hi,
+            MB=Path(f).stat().st_size / 1e6,
+            ms=float(np.median(c)),
+        )
+        for f, c, s in ((f, c, scores(l, targs, n_boot=2)) for f, c, l in zip((fp32, int8), clock, (a, b)))
+    ]
+    rows[1] |= dict(zip(('wins', 'losses', 'p'), paired_test(b.argmax(1), a.argmax(1), targs))) | dict(
+        zip(('diff', 'diff_lo', 'diff_hi'), paired_difference(b, a, targs))
+    )
     return pd.DataFrame(rows, index=['float32', 'int8'])
 
 # %% ../nbs/12_export.ipynb #5af11223
 _MARKUP = re.compile(r'\\(?![^\W_])|[`*{}\[\]#!|~$]|(?<![^\W_])_|_(?![^\W_])')
-_LINKS = (('://', '&#58;//'), ('@', '&#64;'), ('www.', 'www&#46;'))    # what becomes a link without being one
+_LINKS = (('://', '&#58;//'), ('@', '&#64;'), ('www.', 'www&#46;'))  # what becomes a link without being one
+
 
 def _text(o):
     "Anything as text of Markdown, on one line."
     t = html.escape(visible(one_line(o)), quote=False)
-    t = _MARKUP.sub(lambda m: '\\'+m[0], t)
-    for link, plain in _LINKS: t = t.replace(link, plain)
+    t = _MARKUP.sub(lambda m: '\\' + m[0], t)
+    for link, plain in _LINKS:
+        t = t.replace(link, plain)
     return t
+
 
 def _code(o):
     "Anything as a piece of code in Markdown."
@@ -482,14 +775,23 @@ def _code(o):
 # %% ../nbs/12_export.ipynb #a9f61900
 def _row(name, s):
     "One line of the card's table; the calibration error has no interval, since resampling inflates it."
-    cells = [f'{f*s.value[m]:.{d}f} [{f*s.lo[m]:.{d}f}, {f*s.hi[m]:.{d}f}]' for m, f, d in (('accuracy', 100, 1), ('f1', 100, 1), ('balanced', 100, 1), ('nll', 1, 3))]
-    return f"| {name} | {' | '.join(cells)} | {100*s.value['ece']:.1f} |"
+    cells = [
+        f'{f * s.value[m]:.{d}f} [{f * s.lo[m]:.{d}f}, {f * s.hi[m]:.{d}f}]'
+        for m, f, d in (('accuracy', 100, 1), ('f1', 100, 1), ('balanced', 100, 1), ('nll', 1, 3))
+    ]
+    return f"| {name} | {' | '.join(cells)} | {100 * s.value['ece']:.1f} |"
 
+# %% ../nbs/12_export.ipynb #e2c93d70
 def _tested(c, run, weights):
     "The part of the card that has numbers, and the accuracy."
-    if c.info.get('run') != run.cfg.key: raise BadInput(f"the soup was cooked from the run {c.info.get('run')}, not from {run.cfg.key}; give that run, or none")
+    if c.info.get('run') != run.cfg.key:
+        raise BadInput(
+            f"the soup was cooked from the run {c.info.get('run')}, not from {run.cfg.key}; give that run, "
+            "or none"
+        )
     t, best = run.targs('test'), run.best()
-    if not len(t): return '', None     # nothing to measure on
+    if not len(t):
+        return '', None  # nothing to measure on
     mine, single = run.logits_of(weights, 'test'), run.logits_of(best.weights(), 'test')
     s, (w, l, p) = scores(mine, t), paired_test(mine.argmax(1), single.argmax(1), t)
     n = np.bincount(t, minlength=len(c.classes))
@@ -498,20 +800,26 @@ def _tested(c, run, weights):
 | model | accuracy % | macro-F1 % | balanced accuracy % | cross-entropy | calibration error % |
 |---|---|---|---|---|---|
 {_row('**this model**', s)}
-{_row('this model, calibrated', scores(mine/c.temperature, t))}
+{_row('this model, calibrated', scores(mine / c.temperature, t))}
 {_row(f'best single checkpoint, epoch {best.epoch}', scores(single, t))}
 
 Against the best single checkpoint it wins {w} pictures and loses {l} (McNemar's exact p = {p:.2g}). Measured in {str(amp_dtype(run.cfg.precision)).split('.')[1]} on {device_name()}. The rarest class of the test part, {_text(c.classes[n.argmin()])}, has {n.min()} pictures there: too few for a figure of its own."""
     return text, s
 
+# %% ../nbs/12_export.ipynb #f7492f97
 def _provider(arch):
     "The module that has to be imported before timm knows the architecture, or ''."
     m = timm.models.model_entrypoint(arch.split('.')[0]).__module__
     return '' if m.split('.')[0] == 'timm' else m
 
+# %% ../nbs/12_export.ipynb #0bc13492
 def _usage(c, onnx):
     "How to load it, in four lines for each way."
-    first = f'\nimport {m}  # this architecture is registered by the package ich_soups, not by timm' if (m := _provider(c.arch)) else ''
+    first = (
+        f'\nimport {m}  # this architecture is registered by the package ich_soups, not by timm'
+        if (m := _provider(c.arch))
+        else ''
+    )
     t = f'{c.temperature:.4f}'
     norm = f"x = (x/255 - np.array({[round(v, 6) for v in c.mean]}))/np.array({[round(v, 6) for v in c.std]})"
     return f"""The folder is `.` below; from the Hub, `hf-hub:owner/name` takes the place of `local-dir:.`.
@@ -547,29 +855,49 @@ name, probs = onnxruntime.InferenceSession('images.onnx').run(['name', 'probabil
 With the network alone, {'from `model.onnx` in this folder' if onnx else "after `ich_soups.export.to_onnx('.', 'model.onnx')`"}:
 
 ```python
-import numpy as np, onnxruntime
+import numpy as np
+import onnxruntime
 from PIL import Image
 x = np.asarray(Image.open('photo.jpg').convert('RGB').resize(({c.size}, {c.size}), Image.BICUBIC), float)
 {norm}
 logits = onnxruntime.InferenceSession('model.onnx').run(['logits'], {{'pixels': x.transpose(2, 0, 1)[None].astype('float32')}})[0]
 ```"""
 
+# %% ../nbs/12_export.ipynb #08a7c61d
 def model_card(
-    c:Classifier,         # in torch
-    tested:str='',        # the part with the scores
-    results=None,         # of `metrics.scores` on test, for the card's header
-    licence:str='other',  # of the weights, an identifier of the Hub, e.g. 'cc-by-4.0'
-    onnx:bool=False       # whether model.onnx is in the folder
+    c: Classifier,  # in torch
+    tested: str = '',  # the part with the scores
+    results=None,  # of `metrics.scores` on test, for the card's header
+    licence: str = 'other',  # of the weights, an identifier of the Hub, e.g. 'cc-by-4.0'
+    onnx: bool = False,  # whether model.onnx is in the folder
 ) -> str:
     "A filled-in model card in the Hub's format."
     i, name = c.info, visible(one_line(f"{c.arch} soup of {c.info.get('data') or 'photographs'}"))
     data = visible(one_line(i.get('data')))
-    evals = [EvalResult('image-classification', data, data, m, round(float(results.value[k]), 4), dataset_split='test') for k, m in (('accuracy', 'accuracy'), ('f1', 'f1'))] if results is not None else None
-    head = ModelCardData(license=licence, license_name='not-stated' if licence == 'other' else None, library_name='timm', pipeline_tag='image-classification', tags=['timm', 'image-classification', 'model-soup', 'ich_soups'], model_name=name, eval_results=evals)
+    evals = (
+        [
+            EvalResult(
+                'image-classification', data, data, m, round(float(results.value[k]), 4), dataset_split='test'
+            )
+            for k, m in (('accuracy', 'accuracy'), ('f1', 'f1'))
+        ]
+        if results is not None
+        else None
+    )
+    head = ModelCardData(
+        license=licence,
+        license_name='not-stated' if licence == 'other' else None,
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['timm', 'image-classification', 'model-soup', 'ich_soups'],
+        model_name=name,
+        eval_results=evals,
+    )
     made = provenance()
     names, coefs = i.get('ingredients') or [], i.get('coefs') or []
     eaten = '\n'.join(f'| {_text(n)} | {w:.4f} |' for n, w in zip(names, coefs))
-    recipe = f"""Recipe {_code(i.get('recipe') or 'none')}{f", which searched by {_code(i['metric'])} on the validation part" if i.get('metric') else ''}: the weights are the weighted mean of {len(names)} checkpoint{'s'[:len(names) != 1]} of one training run{f" ({_code(i['run'])})" if i.get('run') else ''}{', BatchNorm statistics '+_text(i['batchnorm']) if i.get('batchnorm') else ''}. It costs what one checkpoint costs.
+    recipe = (
+        f"""Recipe {_code(i.get('recipe') or 'none')}{f", which searched by {_code(i['metric'])} on the validation part" if i.get('metric') else ''}: the weights are the weighted mean of {len(names)} checkpoint{'s'[: len(names) != 1]} of one training run{f" ({_code(i['run'])})" if i.get('run') else ''}{', BatchNorm statistics ' + _text(i['batchnorm']) if i.get('batchnorm') else ''}. It costs what one checkpoint costs.
 
 <details><summary>Ingredients</summary>
 
@@ -577,13 +905,16 @@ def model_card(
 |---|---|
 {eaten}
 
-</details>""" if names else 'A plain checkpoint; it says nothing of how it was made.'
+</details>"""
+        if names
+        else 'A plain checkpoint; it says nothing of how it was made.'
+    )
     return f"""---
 {head.to_yaml()}
 ---
 # {_text(name)}
 
-An image classifier of {len(c.classes)} classes, {_code(c.arch)} with {sum(p.numel() for p in c.model.parameters())/1e6:.2f} million parameters, for pictures of {c.size} x {c.size} pixels: a *model soup*, the average of several checkpoints of one training run.
+An image classifier of {len(c.classes)} classes, {_code(c.arch)} with {sum(p.numel() for p in c.model.parameters()) / 1e6:.2f} million parameters, for pictures of {c.size} x {c.size} pixels: a *model soup*, the average of several checkpoints of one training run.
 
 ## Data and classes
 
@@ -622,144 +953,250 @@ Trained on {_text(i.get('device') or 'an unknown device')}{f", {_text(i['date'])
 # %% ../nbs/12_export.ipynb #5891175e
 FOLDER = ('README.md', 'config.json', 'model.safetensors', 'model.onnx', 'images.onnx')
 
+
 def _write_folder(c, to, card, licence, onnx):
     "The files of the folder."
-    save_weights(c.model.state_dict(), to/'model.safetensors', dict(format='pt'))
-    fit = dict(input_size=(3, c.size, c.size), mean=c.mean, std=c.std, interpolation='bicubic', crop_pct=1., crop_mode='squash', num_classes=len(c.classes), tag='soup', license=licence)
-    own = c.info | dict(arch=c.arch, classes=c.classes, size=c.size, mean=c.mean, std=c.std, temperature=c.temperature)
-    save_config_for_hf(c.model, to/'config.json', dict(pretrained_cfg=fit, label_names=c.classes, ich_soups=own), _model_args(c))
-    (to/'README.md').write_text(card, encoding='utf-8')
-    if not onnx: return
-    to_onnx(c, to/'model.onnx')
-    to_onnx_images(c, to/'images.onnx')
+    save_weights(c.model.state_dict(), to / 'model.safetensors', dict(format='pt'))
+    fit = dict(
+        input_size=(3, c.size, c.size),
+        mean=c.mean,
+        std=c.std,
+        interpolation='bicubic',
+        crop_pct=1.0,
+        crop_mode='squash',
+        num_classes=len(c.classes),
+        tag='soup',
+        license=licence,
+    )
+    own = c.info | dict(
+        arch=c.arch, classes=c.classes, size=c.size, mean=c.mean, std=c.std, temperature=c.temperature
+    )
+    save_config_for_hf(
+        c.model,
+        to / 'config.json',
+        dict(pretrained_cfg=fit, label_names=c.classes, ich_soups=own),
+        _model_args(c),
+    )
+    (to / 'README.md').write_text(card, encoding='utf-8')
+    if not onnx:
+        return
+    to_onnx(c, to / 'model.onnx')
+    to_onnx_images(c, to / 'images.onnx')
 
+# %% ../nbs/12_export.ipynb #6a2a8a2d
 def _model_args(c):
     "What timm has to be told to build the model: its size, if it takes one."
-    try: timm.create_model(c.arch, num_classes=2, img_size=c.size)
-    except TypeError: return {}
+    try:
+        timm.create_model(c.arch, num_classes=2, img_size=c.size)
+    except TypeError:
+        return {}
     return dict(img_size=c.size)
+
 
 def _rescue(folder):
     "Put an older export back that somebody was about to replace, and was killed."
     for left, whose in _leavings(folder.parent, folder.name):
-        if whose != 'living' and (left/'old').is_dir() and not folder.exists(): (left/'old').rename(folder)
+        if whose != 'living' and (left / 'old').is_dir() and not folder.exists():
+            (left / 'old').rename(folder)
 
+# %% ../nbs/12_export.ipynb #9a1722c9
 def save_pretrained(
-    soup,                # a `Soup`, its path, or a `Classifier`
-    folder,              # to make; one that this function made is overwritten
-    run=None,            # the `Run` it was cooked from: its test part is scored for the card
-    licence:str='other', # of the weights, an identifier of the Hub, e.g. 'cc-by-4.0'
-    onnx:bool=False      # also write model.onnx and images.onnx
+    soup,  # a `Soup`, its path, or a `Classifier`
+    folder,  # to make; one that this function made is overwritten
+    run=None,  # the `Run` it was cooked from: its test part is scored for the card
+    licence: str = 'other',  # of the weights, an identifier of the Hub, e.g. 'cc-by-4.0'
+    onnx: bool = False,  # also write model.onnx and images.onnx
 ) -> Path:
     "Write the model in the layout of timm and the Hub, with a model card."
     c, folder = as_classifier(soup, device='cpu'), Path(folder)
-    if c.model is None: raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
+    if c.model is None:
+        raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
     _rescue(folder)
-    if folder.exists() and (not folder.is_dir() or (other := sorted(p.name for p in folder.iterdir() if p.name not in FOLDER))): raise BadInput(f"{folder} is there already{f' and holds {other[0]}' if folder.is_dir() else ''}; give another name")
+    if folder.exists() and (
+        not folder.is_dir() or (other := sorted(p.name for p in folder.iterdir() if p.name not in FOLDER))
+    ):
+        raise BadInput(
+            f"{folder} is there already{f' and holds {other[0]}' if folder.is_dir() else ''}; give another "
+            "name"
+        )
     tested, s = _tested(c, run, c.model.state_dict()) if run else ('', None)
     with scratch(folder.parent, folder.name) as tmp:
-        to = tmp/'new'; to.mkdir()
+        to = tmp / 'new'
+        to.mkdir()
         _write_folder(c, to, model_card(c, tested, s, licence, onnx), licence, onnx)
-        again, x = timm.create_model(f'local-dir:{to}', pretrained=True).eval(), torch.linspace(-1, 1, 3*c.size**2).view(1, 3, c.size, c.size)
-        with torch.inference_mode(): diff = float((again(x)-copy.deepcopy(c.model).cpu()(x)).abs().max())
-        if not diff < 1e-3: raise BadInput(f'timm does not read {c.arch} back as it was written (logits differ by {diff:.2g}); export it as ONNX instead')
-        if folder.exists(): folder.rename(tmp/'old')
+        again, x = (
+            timm.create_model(f'local-dir:{to}', pretrained=True).eval(),
+            torch.linspace(-1, 1, 3 * c.size**2).view(1, 3, c.size, c.size),
+        )
+        with torch.inference_mode():
+            diff = float((again(x) - copy.deepcopy(c.model).cpu()(x)).abs().max())
+        if not diff < 1e-3:
+            raise BadInput(
+                f'timm does not read {c.arch} back as it was written (logits differ by {diff:.2g}); export '
+                'it as ONNX instead'
+            )
+        if folder.exists():
+            folder.rename(tmp / 'old')
         to.rename(folder)
     return folder
 
+# %% ../nbs/12_export.ipynb #e2194853
 def push_to_hub(
-    folder,              # of `save_pretrained`
-    repo_id:str,         # 'owner/name'
-    private:bool=True,   # made public by hand, once the card was read
-    token=None,          # default: of `hf auth login`, or HF_TOKEN
-    endpoint=None        # default: the Hub
+    folder,  # of `save_pretrained`
+    repo_id: str,  # 'owner/name'
+    private: bool = True,  # made public by hand, once the card was read
+    token=None,  # default: of `hf auth login`, or HF_TOKEN
+    endpoint=None,  # default: the Hub
 ) -> str:
     "Upload the folder; returns its address. `BadInput` if nobody is logged in or the Hub cannot be reached."
     _read_folder(Path(folder))
     try:
         api = HfApi(endpoint=endpoint, token=token, library_name='ich_soups')
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo.repo_id, folder_path=str(folder), allow_patterns=list(FOLDER), commit_message='Add model')
+        api.upload_folder(
+            repo_id=repo.repo_id,
+            folder_path=str(folder),
+            allow_patterns=list(FOLDER),
+            commit_message='Add model',
+        )
         return str(repo)
     except Exception as e:
         code = getattr(getattr(e, 'response', None), 'status_code', 0)
-        why = 'nobody is logged in, or the token may not write there; run hf auth login, or set HF_TOKEN' if code in (401, 403) or 'Token' in type(e).__name__ else \
-              "a name is owner/name, of letters, digits, '-', '_' and '.'" if 'Validation' in type(e).__name__ else f'the Hub could not be reached or refused ({type(e).__name__}); check the connection and try again'
+        why = (
+            'nobody is logged in, or the token may not write there; run hf auth login, or set HF_TOKEN'
+            if code in (401, 403) or 'Token' in type(e).__name__
+            else "a name is owner/name, of letters, digits, '-', '_' and '.'"
+            if 'Validation' in type(e).__name__
+            else f'the Hub could not be reached or refused ({type(e).__name__}); check the connection and '
+            'try again'
+        )
         raise BadInput(f'{folder} was not uploaded to {repo_id}: {why}') from None
 
 # %% ../nbs/12_export.ipynb #c5af6612
 class _Picture(DisplayedTransform):
     "A path, bytes or an image of Pillow as a TensorImage uint8 [3, size, size]."
-    def __init__(self, size): self.size = size
-    def encodes(self, o): return TensorImage(torch.from_numpy(decode(o, self.size)).permute(2, 0, 1).contiguous())
 
+    def __init__(self, size):
+        self.size = size
+
+    def encodes(self, o):
+        return TensorImage(torch.from_numpy(decode(o, self.size)).permute(2, 0, 1).contiguous())
+
+# %% ../nbs/12_export.ipynb #b4da948d
 def picture_dls(
-    c:Classifier,
-    bs:int=64      # pictures a batch
+    c: Classifier,
+    bs: int = 64,  # pictures a batch
 ) -> DataLoaders:
     "DataLoaders of one blank picture, for `test_dl` to make others of."
-    ds = Datasets([Image.new('RGB', (c.size, c.size))], [[_Picture(c.size)], [lambda o: c.classes[0], Categorize(vocab=c.classes, sort=False)]])
-    ds.tls[0].types[0] = object   # anything that `decode` takes is an item, not only what the blank picture is
-    dl = lambda: TfmdDL(ds, bs=bs, num_workers=0, after_batch=[IntToFloatTensor(), Normalize.from_stats(c.mean, c.std, cuda=False)])
+    ds = Datasets(
+        [Image.new('RGB', (c.size, c.size))],
+        [[_Picture(c.size)], [lambda o: c.classes[0], Categorize(vocab=c.classes, sort=False)]],
+    )
+    ds.tls[0].types[0] = object  # anything that `decode` takes is an item, not only what the blank picture is
+    dl = lambda: TfmdDL(
+        ds,
+        bs=bs,
+        num_workers=0,
+        after_batch=[IntToFloatTensor(), Normalize.from_stats(c.mean, c.std, cuda=False)],
+    )
     return DataLoaders(dl(), dl(), device=next(c.model.parameters()).device)
 
+# %% ../nbs/12_export.ipynb #04d6d040
 def to_learner(
-    path,       # what `Classifier.load` reads, but ONNX
-    dls=None    # DataLoaders with the same classes; default: of `picture_dls`
+    path,  # what `Classifier.load` reads, but ONNX
+    dls=None,  # DataLoaders with the same classes; default: of `picture_dls`
 ) -> Learner:
     "A fastai `Learner` with the weights of the file, to predict or to train on with."
     c = as_classifier(path)
-    if c.model is None: raise BadInput(f'{c.name} is an ONNX file, which cannot be trained; give the soup it was made of')
-    if dls is not None and list(dls.vocab) != c.classes: raise BadInput(f"the DataLoaders have other classes than {c.name} (or in another order): {', '.join(map(str, dls.vocab))} against {', '.join(c.classes)}")
-    return Learner(dls or picture_dls(c), copy.deepcopy(c.model).requires_grad_(True), CrossEntropyLossFlat(), metrics=accuracy)
+    if c.model is None:
+        raise BadInput(f'{c.name} is an ONNX file, which cannot be trained; give the soup it was made of')
+    if dls is not None and list(dls.vocab) != c.classes:
+        raise BadInput(
+            f"the DataLoaders have other classes than {c.name} (or in another order): "
+            f"{', '.join(map(str, dls.vocab))} against {', '.join(c.classes)}"
+        )
+    return Learner(
+        dls or picture_dls(c),
+        copy.deepcopy(c.model).requires_grad_(True),
+        CrossEntropyLossFlat(),
+        metrics=accuracy,
+    )
 
 # %% ../nbs/12_export.ipynb #47f44d66
 def _median(x):
     "Median and its 95 % interval by ranks, for six values or more."
     x = np.sort(x)
-    k = int(max(binom.ppf(.025, len(x), .5)-1, 0))
-    return float(np.median(x)), float(x[k]), float(x[-1-k])
+    k = int(max(binom.ppf(0.025, len(x), 0.5) - 1, 0))
+    return float(np.median(x)), float(x[k]), float(x[-1 - k])
 
+# %% ../nbs/12_export.ipynb #e7484c2e
 def _ways(c, files, bs, threads):
     "Name to a function without arguments that predicts one batch."
     x = torch.randn(bs, 3, c.size, c.size, generator=torch.Generator().manual_seed(0))
-    last, model = x.to(memory_format=torch.channels_last), copy.deepcopy(c.model).cpu().to(memory_format=torch.channels_last)
+    last, model = (
+        x.to(memory_format=torch.channels_last),
+        copy.deepcopy(c.model).cpu().to(memory_format=torch.channels_last),
+    )
+
     @torch.inference_mode()
     def in_torch(bf16):
-        with torch.autocast('cpu', torch.bfloat16, enabled=bf16): model(last)
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            model(last)
+
     ways = {'torch float32': lambda: in_torch(False)}
-    if amp_dtype() == torch.bfloat16: ways['torch bfloat16'] = lambda: in_torch(True)
+    if amp_dtype() == torch.bfloat16:
+        ways['torch bfloat16'] = lambda: in_torch(True)
     return ways | {f'ONNX {k}': (lambda m=OnnxModel(f, threads): m(x)) for k, f in files.items()}
 
+# %% ../nbs/12_export.ipynb #4c27be53
 def latency(
-    soup,                # what `as_classifier` takes, but ONNX
-    batches=(1, 32),     # pictures a batch
-    threads=None,        # processor threads; default: one, and all there are
-    rounds:int=31,       # measurements of each; 7 at least
-    seconds:float=5.     # stop a setting after so long
+    soup,  # what `as_classifier` takes, but ONNX
+    batches=(1, 32),  # pictures a batch
+    threads=None,  # processor threads; default: one, and all there are
+    rounds: int = 31,  # measurements of each; 7 at least
+    seconds: float = 5.0,  # stop a setting after so long
 ) -> pd.DataFrame:
-    "CPU time of each way to run the model. Columns way, threads, batch, rounds; ms a picture with its interval lo, hi; ratio to torch float32 with ratio_lo, ratio_hi."
+    """CPU time of each way to run the model. Columns way, threads, batch, rounds; ms a picture with its
+    interval lo, hi; ratio to torch float32 with ratio_lo, ratio_hi."""
     _needs_onnx()
     c, was, rows = as_classifier(soup, device='cpu'), torch.get_num_threads(), []
-    if c.model is None: raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
+    if c.model is None:
+        raise BadInput(f'{c.name} is an ONNX file; give the soup it was made of')
     every = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     with tempfile.TemporaryDirectory() as d:
         files = {'float32': to_onnx(c, f'{d}/a.onnx')}
-        files['int8'] = to_int8(files['float32'], f'{d}/b.onnx', [torch.randn(8, 3, c.size, c.size).numpy()])   # any numbers: they take the same time
+        files['int8'] = to_int8(
+            files['float32'], f'{d}/b.onnx', [torch.randn(8, 3, c.size, c.size).numpy()]
+        )  # any numbers: they take the same time
         try:
             for t in threads or sorted({1, every}):
                 torch.set_num_threads(t)
-                for bs in batches: rows += _timed(_ways(c, files, bs, t), max(rounds, 7), seconds, threads=t, batch=bs)
-        finally: torch.set_num_threads(was)
+                for bs in batches:
+                    rows += _timed(_ways(c, files, bs, t), max(rounds, 7), seconds, threads=t, batch=bs)
+        finally:
+            torch.set_num_threads(was)
     return pd.DataFrame(rows)
 
+# %% ../nbs/12_export.ipynb #0162d7e1
 def _timed(ways, rounds, seconds, **where):
     "Rows of `latency` for one setting."
     clock, end = {k: [] for k in ways}, time.perf_counter() + seconds
-    for r in range(rounds+1):
+    for r in range(rounds + 1):
         for k, f in ways.items():
-            t0 = time.perf_counter(); f()
-            if r: clock[k].append(1e3*(time.perf_counter()-t0)/where['batch'])
-        if r >= 7 and time.perf_counter() > end: break
+            t0 = time.perf_counter()
+            f()
+            if r:
+                clock[k].append(1e3 * (time.perf_counter() - t0) / where['batch'])
+        if r >= 7 and time.perf_counter() > end:
+            break
     ref = np.array(clock['torch float32'])
-    return [dict(way=k, **where, rounds=len(v)) | dict(zip(('ms', 'lo', 'hi', 'ratio', 'ratio_lo', 'ratio_hi'), (*_median(v), *_median(np.array(v)/ref)))) for k, v in clock.items()]
+    return [
+        dict(way=k, **where, rounds=len(v))
+        | dict(
+            zip(
+                ('ms', 'lo', 'hi', 'ratio', 'ratio_lo', 'ratio_hi'),
+                (*_median(v), *_median(np.array(v) / ref)),
+            )
+        )
+        for k, v in clock.items()
+    ]

@@ -9,7 +9,8 @@ __all__ = ['soup_of']
 import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
-import numpy as np, torch
+import numpy as np
+import torch
 from fastai.torch_core import to_device
 from torch import nn
 from .core import BadInput, provenance, suggest
@@ -23,109 +24,187 @@ from .soups import Soup, bn_batches, recalibrate_bn, recipe as recipe_fn
 @dataclass
 class _Inputs:
     "All inputs of a batch as one thing that can be moved."
-    xs: tuple
-    def to(self, *a, **k): return _Inputs(tuple(x.to(*a, **k) for x in self.xs))
-    def as_subclass(self, cls): return _Inputs(tuple(map(_plain, self.xs)))
-    def __len__(self): return len(self.xs[0])
 
+    xs: tuple
+
+    def to(self, *a, **k):
+        return _Inputs(tuple(x.to(*a, **k) for x in self.xs))
+
+    def as_subclass(self, cls):
+        return _Inputs(tuple(map(_plain, self.xs)))
+
+    def __len__(self):
+        return len(self.xs[0])
+
+# %% ../nbs/08_learner.ipynb #5b02617e
 class _One(nn.Module):
     "A model that takes `_Inputs` and gives its first output."
-    def __init__(self, model): super().__init__(); self.model = model
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
     def forward(self, b):
         out = self.model(*b.xs)
         return out[0] if isinstance(out, tuple) else out
 
-def _plain(x): return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
+
+def _plain(x):
+    return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
 # %% ../nbs/08_learner.ipynb #016a3fd2
 def _split(dl, b):
     "Inputs and targets of a batch, told apart as a `Learner` does."
-    n = getattr(dl, 'n_inp', 1 if len(b) == 1 else len(b)-1)
+    n = getattr(dl, 'n_inp', 1 if len(b) == 1 else len(b) - 1)
     return b[:n], b[n:]
 
+# %% ../nbs/08_learner.ipynb #b64a36eb
 class _Rows:
-    "The validation set of a `Learner` in the order of its loader, any rows at a time; items are read once and kept, 4,096 of them at most."
+    """The validation set of a `Learner` in the order of its loader, any rows at a time; items are read once
+    and kept, 4,096 of them at most."""
+
     def __init__(self, dl):
         dl.before_iter()
         self.dl, self.order, self.item = dl, list(dl.get_idxs()), lru_cache(4096)(dl.do_item)
-    def batch(self, idx): return self.dl.after_batch(to_device(self.dl.do_batch([self.item(self.order[i]) for i in idx]), self.dl.device))
-    def inputs(self, idx): return _Inputs(tuple(map(_plain, _split(self.dl, self.batch(idx))[0])))
+
+    def batch(self, idx):
+        return self.dl.after_batch(
+            to_device(self.dl.do_batch([self.item(self.order[i]) for i in idx]), self.dl.device)
+        )
+
+    def inputs(self, idx):
+        return _Inputs(tuple(map(_plain, _split(self.dl, self.batch(idx))[0])))
+
     def targs(self):
         "What is to be predicted, if that is one tensor; else nothing."
-        ys = [_split(self.dl, self.batch(range(a, min(a+self.dl.bs, len(self.order)))))[1] for a in range(0, len(self.order), self.dl.bs)]
-        if not all(len(y) == 1 and isinstance(y[0], torch.Tensor) for y in ys): return np.empty(0)
+        ys = [
+            _split(self.dl, self.batch(range(a, min(a + self.dl.bs, len(self.order)))))[1]
+            for a in range(0, len(self.order), self.dl.bs)
+        ]
+        if not all(len(y) == 1 and isinstance(y[0], torch.Tensor) for y in ys):
+            return np.empty(0)
         out = np.concatenate([y[0].cpu().numpy() for y in ys])
-        return out[:, 0] if out.ndim == 2 and out.shape[1] == 1 else out            # a table's labels come as a column
+        return out[:, 0] if out.ndim == 2 and out.shape[1] == 1 else out  # a table's labels come as a column
 
+# %% ../nbs/08_learner.ipynb #c5903684
 def _rows(learn):
-    "The validation set as `_Rows`, or None for a loader that has no rows to ask for: an iterable one, or torch's own."
+    """The validation set as `_Rows`, or None for a loader that has no rows to ask for: an iterable one, or
+    torch's own."""
     dl = learn.dls.valid
     return _Rows(dl) if getattr(dl, 'indexed', False) and getattr(dl, 'bs', None) and dl.n else None
 
+# %% ../nbs/08_learner.ipynb #c7dbd38d
 def _classifies(snapshots, targs):
     "Whether these targets and the logits kept with the snapshots are those of a classifier, and go together."
-    if targs.ndim != 1 or not len(targs) or not np.issubdtype(targs.dtype, np.integer) or not all(s.logits_path for s in snapshots): return False
+    if (
+        targs.ndim != 1
+        or not len(targs)
+        or not np.issubdtype(targs.dtype, np.integer)
+        or not all(s.logits_path for s in snapshots)
+    ):
+        return False
     logits = snapshots[0].logits()
-    if logits.ndim != 2 or len(logits) != len(targs) or not 0 <= targs.min() <= targs.max() < logits.shape[1]: return False
-    return abs(METRICS['accuracy'](logits, targs) - snapshots[0].scores.get('accuracy', -1)) < 1e-6      # same pictures, same order
+    if logits.ndim != 2 or len(logits) != len(targs) or not 0 <= targs.min() <= targs.max() < logits.shape[1]:
+        return False
+    return (
+        abs(METRICS['accuracy'](logits, targs) - snapshots[0].scores.get('accuracy', -1)) < 1e-6
+    )  # same pictures, same order
 
 # %% ../nbs/08_learner.ipynb #1c385e2d
 def _validated(learn, name):
     "A function of weights to what `learn.validate` says of them, the sign such that more is better."
     known = ['valid_loss', *learn.metrics.attrgot('name')]
-    if name not in known: raise BadInput(f"{name!r} is neither the loss nor a metric of this Learner{'' if name not in METRICS else ', and it is no classifier whose snapshots kept their logits'}" + suggest(name, known))
+    if name not in known:
+        raise BadInput(
+            f"{name!r} is neither the loss nor a metric of this "
+            f"Learner{'' if name not in METRICS else ', and it is no classifier whose snapshots kept their logits'}"
+            + suggest(name, known)
+        )
     sign = -1 if lower_is_better(name) else 1
+
     def score(weights):
         learn.model.load_state_dict(weights)
-        with learn.no_bar(), learn.no_logging(): return sign*learn.validate()[known.index(name)]
+        with learn.no_bar(), learn.no_logging():
+            return sign * learn.validate()[known.index(name)]
+
     return score
 
 # %% ../nbs/08_learner.ipynb #fae51ca4
 class _AsOne:
     "A loader that gives all inputs of a batch as one."
-    def __init__(self, dl): self.dl = dl
-    rng = property(lambda self: getattr(self.dl, 'rng', None), lambda self, v: setattr(self.dl, 'rng', v))
-    def __iter__(self): return ((_Inputs(tuple(_split(self.dl, b)[0])),) for b in self.dl)
 
+    def __init__(self, dl):
+        self.dl = dl
+
+    rng = property(lambda self: getattr(self.dl, 'rng', None), lambda self, v: setattr(self.dl, 'rng', v))
+
+    def __iter__(self):
+        return ((_Inputs(tuple(_split(self.dl, b)[0])),) for b in self.dl)
+
+# %% ../nbs/08_learner.ipynb #b6ee1cf7
 def _training_inputs(learn, n):
     "About `n` training items as `_Inputs`, always the same."
     dl = learn.dls.train
-    if hasattr(dl, 'get_idxs'): dl = dl.new(shuffle=True, drop_last=False, num_workers=0)
+    if hasattr(dl, 'get_idxs'):
+        dl = dl.new(shuffle=True, drop_last=False, num_workers=0)
     told = dl.dataset.set_split_idx(1) if hasattr(dl.dataset, 'set_split_idx') else contextlib.nullcontext()
-    with told: return bn_batches(_AsOne(dl), n)
+    with told:
+        return bn_batches(_AsOne(dl), n)
 
 # %% ../nbs/08_learner.ipynb #3c57c9d9
 def soup_of(
-    learn,                # a fastai `Learner`
-    recipe='posthoc_ema', # one of `RECIPES`, or a function `(snapshots, score) -> Soup`
-    metric=None,          # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
-    store=None,           # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
-    load:bool=True,       # whether the model gets the soup's weights
-    n_bn:int=1024         # training items to measure BatchNorm on
+    learn,  # a fastai `Learner`
+    recipe='posthoc_ema',  # one of `RECIPES`, or a function `(snapshots, score) -> Soup`
+    metric=None,  # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
+    store=None,  # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
+    load: bool = True,  # whether the model gets the soup's weights
+    n_bn: int = 1024,  # training items to measure BatchNorm on
 ) -> Soup:
     "One soup of the snapshots of a `Learner`, chosen on its validation set."
     cook = recipe_fn(recipe) if isinstance(recipe, str) else recipe
     store = store if store is not None else getattr(learn, 'snapshot_store', None)
-    if store is None: raise BadInput('this Learner kept no snapshots: fit it with cbs=SnapshotCallback(), or name their directory with store=')
-    snapshots = sound_snapshots((store if isinstance(store, SnapshotStore) else SnapshotStore(store)).snapshots())
-    was, seen = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}, list(getattr(learn.recorder, 'values', ()))
+    if store is None:
+        raise BadInput(
+            'this Learner kept no snapshots: fit it with cbs=SnapshotCallback(), or name their directory '
+            'with store='
+        )
+    snapshots = sound_snapshots(
+        (store if isinstance(store, SnapshotStore) else SnapshotStore(store)).snapshots()
+    )
+    was, seen = (
+        {k: v.detach().clone() for k, v in learn.model.state_dict().items()},
+        list(getattr(learn.recorder, 'values', ())),
+    )
     soup = None
     try:
-        with learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, SnapshotCallback)]): soup = _soup_of(learn, cook, snapshots, metric, n_bn)
+        with learn.removed_cbs([cb for cb in learn.cbs if isinstance(cb, SnapshotCallback)]):
+            soup = _soup_of(learn, cook, snapshots, metric, n_bn)
     finally:
         learn.model.load_state_dict(soup.weights if load and soup else was)
         learn.recorder.values = seen
     return soup
 
+# %% ../nbs/08_learner.ipynb #58f6bdf3
 def _soup_of(learn, cook, snapshots, metric, n_bn):
     rows = _rows(learn)
     targs = rows.targs() if rows else np.empty(0)
     if classifies := _classifies(snapshots, targs) and (metric is None or metric in METRICS):
-        score = Scorer(_One(learn.model), rows.inputs, targs.astype(np.int64), metric_fn(metric or 'neg_nll'), bs=rows.dl.bs)
-    else: score = _validated(learn, metric or 'valid_loss')
-    try: soup = cook(snapshots, score)
+        score = Scorer(
+            _One(learn.model),
+            rows.inputs,
+            targs.astype(np.int64),
+            metric_fn(metric or 'neg_nll'),
+            bs=rows.dl.bs,
+        )
+    else:
+        score = _validated(learn, metric or 'valid_loss')
+    try:
+        soup = cook(snapshots, score)
     except BadInput as e:
-        if 'Scorer' in str(e) and not classifies: raise BadInput(f'{e}; a Learner has one where it classifies and metric is one of METRICS') from None
+        if 'Scorer' in str(e) and not classifies:
+            raise BadInput(
+                f'{e}; a Learner has one where it classifies and metric is one of METRICS'
+            ) from None
         raise
     learn.model.load_state_dict(soup.weights)
     soup.info |= dict(metric=metric or ('neg_nll' if classifies else 'valid_loss')) | _describe(learn, rows)
@@ -134,19 +213,44 @@ def _soup_of(learn, cook, snapshots, metric, n_bn):
         recalibrate_bn(_One(learn.model), _training_inputs(learn, n_bn))
         fresh = {k: v.detach().cpu().clone() for k, v in learn.model.state_dict().items()}
         better = score(fresh) >= as_averaged
-        if better: soup.weights = fresh
-        soup.info['batchnorm'] = 're-estimated on training items' if better else 'averaged, which scores better on validation'
+        if better:
+            soup.weights = fresh
+        soup.info['batchnorm'] = (
+            're-estimated on training items' if better else 'averaged, which scores better on validation'
+        )
     if classifies:
         score.load(soup.weights)
-        soup.info['temperature'] = temperature(np.concatenate([score.logits(i) for i in np.array_split(np.arange(len(targs)), -(-len(targs)//rows.dl.bs))]), targs)
+        soup.info['temperature'] = temperature(
+            np.concatenate(
+                [score.logits(i) for i in np.array_split(np.arange(len(targs)), -(-len(targs) // rows.dl.bs))]
+            ),
+            targs,
+        )
     return soup
 
+# %% ../nbs/08_learner.ipynb #10515465
 def _describe(learn, rows):
-    "What the Learner tells about its model: architecture if it is timm's, classes, size in pixels, mean and std of the channels."
+    """What the Learner tells about its model: architecture if it is timm's, classes, size in pixels, mean
+    and std of the channels."""
     cfg, made = getattr(learn.model, 'pretrained_cfg', None), provenance()
-    out = dict(arch=getattr(cfg, 'architecture', None) or (cfg or {}).get('architecture') if cfg else None, data=learn.path.name, device=made['device'], date=made['date'])
+    out = dict(
+        arch=getattr(cfg, 'architecture', None) or (cfg or {}).get('architecture') if cfg else None,
+        data=learn.path.name,
+        device=made['device'],
+        date=made['date'],
+    )
     x = rows.batch([0])[0] if rows else None
-    if isinstance(x, torch.Tensor) and x.ndim == 4: out['size'] = x.shape[-1]
-    if (vocab := getattr(learn.dls, 'vocab', None)) and all(isinstance(c, str) for c in vocab): out['classes'] = list(vocab)
-    if norm := next((f for f in getattr(getattr(learn.dls.valid, 'after_batch', None), 'fs', ()) if type(f).__name__ == 'Normalize' and hasattr(f.mean, 'flatten')), None): out |= dict(mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist())
+    if isinstance(x, torch.Tensor) and x.ndim == 4:
+        out['size'] = x.shape[-1]
+    if (vocab := getattr(learn.dls, 'vocab', None)) and all(isinstance(c, str) for c in vocab):
+        out['classes'] = list(vocab)
+    if norm := next(
+        (
+            f
+            for f in getattr(getattr(learn.dls.valid, 'after_batch', None), 'fs', ())
+            if type(f).__name__ == 'Normalize' and hasattr(f.mean, 'flatten')
+        ),
+        None,
+    ):
+        out |= dict(mean=norm.mean.flatten().tolist(), std=norm.std.flatten().tolist())
     return {k: v for k, v in out.items() if v is not None}

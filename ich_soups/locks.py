@@ -6,7 +6,12 @@
 __all__ = ['PATIENCE', 'holder', 'locked']
 
 # %% ../nbs/01_locks.ipynb #93838216
-import errno, json, os, platform, sys, time
+import errno
+import json
+import os
+import platform
+import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
@@ -15,57 +20,79 @@ from .core import make_folder, one_line, unwritable
 # %% ../nbs/01_locks.ipynb #c644bad2
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
+
 def _has_locks(path):
     "Whether files can be locked where `path` lies; `BadInput` if it cannot be written."
-    try: import fcntl
-    except ImportError: return True      # Windows, which has others
-    try: fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as e: raise unwritable(path, e) from None
-    try: fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as e: return e.errno not in _NO_LOCKS
-    finally: os.close(fd)
+    try:
+        import fcntl
+    except ImportError:
+        return True  # Windows, which has others
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as e:
+        raise unwritable(path, e) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as e:
+        return e.errno not in _NO_LOCKS
+    finally:
+        os.close(fd)
     return True
 
 # %% ../nbs/01_locks.ipynb #66b0b9aa
-PATIENCE = 3.   # seconds to wait without a word
+PATIENCE = 3.0  # seconds to wait without a word
+
 
 def _sign(note):
     "Say that we hold the lock."
     told = dict(pid=os.getpid(), host=platform.node(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
-    with suppress(OSError): note.write_text(json.dumps(told), encoding='utf-8')
+    with suppress(OSError):
+        note.write_text(json.dumps(told), encoding='utf-8')
 
+# %% ../nbs/01_locks.ipynb #04075559
 def holder(
-    path   # of a lock
+    path,  # of a lock
 ) -> str:
     "Who holds the lock, for people."
     try:
         words = Path(f'{path}.by').read_text(encoding='utf-8')[:1000]
         told = json.loads(words)
         return one_line(f"process {told['pid']} on {told['host']}, since {told['since']}")[:200]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError): return 'another process'
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 'another process'
 
+# %% ../nbs/01_locks.ipynb #99e7398a
 def _say_who(path, soft):
     "One line on the terminal, whatever has become of stderr."
     remedy = f'; if it is gone, delete {path}.soft' if soft else ''
-    if sys.__stderr__: print(f'note: waiting for {holder(path)}, which holds {one_line(path)}{remedy}', file=sys.__stderr__, flush=True)
+    if sys.__stderr__:
+        print(
+            f'note: waiting for {holder(path)}, which holds {one_line(path)}{remedy}',
+            file=sys.__stderr__,
+            flush=True,
+        )
 
 # %% ../nbs/01_locks.ipynb #be9cb494
 @contextmanager
 def locked(
-    path   # of the lock, a file; its folder is made
+    path,  # of the lock, a file; its folder is made
 ):
-    "Hold the lock for the length of a block. Who waits for it says for whom. `BadInput` if it cannot be written."
+    """Hold the lock for the length of a block. Who waits for it says for whom. `BadInput` if it cannot be
+    written."""
     path = os.path.abspath(path)
     make_folder(os.path.dirname(path))
     soft = not _has_locks(path)
     lock = SoftFileLock(f'{path}.soft') if soft else FileLock(path)
-    try: lock.acquire(timeout=PATIENCE)
+    try:
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         _say_who(path, soft)
         lock.acquire()
     note = Path(f'{path}.by')
     _sign(note)
-    try: yield
+    try:
+        yield
     finally:
-        with suppress(OSError): note.unlink(missing_ok=True)
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
         lock.release()

@@ -7,7 +7,8 @@ __all__ = ['BUDGET', 'STEP', 'NUMBER', 'OBJECT', 'DIMS', 'Refused', 'Cut', 'show
            'NoTensor', 'plain', 'Machine', 'whole']
 
 # %% ../nbs/00_pickles.ipynb #8751be1e
-import re, struct
+import re
+import struct
 from dataclasses import dataclass
 from types import FunctionType
 import torch
@@ -17,130 +18,168 @@ from fastcore.basics import patch
 class Refused(ValueError):
     "The file asks for something that weights have no use for."
 
+
 class Cut(ValueError):
     "The bytes end before the pickle does."
-    def __init__(self): super().__init__('its index ends in the middle; it may be cut short')
 
+    def __init__(self):
+        super().__init__('its index ends in the middle; it may be cut short')
+
+# %% ../nbs/00_pickles.ipynb #12035127
 def shown(
-    value,        # a name, or a shape
-    most:int=60   # characters of a name
+    value,  # a name, or a shape
+    most: int = 60,  # characters of a name
 ) -> str:
     "`value` as a message has it: of what is long, the beginning."
     if isinstance(value, tuple) and len(value) > 8:
         return f"({', '.join(map(str, value[:6]))}, ... {len(value)} dimensions)"
-    if isinstance(value, (str, bytes)) and len(value) > most: return repr(value[:most]) + '...'
+    if isinstance(value, (str, bytes)) and len(value) > most:
+        return repr(value[:most]) + '...'
     return repr(value)
 
 # %% ../nbs/00_pickles.ipynb #d346107f
 @dataclass(frozen=True, slots=True)
 class Storage:
     "A stretch of numbers in the file; tensors are views of it."
-    key: str             # its name in the file
+
+    key: str  # its name in the file
     dtype: torch.dtype
-    numel: int           # all of them, whichever part is meant
-    start: int = 0       # the first byte of the part that is meant
+    numel: int  # all of them, whichever part is meant
+    start: int = 0  # the first byte of the part that is meant
 
     @property
-    def size(self): return self.numel*self.dtype.itemsize   # bytes
+    def size(self):
+        return self.numel * self.dtype.itemsize  # bytes
 
 # %% ../nbs/00_pickles.ipynb #56315f02
 @dataclass(frozen=True, slots=True)
 class Found:
     "A tensor that a pickle speaks of."
+
     dtype: torch.dtype
     shape: tuple
-    stride: tuple|None   # in elements; None for the usual order
-    key: str             # of its storage
-    start: int           # byte of the storage where its first element lies
+    stride: tuple | None  # in elements; None for the usual order
+    key: str  # of its storage
+    start: int  # byte of the storage where its first element lies
 
 # %% ../nbs/00_pickles.ipynb #3423001c
 class Inert(dict):
     """An object that is not built. It keeps items, for dictionaries of other kinds, the name of its class and
     what would have become its attributes, and does nothing."""
-    __slots__ = 'what', 'state'
-    def __init__(self, what=''): self.what, self.state = what, None
-    def __hash__(self): return id(self)
-    def __eq__(self, other): return self is other
-    def __repr__(self): return '<an object>'
 
+    __slots__ = 'what', 'state'
+
+    def __init__(self, what=''):
+        self.what, self.state = what, None
+
+    def __hash__(self):
+        return id(self)
+
+    def __eq__(self, other):
+        return self is other
+
+    def __repr__(self):
+        return '<an object>'
+
+# %% ../nbs/00_pickles.ipynb #552a8772
 @dataclass(frozen=True, slots=True)
 class Name:
     "A class or function of somebody else, which is neither imported nor called."
-    name: str     # with its module
+
+    name: str  # with its module
+
 
 class NoTensor:
     "Stands for a tensor of a kind that cannot be averaged: sparse, negated."
+
     __slots__ = ()
 
 # %% ../nbs/00_pickles.ipynb #b6027153
 def plain(
-    key   # of a dictionary in a pickle
+    key,  # of a dictionary in a pickle
 ):
     """The key itself if it is a plain value, otherwise an `Inert` in its place. Numbers that are no keys,
     of thousands of digits, count as objects."""
-    if type(key) in (str, bytes, float, bool, type(None)): return key
-    if type(key) is int and -2**63 <= key < 2**64: return key
+    if type(key) in (str, bytes, float, bool, type(None)):
+        return key
+    if type(key) is int and -(2**63) <= key < 2**64:
+        return key
     return Inert()
 
 # %% ../nbs/00_pickles.ipynb #f0615f63
-BUDGET = 1 << 27                        # bytes that the values of all pickles of a file may take
+BUDGET = 1 << 27  # bytes that the values of all pickles of a file may take
 # an entry of the stack; a number and its entry; a container, or an entry of one
 STEP, NUMBER, OBJECT = 16, 40, 100
-_DO = {}                                # code of an instruction: its price, and a function of the machine
+_DO = {}  # code of an instruction: its price, and a function of the machine
 _STOP = ord('.')
+
 
 def _op(codes, price=STEP):
     "Puts a function into the table, for the instructions whose codes are these letters."
+
     def add(f):
         _DO.update({ord(c): (price, f) for c in codes})
         return f
+
     return add
 
 # %% ../nbs/00_pickles.ipynb #d8e8b807
 class Machine:
     "Reads the pickles in `data`, one behind the other."
-    def __init__(self,
-        data:bytes,         # the file, or its beginning
-        budget:int=BUDGET   # bytes that all values may take together
+
+    def __init__(
+        self,
+        data: bytes,  # the file, or its beginning
+        budget: int = BUDGET,  # bytes that all values may take together
     ):
         self.data, self.at, self.left = data, 0, budget
         self.storages = {}  # by key: those that the pickles named
-        self.parts = {}     # by key: parts of them that were named, as (storage, first element, elements)
+        self.parts = {}  # by key: parts of them that were named, as (storage, first element, elements)
         self._forget()
 
-    def _forget(self): self.stack, self.marks, self.memo = [], [], {}
-    def push(self, value): self.stack.append(value)
-    def pop(self): return self.stack.pop()
+    def _forget(self):
+        self.stack, self.marks, self.memo = [], [], {}
+
+    def push(self, value):
+        self.stack.append(value)
+
+    def pop(self):
+        return self.stack.pop()
 
 # %% ../nbs/00_pickles.ipynb #fdb573e2
 @patch
-def pay(self:Machine,
-    n:int   # bytes
+def pay(
+    self: Machine,
+    n: int,  # bytes
 ):
     "Take them from the budget."
     self.left -= n
     if self.left < 0:
         raise Refused('its index asks for more memory than that of any weights; save its state dict alone')
 
+# %% ../nbs/00_pickles.ipynb #f4f5488f
 @patch
-def take(self:Machine, n:int) -> bytes:
+def take(self: Machine, n: int) -> bytes:
     "The next `n` bytes."
-    at, end = self.at, self.at+n
-    if n < 0 or end > len(self.data): raise Cut
+    at, end = self.at, self.at + n
+    if n < 0 or end > len(self.data):
+        raise Cut
     self.at = end
     return self.data[at:end]
 
 # %% ../nbs/00_pickles.ipynb #1872f66f
 @patch
-def sized(self:Machine,
-    form:str   # `struct`'s, of the number in front
+def sized(
+    self: Machine,
+    form: str,  # `struct`'s, of the number in front
 ) -> bytes:
     "As many bytes as the number in front of them says."
-    n, = struct.unpack(form, self.take(struct.calcsize(form)))
+    (n,) = struct.unpack(form, self.take(struct.calcsize(form)))
     return self.take(n)
 
+# %% ../nbs/00_pickles.ipynb #7f0d4956
 @patch
-def line(self:Machine) -> bytes:
+def line(self: Machine) -> bytes:
     "The bytes up to the end of the line."
     n = self.data.find(b'\n', self.at) - self.at
     line = self.take(n)
@@ -150,69 +189,92 @@ def line(self:Machine) -> bytes:
 # %% ../nbs/00_pickles.ipynb #850c33f3
 _NONSENSE = AttributeError, IndexError, KeyError, OverflowError, TypeError, UnicodeError, struct.error
 
+
 @patch
-def _run(self:Machine):
+def _run(self: Machine):
     data, end = self.data, len(self.data)
     while self.at < end:
         code = data[self.at]
         self.at += 1
-        if code == _STOP: return self.pop()
+        if code == _STOP:
+            return self.pop()
         price, f = _DO[code]
         self.left -= price
-        if self.left < 0: self.pay(0)
+        if self.left < 0:
+            self.pay(0)
         f(self)
     raise Cut
 
 # %% ../nbs/00_pickles.ipynb #c5f28cfb
 @patch
-def load(self:Machine):
+def load(self: Machine):
     "The value of the next pickle. `Refused` or `ValueError` says why there is none."
-    try: return self._run()
-    except _NONSENSE: raise ValueError('its index makes no sense') from None
-    finally: self._forget()
+    try:
+        return self._run()
+    except _NONSENSE:
+        raise ValueError('its index makes no sense') from None
+    finally:
+        self._forget()
 
 # %% ../nbs/00_pickles.ipynb #0664fda4
 _FIXED = dict(K='<B', M='<H', J='<i', G='>d')
 _CONSTANTS = {'N': None, '\x88': True, '\x89': False}
 
+
 def _fixed(form):
     size = struct.calcsize(form)
     return lambda m: m.push(struct.unpack(form, m.take(size))[0])
 
-def _constant(value): return lambda m: m.push(value)
 
-for _c, _form in _FIXED.items(): _op(_c, NUMBER)(_fixed(_form))
-for _c, _value in _CONSTANTS.items(): _op(_c)(_constant(_value))
+def _constant(value):
+    return lambda m: m.push(value)
+
+
+for _c, _form in _FIXED.items():
+    _op(_c, NUMBER)(_fixed(_form))
+for _c, _value in _CONSTANTS.items():
+    _op(_c)(_constant(_value))
 
 # %% ../nbs/00_pickles.ipynb #f14191e1
 _DIGITS = 600
 
-def _decimal(line, kind=int):
-    if len(line) > _DIGITS: raise ValueError('its index holds a number of too many digits')
-    try: return kind(line)
-    except ValueError: raise TypeError from None     # whose message quotes the line
 
+def _decimal(line, kind=int):
+    if len(line) > _DIGITS:
+        raise ValueError('its index holds a number of too many digits')
+    try:
+        return kind(line)
+    except ValueError:
+        raise TypeError from None  # whose message quotes the line
+
+# %% ../nbs/00_pickles.ipynb #2d5330da
 _BOOLS = {b'00': False, b'01': True}
+
 
 @_op('I', NUMBER)
 def _int(m):
     line = m.line()
     m.push(_BOOLS[line] if line in _BOOLS else _decimal(line))
 
-@_op('L', NUMBER+_DIGITS)
-def _long(m): m.push(_decimal(m.line().removesuffix(b'L')))
+
+@_op('L', NUMBER + _DIGITS)
+def _long(m):
+    m.push(_decimal(m.line().removesuffix(b'L')))
 
 # %% ../nbs/00_pickles.ipynb #9edf1b7e
 @_op('F', NUMBER)
-def _float(m): m.push(_decimal(m.line(), float))
+def _float(m):
+    m.push(_decimal(m.line(), float))
 
 # %% ../nbs/00_pickles.ipynb #ba74cc0f
 def _binary(form):
     def read(m):
         digits = m.sized(form)
-        m.pay(2*len(digits))
+        m.pay(2 * len(digits))
         m.push(int.from_bytes(digits, 'little', signed=True))
+
     return read
+
 
 _op('\x8a', NUMBER)(_binary('<B'))
 _op('\x8b', NUMBER)(_binary('<i'))
@@ -220,18 +282,24 @@ _op('\x8b', NUMBER)(_binary('<i'))
 # %% ../nbs/00_pickles.ipynb #c83babcd
 def _memory(raw):
     "Bytes that a text in UTF-8 takes in memory, at most."
-    if raw.isascii(): return len(raw)
-    if re.search(b'[\xf0-\xff]', raw): return 4*len(raw)
-    return 2*len(raw)
+    if raw.isascii():
+        return len(raw)
+    if re.search(b'[\xf0-\xff]', raw):
+        return 4 * len(raw)
+    return 2 * len(raw)
 
+# %% ../nbs/00_pickles.ipynb #511315b2
 def _text(form):
     def read(m):
         raw = m.sized(form)
         m.pay(_memory(raw))
         m.push(raw.decode('utf-8', 'surrogatepass'))
+
     return read
 
-for _c, _form in {'X': '<I', '\x8c': '<B', '\x8d': '<Q'}.items(): _op(_c, OBJECT)(_text(_form))
+
+for _c, _form in {'X': '<I', '\x8c': '<B', '\x8d': '<Q'}.items():
+    _op(_c, OBJECT)(_text(_form))
 
 # %% ../nbs/00_pickles.ipynb #bcb62286
 def _bytes(form):
@@ -239,18 +307,27 @@ def _bytes(form):
         raw = m.sized(form)
         m.pay(len(raw))
         m.push(raw)
+
     return read
 
-for _c, _form in {'B': '<I', 'C': '<B', '\x8e': '<Q', '\x96': '<Q'}.items(): _op(_c, OBJECT)(_bytes(_form))
+
+for _c, _form in {'B': '<I', 'C': '<B', '\x8e': '<Q', '\x96': '<Q'}.items():
+    _op(_c, OBJECT)(_bytes(_form))
 
 # %% ../nbs/00_pickles.ipynb #44963ee6
 def _old_text(m, raw):
     m.pay(_memory(raw))
-    try: m.push(raw.decode())
-    except UnicodeDecodeError: m.push(raw)
+    try:
+        m.push(raw.decode())
+    except UnicodeDecodeError:
+        m.push(raw)
 
+# %% ../nbs/00_pickles.ipynb #f55001c1
 _op('T', OBJECT)(lambda m: _old_text(m, m.sized('<i')))
+
+
 _op('U', OBJECT)(lambda m: _old_text(m, m.sized('<B')))
+
 
 @_op('S', OBJECT)
 def _quoted(m):
@@ -263,7 +340,7 @@ def _quoted(m):
 @_op('V', OBJECT)
 def _escaped(m):
     line = m.line()
-    m.pay(4*len(line))
+    m.pay(4 * len(line))
     m.push(line.decode('raw-unicode-escape'))
 
 # %% ../nbs/00_pickles.ipynb #02956535
@@ -272,25 +349,33 @@ def _mark(m):
     m.marks.append(m.stack)
     m.stack = []
 
+
 def _since_mark(m):
     "The values above the last mark, which is gone, and most of its price is paid back."
     items, m.stack = m.stack, m.marks.pop()
-    m.left += OBJECT - 2*STEP
+    m.left += OBJECT - 2 * STEP
     return items
 
-@_op('0')
-def _pop(m): m.pop() if m.stack else _since_mark(m)
 
+@_op('0')
+def _pop(m):
+    m.pop() if m.stack else _since_mark(m)
+
+# %% ../nbs/00_pickles.ipynb #466761bb
 _op('1')(_since_mark)
 _op('2')(lambda m: m.push(m.stack[-1]))
 
 # %% ../nbs/00_pickles.ipynb #1fe5d293
 def _put(m, number):
-    if not 0 <= number < 1 << 32: raise IndexError
+    if not 0 <= number < 1 << 32:
+        raise IndexError
     m.memo[number] = m.stack[-1]
 
-def _get(m, number): m.push(m.memo[number])
 
+def _get(m, number):
+    m.push(m.memo[number])
+
+# %% ../nbs/00_pickles.ipynb #b6b243bc
 _op('p', OBJECT)(lambda m: _put(m, _decimal(m.line())))
 _op('q', OBJECT)(lambda m: _put(m, m.take(1)[0]))
 _op('r', OBJECT)(lambda m: _put(m, int.from_bytes(m.take(4), 'little')))
@@ -305,9 +390,13 @@ _op('l', OBJECT)(lambda m: m.push(_since_mark(m)))
 _op('a')(lambda m: _extend(m, [m.pop()]))
 _op('e')(lambda m: _extend(m, _since_mark(m)))
 
+
 def _extend(m, items):
-    if type(m.stack[-1]) is list: m.stack[-1].extend(items)
-    elif type(m.stack[-1]) is not Inert: raise TypeError
+    if type(m.stack[-1]) is list:
+        m.stack[-1].extend(items)
+    elif type(m.stack[-1]) is not Inert:
+        raise TypeError
+
 
 _op(')', OBJECT)(lambda m: m.push(()))
 _op('t', OBJECT)(lambda m: m.push(tuple(_since_mark(m))))
@@ -315,23 +404,34 @@ _op('t', OBJECT)(lambda m: m.push(tuple(_since_mark(m))))
 # %% ../nbs/00_pickles.ipynb #bbc378f7
 def _last(n):
     def make(m):
-        if len(m.stack) < n: raise IndexError
+        if len(m.stack) < n:
+            raise IndexError
         m.stack[-n:] = [tuple(m.stack[-n:])]
+
     return make
 
-for _c, _n in {'\x85': 1, '\x86': 2, '\x87': 3}.items(): _op(_c, OBJECT)(_last(_n))
+
+for _c, _n in {'\x85': 1, '\x86': 2, '\x87': 3}.items():
+    _op(_c, OBJECT)(_last(_n))
 
 # %% ../nbs/00_pickles.ipynb #3067e787
 def _items(m, d, flat):
     "Puts keys and values, which alternate in `flat`, into a dictionary."
-    if type(d) not in (dict, Inert) or len(flat) % 2: raise TypeError
-    m.pay(OBJECT*len(flat)//2)
+    if type(d) not in (dict, Inert) or len(flat) % 2:
+        raise TypeError
+    m.pay(OBJECT * len(flat) // 2)
     d.update(zip(map(plain, flat[::2]), flat[1::2]))
     return d
 
+# %% ../nbs/00_pickles.ipynb #e7f4a1a2
 _op('}', OBJECT)(lambda m: m.push({}))
+
+
 _op('d', OBJECT)(lambda m: m.push(_items(m, {}, _since_mark(m))))
+
+
 _op('u')(lambda m: _add(m, _since_mark(m)))
+
 
 @_op('s')
 def _one_item(m):
@@ -339,11 +439,13 @@ def _one_item(m):
     _add(m, [key, value])
 
 # %% ../nbs/00_pickles.ipynb #1def53ec
-def _add(m, flat): _items(m, m.stack[-1], flat)
+def _add(m, flat):
+    _items(m, m.stack[-1], flat)
 
 # %% ../nbs/00_pickles.ipynb #c9ef8157
 _op('\x8f', OBJECT)(lambda m: m.push(Inert()))
 _op('\x90')(lambda m: _extend(m, _since_mark(m)))
+
 
 @_op('\x91', OBJECT)
 def _frozenset(m):
@@ -351,54 +453,80 @@ def _frozenset(m):
     m.push(Inert())
 
 # %% ../nbs/00_pickles.ipynb #0409bbbe
-_RUN = set('system popen eval exec execfile compile __import__ import_module run_module run_path '
-           'spawn'.split())
+_RUN = set(
+    'system popen eval exec execfile compile __import__ import_module run_module run_path spawn'.split()
+)
+
+
 _RUNNERS = {'os', 'posix', 'nt', 'runpy', 'pty', 'importlib', 'commands', 'builtins', '__builtin__'}
-_KNOWN = {}    # (module, name): what it stands for
+
+
+_KNOWN = {}  # (module, name): what it stands for
+
 
 def _runs(module, name):
     "Whether it is a function that runs programs or code, which no checkpoint has a use for."
-    if module.split('.')[0] == 'subprocess': return True
-    if name.startswith(('exec', 'spawn', 'posix_spawn')) and module in ('os', 'posix', 'nt'): return True
+    if module.split('.')[0] == 'subprocess':
+        return True
+    if name.startswith(('exec', 'spawn', 'posix_spawn')) and module in ('os', 'posix', 'nt'):
+        return True
     return module.split('.')[0] in _RUNNERS and name in _RUN
 
+# %% ../nbs/00_pickles.ipynb #0d54a5af
 def _known(names, module='torch._utils'):
     "Lets a function stand for these names of a module."
+
     def add(f):
         _KNOWN.update({(module, n): f for n in names.split()})
         return f
+
     return add
 
 # %% ../nbs/00_pickles.ipynb #82063ef7
 def _find(module, name):
     "What a name stands for: a function of this notebook, a type of number, or a `Name` alone."
-    if type(module) is not str or type(name) is not str: raise TypeError
-    if (module, name) in _KNOWN: return _KNOWN[module, name]
-    if name.startswith('_rebuild') and module.split('.')[0] == 'torch': return _no_tensor
-    if not _runs(module, name): return Name(f'{module}.{name}'[:200])
-    raise Refused(f'it calls {shown(module+"."+name)}, which weights have no use for, so it was not loaded; '
-                  'if you trust it, save its state dict alone, as safetensors')
+    if type(module) is not str or type(name) is not str:
+        raise TypeError
+    if (module, name) in _KNOWN:
+        return _KNOWN[module, name]
+    if name.startswith('_rebuild') and module.split('.')[0] == 'torch':
+        return _no_tensor
+    if not _runs(module, name):
+        return Name(f'{module}.{name}'[:200])
+    raise Refused(
+        f'it calls {shown(module + "." + name)}, which weights have no use for, so it was not loaded; '
+        'if you trust it, save its state dict alone, as safetensors'
+    )
 
-def _no_tensor(m, *args): return NoTensor()
+# %% ../nbs/00_pickles.ipynb #8cfd72fe
+def _no_tensor(m, *args):
+    return NoTensor()
 
 # %% ../nbs/00_pickles.ipynb #1fb4b5c9
 def _call(m, f, args):
     "The result of what a name stands for."
-    if type(args) is not tuple: raise TypeError
-    if isinstance(f, FunctionType): return f(m, *args)
-    if isinstance(f, Name): return Inert(_made(f, args))
-    if isinstance(f, (Inert, torch.dtype)): return Inert()
+    if type(args) is not tuple:
+        raise TypeError
+    if isinstance(f, FunctionType):
+        return f(m, *args)
+    if isinstance(f, Name):
+        return Inert(_made(f, args))
+    if isinstance(f, (Inert, torch.dtype)):
+        return Inert()
     raise Refused('it calls something that is no function, so it was not loaded; save its state dict alone')
 
+# %% ../nbs/00_pickles.ipynb #f2d8522e
 def _made(f, args):
     "The name of the class of what a call makes."
     helper = f.name in ('copyreg._reconstructor', 'copy_reg._reconstructor', 'copyreg.__newobj__')
     return args[0].name if helper and args and isinstance(args[0], Name) else f.name
 
+
 @_op('c', OBJECT)
 def _global(m):
     module, name = m.line().decode(), m.line().decode()
     m.push(_find(module, name))
+
 
 @_op('\x93')
 def _stack_global(m):
@@ -411,10 +539,12 @@ def _reduce(m):
     args, f = m.pop(), m.pop()
     m.push(_call(m, f, args))
 
+
 @_op('\x92', OBJECT)
 def _with_keywords(m):
     m.pop()
     _reduce(m)
+
 
 @_op('o', OBJECT)
 def _object(m):
@@ -428,35 +558,44 @@ def _instance(m):
     m.push(_call(m, _find(module, name), tuple(_since_mark(m))))
 
 # %% ../nbs/00_pickles.ipynb #8c8f6e4a
-_NEWEST = 5     # version of the format
+_NEWEST = 5  # version of the format
+
 
 @_op('b')
 def _build(m):
     state = m.pop()
-    if type(m.stack[-1]) is Inert and m.stack[-1].state is None: m.stack[-1].state = state
+    if type(m.stack[-1]) is Inert and m.stack[-1].state is None:
+        m.stack[-1].state = state
+
 
 _op('\x95')(lambda m: m.take(8))
 
+
 @_op('\x80')
 def _protocol(m):
-    if m.take(1)[0] > _NEWEST: raise ValueError('its index is a pickle of a version that is not known here')
+    if m.take(1)[0] > _NEWEST:
+        raise ValueError('its index is a pickle of a version that is not known here')
 
+# %% ../nbs/00_pickles.ipynb #884bc19d
 @_known('OrderedDict', 'collections')
 def _ordered(m, pairs=()):
     "Pairs are `[key, value]`; most pickles give none, and put the items in later."
-    if not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs): raise TypeError
+    if not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs):
+        raise TypeError
     return _items(m, {}, [x for p in pairs for x in p])
 
 # %% ../nbs/00_pickles.ipynb #488a2a1e
-DIMS = 64             # dimensions at most; torch's own loops take no more
-_MOST = 1 << 63       # no number of elements, nor a stride, reaches this
+DIMS = 64  # dimensions at most; torch's own loops take no more
+_MOST = 1 << 63  # no number of elements, nor a stride, reaches this
+
 
 def whole(
-    *numbers   # sizes, strides, offsets
+    *numbers,  # sizes, strides, offsets
 ) -> bool:
     "Whether all are whole numbers that may stand for a size."
     for n in numbers:
-        if type(n) is not int or not 0 <= n < _MOST: return False
+        if type(n) is not int or not 0 <= n < _MOST:
+            return False
     return True
 
 # %% ../nbs/00_pickles.ipynb #a12e1cd5
@@ -464,76 +603,114 @@ def _usual(shape, stride):
     "Whether the elements lie one behind the other, the last dimension fastest."
     step = 1
     for n, s in zip(reversed(shape), reversed(stride)):
-        if n != 1 and s != step: return False
+        if n != 1 and s != step:
+            return False
         step *= n
     return True
 
 # %% ../nbs/00_pickles.ipynb #4266455f
 def _place(storage, dtype, offset, shape, stride):
     "The description of a tensor; `ValueError` unless it lies within its storage."
-    if type(storage) is not Storage or not isinstance(dtype, torch.dtype): raise TypeError
-    if type(shape) not in (tuple, list) or type(stride) not in (tuple, list): raise TypeError
-    if len(shape) != len(stride): raise ValueError('a tensor has not as many strides as dimensions')
-    if len(shape) > DIMS: raise ValueError(f'a tensor has {len(shape)} dimensions; at most {DIMS} are read')
-    if not whole(offset, *shape, *stride): raise ValueError('a tensor has an impossible shape')
-    if 0 in shape: return Found(dtype, tuple(shape), None, storage.key, 0)
-    extent = 1 + sum((n-1)*s for n, s in zip(shape, stride))
-    start = storage.start + offset*dtype.itemsize
-    if start + extent*dtype.itemsize > storage.size: raise ValueError('a tensor reaches beyond its storage')
+    if type(storage) is not Storage or not isinstance(dtype, torch.dtype):
+        raise TypeError
+    if type(shape) not in (tuple, list) or type(stride) not in (tuple, list):
+        raise TypeError
+    if len(shape) != len(stride):
+        raise ValueError('a tensor has not as many strides as dimensions')
+    if len(shape) > DIMS:
+        raise ValueError(f'a tensor has {len(shape)} dimensions; at most {DIMS} are read')
+    if not whole(offset, *shape, *stride):
+        raise ValueError('a tensor has an impossible shape')
+    if 0 in shape:
+        return Found(dtype, tuple(shape), None, storage.key, 0)
+    extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride))
+    start = storage.start + offset * dtype.itemsize
+    if start + extent * dtype.itemsize > storage.size:
+        raise ValueError('a tensor reaches beyond its storage')
     stride = None if _usual(shape, stride) else tuple(stride)
     return Found(dtype, tuple(shape), stride, storage.key, start)
 
 # %% ../nbs/00_pickles.ipynb #3419a3ff
 @_known('_rebuild_tensor _rebuild_tensor_v2')
 def _tensor(m, storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None):
-    if type(storage) is not Storage: raise TypeError
+    if type(storage) is not Storage:
+        raise TypeError
     return _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, storage.dtype, metadata)
 
+# %% ../nbs/00_pickles.ipynb #dfbc74e1
 @_known('_rebuild_tensor_v3')
 def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None):
-    m.pay(2*OBJECT)
+    m.pay(2 * OBJECT)
     found = _place(storage, dtype, offset, shape, stride)
-    if not metadata: return found
-    if type(metadata) is not dict: raise TypeError
+    if not metadata:
+        return found
+    if type(metadata) is not dict:
+        raise TypeError
     return NoTensor() if metadata.keys() & {'neg', 'conj'} else found
 
+
 @_known('_rebuild_parameter _rebuild_parameter_with_state')
-def _parameter(m, data, *rest): return data
+def _parameter(m, data, *rest):
+    return data
 
 # %% ../nbs/00_pickles.ipynb #02c7f030
 @_known('_rebuild_from_type _rebuild_from_type_v2', 'torch._tensor')
 def _subclass(m, f, kind, args, state=None):
-    while f is _subclass: f, args = args[0], args[2]
+    while f is _subclass:
+        f, args = args[0], args[2]
     return _call(m, f, args)
 
 # %% ../nbs/00_pickles.ipynb #14b2c3bc
-_STORAGES = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64',
-                 Int='int32', Short='int16', Char='int8', Byte='uint8', Bool='bool', Untyped='uint8',
-                 ComplexFloat='complex64', ComplexDouble='complex128', QInt8='qint8', QUInt8='quint8',
-                 QInt32='qint32', QUInt4x2='quint4x2', QUInt2x4='quint2x4')
+_STORAGES = dict(
+    Float='float32',
+    Double='float64',
+    Half='float16',
+    BFloat16='bfloat16',
+    Long='int64',
+    Int='int32',
+    Short='int16',
+    Char='int8',
+    Byte='uint8',
+    Bool='bool',
+    Untyped='uint8',
+    ComplexFloat='complex64',
+    ComplexDouble='complex128',
+    QInt8='qint8',
+    QUInt8='quint8',
+    QInt32='qint32',
+    QUInt4x2='quint4x2',
+    QUInt2x4='quint2x4',
+)
 
 for _c, _value in _STORAGES.items():
     for _form in ('torch', 'torch.storage', 'torch.cuda'):
-        _KNOWN[_form, _c+'Storage'] = getattr(torch, _value)
+        _KNOWN[_form, _c + 'Storage'] = getattr(torch, _value)
 _KNOWN.update({('torch', n): t for n, t in vars(torch).items() if isinstance(t, torch.dtype)})
 
 # %% ../nbs/00_pickles.ipynb #809a27f2
-def _text_of(x): return x.decode('latin-1') if type(x) is bytes else x
+def _text_of(x):
+    return x.decode('latin-1') if type(x) is bytes else x
 
+# %% ../nbs/00_pickles.ipynb #1653cf3f
 @_op('Q', OBJECT)
 def _persistent(m):
     pid = m.pop()
-    if type(pid) is not tuple or not pid: raise TypeError
+    if type(pid) is not tuple or not pid:
+        raise TypeError
     kind = _text_of(pid[0])
-    if type(kind) is not str: raise TypeError
-    if kind == 'module': return m.push(pid[1])     # the class of a whole model, with its source
-    if kind != 'storage': raise ValueError('its index names something that is no storage')
+    if type(kind) is not str:
+        raise TypeError
+    if kind == 'module':
+        return m.push(pid[1])  # the class of a whole model, with its source
+    if kind != 'storage':
+        raise ValueError('its index names something that is no storage')
     m.push(_storage(m, *pid[1:]))
 
 # %% ../nbs/00_pickles.ipynb #1b7c24e0
 def _storage(m, dtype, key, device, numel, view=None):
-    if type(key) is not str or not isinstance(dtype, torch.dtype) or not whole(numel): raise TypeError
-    m.pay(2*OBJECT)
+    if type(key) is not str or not isinstance(dtype, torch.dtype) or not whole(numel):
+        raise TypeError
+    m.pay(2 * OBJECT)
     s = m.storages.setdefault(key, Storage(key, dtype, numel))
     if (s.dtype, s.numel) != (dtype, numel):
         raise ValueError(f'storage {shown(key)} has two types or lengths')
@@ -542,8 +719,11 @@ def _storage(m, dtype, key, device, numel, view=None):
 # %% ../nbs/00_pickles.ipynb #1a42983e
 def _part(m, s, key, offset, numel):
     "The part of a storage that a view of it meant, from when storages could be views of each other."
-    if type(key) is not str or not whole(offset, numel): raise TypeError
-    if offset+numel > s.numel: raise ValueError('a part of a storage reaches beyond it')
+    if type(key) is not str or not whole(offset, numel):
+        raise TypeError
+    if offset + numel > s.numel:
+        raise ValueError('a part of a storage reaches beyond it')
     part = s.key, offset, numel
-    if m.parts.setdefault(key, part) != part: raise ValueError(f'{shown(key)} names two parts of storages')
-    return Storage(s.key, s.dtype, s.numel, offset*s.dtype.itemsize)
+    if m.parts.setdefault(key, part) != part:
+        raise ValueError(f'{shown(key)} names two parts of storages')
+    return Storage(s.key, s.dtype, s.numel, offset * s.dtype.itemsize)

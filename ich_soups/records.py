@@ -11,33 +11,67 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd
+import torch
 from .checkpoints import Checkpoint
-from .core import BadInput, Odd, anything, checked, listed, matching, number, parsed, read_json, table, text, whole
+from ich_soups.core import (
+    BadInput,
+    Odd,
+    anything,
+    checked,
+    listed,
+    matching,
+    number,
+    parsed,
+    read_json,
+    table,
+    text,
+    whole,
+)
 
 # %% ../nbs/02_records.ipynb #f20d982d
 def optional(kind):
     "The kind, or nothing."
-    def either(v): return v if v is None else kind(v)
+
+    def either(v):
+        return v if v is None else kind(v)
+
     return either
 
-_NAME = text(4096, plain=False)     # of a class, a file, a folder, or a note for people: escaped where it is shown
+# %% ../nbs/02_records.ipynb #9e2ff5b5
+_NAME = text(
+    4096, plain=False
+)  # of a class, a file, a folder, or a note for people: escaped where it is shown
 _COLOUR = listed(number(-1e3, 1e3), 3, 3)
 _SPREAD = listed(number(1e-6, 1e6), 3, 3)
 _RUN = matching(r'(?!\.*$)[\w.-]{1,300}', 'the name of a run')
-
-INFO = dict(arch=text(200), classes=listed(_NAME, 1, distinct=True), size=whole(1, 4096), mean=_COLOUR, std=_SPREAD,
-            temperature=number(1e-3, 1e3), run=optional(_RUN), data=optional(_NAME), device=optional(_NAME), date=optional(_NAME),
-            metric=optional(_NAME), batchnorm=optional(_NAME), pictures=optional(text()), split_seed=whole(0, 2**63),
-            precision=optional(text()), name=_NAME, run_at=listed(_NAME))
+INFO = dict(
+    arch=text(200),
+    classes=listed(_NAME, 1, distinct=True),
+    size=whole(1, 4096),
+    mean=_COLOUR,
+    std=_SPREAD,
+    temperature=number(1e-3, 1e3),
+    run=optional(_RUN),
+    data=optional(_NAME),
+    device=optional(_NAME),
+    date=optional(_NAME),
+    metric=optional(_NAME),
+    batchnorm=optional(_NAME),
+    pictures=optional(text()),
+    split_seed=whole(0, 2**63),
+    precision=optional(text()),
+    name=_NAME,
+    run_at=listed(_NAME),
+)
 _ADVICE = 'cook the soup again, or ask whoever gave it to you for another copy'
 
 # %% ../nbs/02_records.ipynb #d89898aa
 def read_info(
-    info,           # a dict of strangers
-    where,          # the file, for people
-    advice:str=_ADVICE,
-    needs=()        # fields that must be there
+    info,  # a dict of strangers
+    where,  # the file, for people
+    advice: str = _ADVICE,
+    needs=(),  # fields that must be there
 ) -> dict:
     "The fields of `INFO` and any others, each of its kind; `BadInput` names file and field."
     return checked(info, INFO | _SOUP, where, advice, needs, anything)
@@ -46,142 +80,220 @@ def read_info(
 @dataclass(frozen=True)
 class SoupHeader:
     "What a soup says of how it was made; the fields are those of `Soup`."
+
     ingredients: list
     coefs: list
     recipe: str = ''
     history: list = field(default_factory=list)
     info: dict = field(default_factory=dict)
 
-_SOUP = dict(ingredients=listed(_NAME), coefs=listed(number(-1e6, 1e6)), recipe=text(), history=listed(table(text(200), anything)))
+# %% ../nbs/02_records.ipynb #3baac8d3
+_SOUP = dict(
+    ingredients=listed(_NAME),
+    coefs=listed(number(-1e6, 1e6)),
+    recipe=text(),
+    history=listed(table(text(200), anything)),
+)
+
 
 def _below(v):
-    if type(v) is dict: return v     # `read_info` looks at what it holds
+    if type(v) is dict:
+        return v  # `read_info` looks at what it holds
     raise Odd('a table of names and values')
 
+# %% ../nbs/02_records.ipynb #bebb6fc1
 def _header(said, where):
     d = checked(said, _SOUP | dict(info=_below), where, _ADVICE, ('ingredients', 'coefs'))
     n, m = len(d['ingredients']), len(d['coefs'])
-    if n != m: raise BadInput(f'{where} names {n} ingredients and {m} coefficients; {_ADVICE}')
+    if n != m:
+        raise BadInput(f'{where} names {n} ingredients and {m} coefficients; {_ADVICE}')
     d['info'] = read_info(d.get('info', {}), where)
     return SoupHeader(**d)
 
 # %% ../nbs/02_records.ipynb #8f336af0
 def soup_header(
-    file   # a path, or a `Checkpoint` that is open already
-) -> SoupHeader|None:
+    file,  # a path, or a `Checkpoint` that is open already
+) -> SoupHeader | None:
     "What the file says of its soup, or None if it is no soup; `BadInput` for a header that cannot be meant."
     c = file if isinstance(file, Checkpoint) else Checkpoint(file)
-    if 'soup' not in c.meta: return None
+    if 'soup' not in c.meta:
+        return None
     where = f'the header of {c.path}'
     return _header(parsed(c.meta['soup'], where, _ADVICE), where)
 
 # %% ../nbs/02_records.ipynb #b726fbcb
 ONNX_FIELDS = ('name', 'arch', 'classes', 'size', 'mean', 'std', 'temperature', 'provenance')
+
+
 _ONNX_ADVICE = 'export the soup again'
 
+
 def onnx_info(
-    meta,    # the metadata of the file: texts by name
-    path     # for people
+    meta,  # the metadata of the file: texts by name
+    path,  # for people
 ) -> dict:
-    "What an ONNX file says of itself; `BadInput` for what cannot be meant, or if classes or preprocessing are missing."
+    """What an ONNX file says of itself; `BadInput` for what cannot be meant, or if classes or preprocessing
+    are missing."""
     said = {k: parsed(meta[k], f'{path}: {k!r}', _ONNX_ADVICE) for k in ONNX_FIELDS if k in meta}
     if lacks := [k for k in ('classes', 'size', 'mean', 'std') if k not in said]:
-        raise BadInput(f'{path} does not say its {lacks[0]}; export the soup with to_onnx, '
-                       'or use OnnxModel with pictures that you prepare yourself')
+        raise BadInput(
+            f'{path} does not say its {lacks[0]}; export the soup with to_onnx, '
+            'or use OnnxModel with pictures that you prepare yourself'
+        )
     rest = read_info(said.pop('provenance', {}), path, _ONNX_ADVICE)
     return read_info(said, path, _ONNX_ADVICE) | dict(provenance=rest)
 
+# %% ../nbs/02_records.ipynb #dc7fee4a
 def folder_info(
-    path   # a folder of `save_pretrained`
+    path,  # a folder of `save_pretrained`
 ) -> dict:
     "What such a folder says of its model; `BadInput` if it is another folder."
     path = Path(path)
-    f = path/'config.json'
-    if not f.is_file(): raise BadInput(f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an .onnx file')
-    try: words = f.read_text(encoding='utf-8')
-    except (OSError, ValueError): words = ''
-    d = parsed(words, f, f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an .onnx file')
+    f = path / 'config.json'
+    if not f.is_file():
+        raise BadInput(
+            f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an '
+            '.onnx file'
+        )
+    try:
+        words = f.read_text(encoding='utf-8')
+    except (OSError, ValueError):
+        words = ''
+    d = parsed(
+        words,
+        f,
+        f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an .onnx '
+        'file',
+    )
     if type(d) is not dict or 'ich_soups' not in d:
-        raise BadInput(f"{path} was not written by save_pretrained; timm.create_model('local-dir:{path}', pretrained=True) may read it")
+        raise BadInput(
+            f"{path} was not written by save_pretrained; timm.create_model('local-dir:{path}', "
+            "pretrained=True) may read it"
+        )
     return read_info(d['ich_soups'], f, 'export the soup again')
 
 # %% ../nbs/02_records.ipynb #0d797fe2
 _SIZE = whole(0, 2**62)
-_DONE = dict(data=optional(text()), sizes=table(text(), _SIZE), seconds=number(), resumed_at=whole(), key=_NAME, processes=whole(1),
-             precision=text(), device=text(), date=text(), torch=text(), timm=text(), fastai=text())
+_DONE = dict(
+    data=optional(text()),
+    sizes=table(text(), _SIZE),
+    seconds=number(),
+    resumed_at=whole(),
+    key=_NAME,
+    processes=whole(1),
+    precision=text(),
+    device=text(),
+    date=text(),
+    torch=text(),
+    timm=text(),
+    fastai=text(),
+)
 
+# %% ../nbs/02_records.ipynb #95ebfb9f
 def read_done(
-    path   # the directory of a run
+    path,  # the directory of a run
 ) -> dict:
     "What its DONE says; `BadInput` if it is damaged."
-    d = read_json(Path(path)/'DONE', kinds=_DONE, needs=('device', 'date', 'precision', 'seconds'), others=anything)
-    return d | dict(seconds=max(0., d['seconds'])) if d['seconds'] < 0 else d
+    d = read_json(
+        Path(path) / 'DONE', kinds=_DONE, needs=('device', 'date', 'precision', 'seconds'), others=anything
+    )
+    return d | dict(seconds=max(0.0, d['seconds'])) if d['seconds'] < 0 else d
 
 # %% ../nbs/02_records.ipynb #f832148b
 _EPOCH = matching(r'[1-9]\d{0,8}', 'the number of an epoch')
 _SCORES = table(text(200), number(finite=False))
-_ENTRY = dict(scores=_SCORES, sha256=matching('([0-9a-f]{64})?', 'a sha256 in hexadecimal'),
-              sizes=table(matching(r'epoch_\d{3,}\.(safetensors|logits\.npy)', 'the name of a file of snapshots'), _SIZE))
+_ENTRY = dict(
+    scores=_SCORES,
+    sha256=matching('([0-9a-f]{64})?', 'a sha256 in hexadecimal'),
+    sizes=table(
+        matching(r'epoch_\d{3,}\.(safetensors|logits\.npy)', 'the name of a file of snapshots'), _SIZE
+    ),
+)
 
+# %% ../nbs/02_records.ipynb #0744850b
 def read_entries(
-    entries,   # epoch -> what is known of its snapshot
-    where,     # the file, for people
-    advice:str
+    entries,  # epoch -> what is known of its snapshot
+    where,  # the file, for people
+    advice: str,
 ) -> dict:
     "The entries of a manifest by the numbers of their epochs; `BadInput` names what cannot be meant."
-    if type(entries) is not dict: raise BadInput(f'{where} holds no table of epochs; {advice}')
+    if type(entries) is not dict:
+        raise BadInput(f'{where} holds no table of epochs; {advice}')
     out = {}
     for k, v in entries.items():
-        if not re.fullmatch(r'[1-9]\d{0,8}', str(k)): raise BadInput(f'{where} lists {str(k)[:40]!r} among the epochs, which is no number of one; {advice}')
+        if not re.fullmatch(r'[1-9]\d{0,8}', str(k)):
+            raise BadInput(
+                f'{where} lists {str(k)[:40]!r} among the epochs, which is no number of one; {advice}'
+            )
         out[int(k)] = checked(v, _ENTRY, f'{where}, epoch {k}', advice, ('scores', 'sha256'), anything)
     return out
 
+# %% ../nbs/02_records.ipynb #b5438c0b
 def read_manifest(
-    path,        # manifest.json
-    root=None    # the directory whose loss would heal a damaged file; default: the file's
+    path,  # manifest.json
+    root=None,  # the directory whose loss would heal a damaged file; default: the file's
 ) -> dict:
     "Epoch -> dict of scores, sha256 and perhaps sizes; of a directory without a manifest nothing."
-    if not Path(path).exists(): return {}
+    if not Path(path).exists():
+        return {}
     return read_entries(read_json(path, root), path, f'delete {root or Path(path).parent} to train anew')
 
 # %% ../nbs/02_records.ipynb #0db3de2b
 def read_history(
-    path,       # history.csv
-    advice:str  # what to do if it is damaged
+    path,  # history.csv
+    advice: str,  # what to do if it is damaged
 ) -> pd.DataFrame:
-    "The history of a run: epoch, lr, train_loss and the scores, a row for each epoch; `BadInput` if it is something else."
-    try: df = pd.read_csv(path)
-    except (OSError, ValueError) as e: raise BadInput(f'{path} is not readable as a table ({type(e).__name__}); {advice}') from None
-    if lacks := [k for k in ('epoch', 'lr', 'train_loss') if k not in df]: raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
-    if odd := [k for k in df if df[k].dtype.kind not in 'if']: raise BadInput(f'{path}: the column {str(odd[0])[:40]!r} does not hold numbers; {advice}')
-    if df.epoch.tolist() != list(range(1, len(df)+1)): raise BadInput(f'{path} does not count the epochs from 1 on; {advice}')
+    """The history of a run: epoch, lr, train_loss and the scores, a row for each epoch; `BadInput` if it is
+    something else."""
+    try:
+        df = pd.read_csv(path)
+    except (OSError, ValueError) as e:
+        raise BadInput(f'{path} is not readable as a table ({type(e).__name__}); {advice}') from None
+    if lacks := [k for k in ('epoch', 'lr', 'train_loss') if k not in df]:
+        raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
+    if odd := [k for k in df if df[k].dtype.kind not in 'if']:
+        raise BadInput(f'{path}: the column {str(odd[0])[:40]!r} does not hold numbers; {advice}')
+    if df.epoch.tolist() != list(range(1, len(df) + 1)):
+        raise BadInput(f'{path} does not count the epochs from 1 on; {advice}')
     return df
 
+# %% ../nbs/02_records.ipynb #f7280ee8
 def epochs_done(
-    path   # the directory of a run
+    path,  # the directory of a run
 ) -> int:
     "Epochs that a training has finished: lines of its history, as long as it can be gone on with."
-    try: return max(0, (Path(path)/'history.csv').read_bytes().count(b'\n') - 1)
-    except OSError: return 0
+    try:
+        return max(0, (Path(path) / 'history.csv').read_bytes().count(b'\n') - 1)
+    except OSError:
+        return 0
 
 # %% ../nbs/02_records.ipynb #1f118341
 _STATE = dict(epoch=whole(0, 10**6), data=optional(text()))
 
+
 def read_state(
-    path   # the directory of a run
-) -> dict|None:
+    path,  # the directory of a run
+) -> dict | None:
     "What an interrupted run left, or None; `BadInput` if it is damaged."
-    f, advice = Path(path)/'state.pt', f'delete {path} to train that run anew'
-    if not f.exists(): return None
-    try: state = torch.load(f, map_location='cpu', weights_only=True)
-    except Exception as e: raise BadInput(f'{f} is damaged ({type(e).__name__}); {advice}') from None
-    if not isinstance(state, dict): raise BadInput(f'{f} is damaged (it holds no table); {advice}')
-    if lacks := [k for k in ('epoch', 'model', 'opt', 'averages', 'rows', 'entries', 'data') if k not in state]:
+    f, advice = Path(path) / 'state.pt', f'delete {path} to train that run anew'
+    if not f.exists():
+        return None
+    try:
+        state = torch.load(f, map_location='cpu', weights_only=True)
+    except Exception as e:
+        raise BadInput(f'{f} is damaged ({type(e).__name__}); {advice}') from None
+    if not isinstance(state, dict):
+        raise BadInput(f'{f} is damaged (it holds no table); {advice}')
+    if lacks := [
+        k for k in ('epoch', 'model', 'opt', 'averages', 'rows', 'entries', 'data') if k not in state
+    ]:
         raise BadInput(f'{f} is damaged (it lacks {lacks[0]!r}); {advice}')
     checked({k: state[k] for k in _STATE}, _STATE, f, advice)
     if odd := [k for k in ('model', 'opt', 'averages', 'entries') if not isinstance(state[k], Mapping)]:
         raise BadInput(f'{f} is damaged ({odd[0]!r} is no table); {advice}')
     rows = state['rows']
-    if type(rows) is not list or [r.get('epoch') if type(r) is dict else None for r in rows] != list(range(1, len(rows)+1)):
+    if type(rows) is not list or [r.get('epoch') if type(r) is dict else None for r in rows] != list(
+        range(1, len(rows) + 1)
+    ):
         raise BadInput(f'{f} is damaged (its history does not count the epochs from 1 on); {advice}')
     return state | dict(entries=read_entries(dict(state['entries']), f, advice))

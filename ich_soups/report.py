@@ -11,12 +11,23 @@ __all__ = ['LIMITS', 'REPORT_SOUPS', 'SHOWN', 'STYLE', 'MACROS', 'PAGE', 'late_c
            'of_what', 'summary_section', 'render', 'write_report']
 
 # %% ../nbs/19_report.ipynb #b3cbf093
-import base64, io, os, platform, re, shlex, sys, time, warnings
+import base64
+import io
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup, escape
 from PIL import Image
@@ -32,247 +43,515 @@ from .diversity import mds, model_distance
 from .ensembles import soft_voting
 from .metrics import confusion, ece, newcombe, nll, per_class, reliability, temperature
 from .models import create_model, stage_summary
-from .plots import plot_confusions, plot_counts, plot_forest, plot_maps, plot_per_class, plot_reliability, plot_samples, plot_trajectory, shrink_png, use_style
+from ich_soups.plots import (
+    plot_confusions,
+    plot_counts,
+    plot_forest,
+    plot_maps,
+    plot_per_class,
+    plot_reliability,
+    plot_samples,
+    plot_trajectory,
+    shrink_png,
+    use_style,
+)
 from .soups import Soup
 from .tables import over_seeds
 from .training import Run, lr_schedule
 
 # %% ../nbs/19_report.ipynb #4e8678e1
-LIMITS = dict(gap=.10,       # accuracy on plain training pictures minus val: wide from here
-              learned=.90,   # accuracy on plain training pictures: they are learned from here
-              slope=.02,     # change of the val loss along the last third, as a share of its lowest value
-              variance=.5)   # share of the expected squared loss from which variance leads; below 1/3 it follows
+LIMITS = dict(
+    gap=0.10,  # accuracy on plain training pictures minus val: wide from here
+    learned=0.90,  # accuracy on plain training pictures: they are learned from here
+    slope=0.02,  # change of the val loss along the last third, as a share of its lowest value
+    variance=0.5,
+)  # share of the expected squared loss from which variance leads; below 1/3 it follows
+
 
 def late_change(
-    history:pd.DataFrame,  # columns epoch, valid_loss
-    cycle:int=1            # epochs between warm restarts
-) -> float|None:
-    "Change of the val loss along a straight line through the last third of the training, as a share of the lowest val loss; None for fewer than three points. With restarts a point is the lowest loss of a cycle, since the loss jumps up at each."
+    history: pd.DataFrame,  # columns epoch, valid_loss
+    cycle: int = 1,  # epochs between warm restarts
+) -> float | None:
+    """Change of the val loss along a straight line through the last third of the training, as a share of
+    the lowest val loss; None for fewer than three points. With restarts a point is the lowest loss of a
+    cycle, since the loss jumps up at each."""
     v = history.valid_loss.to_numpy(float)
-    if cycle > 1 and len(v) >= 3*cycle: v = np.array([v[i:i+cycle].min() for i in range(0, len(v)//cycle*cycle, cycle)])
-    if len(v) < 3 or not np.isfinite(v).all(): return None
-    w = v[-max(3, -(-len(v)//3)):]
-    return float(np.polyfit(np.arange(len(w)), w, 1)[0]*(len(w)-1)/max(v.min(), 1e-12))
+    if cycle > 1 and len(v) >= 3 * cycle:
+        v = np.array([v[i : i + cycle].min() for i in range(0, len(v) // cycle * cycle, cycle)])
+    if len(v) < 3 or not np.isfinite(v).all():
+        return None
+    w = v[-max(3, -(-len(v) // 3)) :]
+    return float(np.polyfit(np.arange(len(w)), w, 1)[0] * (len(w) - 1) / max(v.min(), 1e-12))
 
 # %% ../nbs/19_report.ipynb #9abaab01
 @dataclass
 class Reading:
     "What the curves say, by which rules, and what to try."
-    verdict: str          # 'over-fitting', 'not finished', 'under-fitting', 'fine' or 'unclear'
-    text: str             # in a sentence
-    rules: pd.DataFrame   # columns rule, measured, limit, says
-    advice: list          # (field of `Config`, now, to try, why)
 
+    verdict: str  # 'over-fitting', 'not finished', 'under-fitting', 'fine' or 'unclear'
+    text: str  # in a sentence
+    rules: pd.DataFrame  # columns rule, measured, limit, says
+    advice: list  # (field of `Config`, now, to try, why)
+
+# %% ../nbs/19_report.ipynb #639b9321
 def _tame(cfg):
     "What lowers the variance: pictures that differ more, smaller weights."
-    out = [('mix', cfg.mix, 1., 'mix every batch: MixUp and CutMix show no picture twice')] if cfg.mix < 1 else []
-    out += [('crop_min', cfg.crop_min, max(.08, round(cfg.crop_min/2, 2)), 'smaller crops vary more')] if cfg.crop_min > .08 else []
-    out += [('wd', cfg.wd, min(.5, 3*cfg.wd or .01), 'more weight decay keeps the function simpler')] if cfg.wd < .5 else []
-    return out + ([('pretrained', 'none', "'timm'", 'weights that have seen other pictures need fewer of yours')] if not cfg.pretrained else [])
+    out = (
+        [('mix', cfg.mix, 1.0, 'mix every batch: MixUp and CutMix show no picture twice')]
+        if cfg.mix < 1
+        else []
+    )
+    out += (
+        [('crop_min', cfg.crop_min, max(0.08, round(cfg.crop_min / 2, 2)), 'smaller crops vary more')]
+        if cfg.crop_min > 0.08
+        else []
+    )
+    out += (
+        [('wd', cfg.wd, min(0.5, 3 * cfg.wd or 0.01), 'more weight decay keeps the function simpler')]
+        if cfg.wd < 0.5
+        else []
+    )
+    return out + (
+        [('pretrained', 'none', "'timm'", 'weights that have seen other pictures need fewer of yours')]
+        if not cfg.pretrained
+        else []
+    )
 
+# %% ../nbs/19_report.ipynb #ce935964
 def _loosen(cfg):
     "What lowers the bias: a network that can do more, pictures that show more."
-    out = [('mix', cfg.mix, 0. if cfg.mix <= .5 else .5, 'fewer mixed batches make the task easier')] if cfg.mix else []
-    out += [('crop_min', cfg.crop_min, min(.8, round(2*cfg.crop_min, 2)), 'larger crops show more of each picture')] if cfg.crop_min < .5 else []
-    return out + [('arch', cfg.arch, 'a larger network', 'more capacity'), ('size', cfg.size, (3*cfg.size//2+31)//32*32, 'more pixels show more detail')]
+    out = (
+        [('mix', cfg.mix, 0.0 if cfg.mix <= 0.5 else 0.5, 'fewer mixed batches make the task easier')]
+        if cfg.mix
+        else []
+    )
+    out += (
+        [
+            (
+                'crop_min',
+                cfg.crop_min,
+                min(0.8, round(2 * cfg.crop_min, 2)),
+                'larger crops show more of each picture',
+            )
+        ]
+        if cfg.crop_min < 0.5
+        else []
+    )
+    return out + [
+        ('arch', cfg.arch, 'a larger network', 'more capacity'),
+        ('size', cfg.size, (3 * cfg.size // 2 + 31) // 32 * 32, 'more pixels show more detail'),
+    ]
 
-def _longer(cfg): return [('epochs', cfg.epochs, 2*cfg.epochs, 'the val loss still falls')]
+# %% ../nbs/19_report.ipynb #97898a28
+def _longer(cfg):
+    return [('epochs', cfg.epochs, 2 * cfg.epochs, 'the val loss still falls')]
 
+# %% ../nbs/19_report.ipynb #97d0e57c
 def read_curves(
-    history:pd.DataFrame,    # a run's: columns epoch, valid_loss, accuracy
-    train_hits:int,          # plain training pictures that the last epoch gets right
-    n_train:int,             # of so many
-    n_val:int,               # validation pictures
-    cfg                      # its `Config`
+    history: pd.DataFrame,  # a run's: columns epoch, valid_loss, accuracy
+    train_hits: int,  # plain training pictures that the last epoch gets right
+    n_train: int,  # of so many
+    n_val: int,  # validation pictures
+    cfg,  # its `Config`
 ) -> Reading:
     "Over-fitting, under-fitting, not finished or fine, by the rules of `LIMITS`."
     val = history.accuracy.iloc[-1]
-    gap, lo, hi = newcombe(train_hits, n_train, round(val*n_val), n_val)
-    late, train = late_change(history, cfg.cycle if cfg.schedule == 'restarts' else 1), train_hits/n_train
+    gap, lo, hi = newcombe(train_hits, n_train, round(val * n_val), n_val)
+    late, train = late_change(history, cfg.cycle if cfg.schedule == 'restarts' else 1), train_hits / n_train
     wide, learned = gap > LIMITS['gap'] and lo > 0, train >= LIMITS['learned']
-    way = 'unknown' if late is None else 'falls' if late < -LIMITS['slope'] else 'rises' if late > LIMITS['slope'] else 'is flat'
+    way = (
+        'unknown'
+        if late is None
+        else 'falls'
+        if late < -LIMITS['slope']
+        else 'rises'
+        if late > LIMITS['slope']
+        else 'is flat'
+    )
     verdict, text, advice = _judge(wide, learned, way, cfg)
-    rules = [('Gap: accuracy on plain training pictures minus val, points', f'{100*train:.1f} - {100*val:.1f} = {100*gap:+.1f} [{100*lo:+.1f}, {100*hi:+.1f}]', f"above {100*LIMITS['gap']:.0f}, interval above 0", 'wide' if wide else 'not wide'),
-             ('Accuracy on plain training pictures, %', f'{100*train:.1f} of {n_train:,} looked at', f"{100*LIMITS['learned']:.0f} or more", 'learned' if learned else 'not learned'),
-             ('Val loss along the last third, % of its lowest value', 'fewer than 3 points' if late is None else f'{100*late:+.1f}', f"beyond ±{100*LIMITS['slope']:.0f}", way)]
+    rules = [
+        (
+            'Gap: accuracy on plain training pictures minus val, points',
+            f'{100 * train:.1f} - {100 * val:.1f} = {100 * gap:+.1f} [{100 * lo:+.1f}, {100 * hi:+.1f}]',
+            f"above {100 * LIMITS['gap']:.0f}, interval above 0",
+            'wide' if wide else 'not wide',
+        ),
+        (
+            'Accuracy on plain training pictures, %',
+            f'{100 * train:.1f} of {n_train:,} looked at',
+            f"{100 * LIMITS['learned']:.0f} or more",
+            'learned' if learned else 'not learned',
+        ),
+        (
+            'Val loss along the last third, % of its lowest value',
+            'fewer than 3 points' if late is None else f'{100 * late:+.1f}',
+            f"beyond ±{100 * LIMITS['slope']:.0f}",
+            way,
+        ),
+    ]
     return Reading(verdict, text, pd.DataFrame(rules, columns=['rule', 'measured', 'limit', 'says']), advice)
 
+# %% ../nbs/19_report.ipynb #70a30adc
 def _judge(wide, learned, way, cfg):
     "`(verdict, text, advice)` of the three measurements."
-    if way == 'falls': return 'not finished', 'The val loss still falls at the end: **train longer first**' + (', and look at the wide gap again then' if wide else '') + '.', _longer(cfg) + (_tame(cfg)[:2] if wide else [])
-    if wide and way == 'rises': return 'over-fitting', 'Training pictures are known much better than new ones, and the val loss rises at the end: this is **over-fitting**. The kept epochs are from before the rise where they could be.', [('epochs', cfg.epochs, max(1, round(.7*cfg.epochs)), 'the val loss rises at the end')] + _tame(cfg)
-    if wide: return 'over-fitting', 'Training pictures are known much better than new ones' + (', though the val loss does not rise' if way == 'is flat' else '') + ': **over-fitting** in the sense that other pictures, or pictures varied more, would help most.', _tame(cfg)
-    if way == 'rises': return 'unclear', 'The val loss rises at the end although the gap is small: the network grows too sure, or the learning rate is too high at the end.', [('schedule', cfg.schedule, "'annealed'", 'a rate that goes to zero settles'), ('lr', cfg.lr, cfg.lr/2, 'smaller steps')]
-    if not learned and way == 'unknown': return 'not finished', 'Too few epochs to judge a slope, and the training pictures are not learned yet: **train longer first**.', [('epochs', cfg.epochs, max(10, 2*cfg.epochs), 'there is no slope to read')]
-    if not learned: return 'under-fitting', 'Even the training pictures are not learned, and the val loss is flat: this is **under-fitting**. A larger network, larger pictures or milder augmentation would help most.', _loosen(cfg)
-    if way == 'unknown': return 'unclear', 'The training pictures are learned and the gap is small, but there are too few epochs to judge a slope.', [('epochs', cfg.epochs, max(10, 2*cfg.epochs), 'there is no slope to read')]
-    return 'fine', 'Training pictures are learned, new ones nearly as well, and the val loss is flat: **nothing to repair**. What is left is more data, or better weights to start from.', []
+    if way == 'falls':
+        return (
+            'not finished',
+            'The val loss still falls at the end: **train longer first**'
+            + (', and look at the wide gap again then' if wide else '')
+            + '.',
+            _longer(cfg) + (_tame(cfg)[:2] if wide else []),
+        )
+    if wide and way == 'rises':
+        return (
+            'over-fitting',
+            'Training pictures are known much better than new ones, and the val loss rises at the end: '
+            'this is **over-fitting**. The kept epochs are from before the rise where they could be.',
+            [('epochs', cfg.epochs, max(1, round(0.7 * cfg.epochs)), 'the val loss rises at the end')]
+            + _tame(cfg),
+        )
+    if wide:
+        return (
+            'over-fitting',
+            'Training pictures are known much better than new ones'
+            + (', though the val loss does not rise' if way == 'is flat' else '')
+            + ': **over-fitting** in the sense that other pictures, or pictures varied more, would help '
+            'most.',
+            _tame(cfg),
+        )
+    if way == 'rises':
+        return (
+            'unclear',
+            'The val loss rises at the end although the gap is small: the network grows too sure, or the '
+            'learning rate is too high at the end.',
+            [
+                ('schedule', cfg.schedule, "'annealed'", 'a rate that goes to zero settles'),
+                ('lr', cfg.lr, cfg.lr / 2, 'smaller steps'),
+            ],
+        )
+    if not learned and way == 'unknown':
+        return (
+            'not finished',
+            'Too few epochs to judge a slope, and the training pictures are not learned yet: **train '
+            'longer first**.',
+            [('epochs', cfg.epochs, max(10, 2 * cfg.epochs), 'there is no slope to read')],
+        )
+    if not learned:
+        return (
+            'under-fitting',
+            'Even the training pictures are not learned, and the val loss is flat: this is '
+            '**under-fitting**. A larger network, larger pictures or milder augmentation would help most.',
+            _loosen(cfg),
+        )
+    if way == 'unknown':
+        return (
+            'unclear',
+            'The training pictures are learned and the gap is small, but there are too few epochs to judge '
+            'a slope.',
+            [('epochs', cfg.epochs, max(10, 2 * cfg.epochs), 'there is no slope to read')],
+        )
+    return (
+        'fine',
+        'Training pictures are learned, new ones nearly as well, and the val loss is flat: **nothing to '
+        'repair**. What is left is more data, or better weights to start from.',
+        [],
+    )
 
 # %% ../nbs/19_report.ipynb #2688800f
 def _share(p, targs):
-    "A function of indices of runs to the share of variance among them: from the inner products of the runs alone, so that a resample costs nothing."
-    gram = sum(np.einsum('rnc,snc->rs', b, b, optimize=True) for b in np.array_split(p, max(1, p.shape[1]//512), 1))/p.shape[1]
-    loss = gram.diagonal() - 2*p[:, np.arange(len(targs)), targs].mean(1) + 1
+    """A function of indices of runs to the share of variance among them: from the inner products of the
+    runs alone, so that a resample costs nothing."""
+    gram = (
+        sum(
+            np.einsum('rnc,snc->rs', b, b, optimize=True)
+            for b in np.array_split(p, max(1, p.shape[1] // 512), 1)
+        )
+        / p.shape[1]
+    )
+    loss = gram.diagonal() - 2 * p[:, np.arange(len(targs)), targs].mean(1) + 1
+
     def share(i, unbiased=True):
         variance = gram[i, i].mean() - gram[np.ix_(i, i)].mean()
-        return variance*(len(i)/(len(i)-1) if unbiased else 1)/loss[i].mean()
+        return variance * (len(i) / (len(i) - 1) if unbiased else 1) / loss[i].mean()
+
     return share
 
+# %% ../nbs/19_report.ipynb #4e8c8f56
 def decompose(
-    probs:dict,   # name -> float [R, N, C], probabilities of R runs
-    targs         # int [N]
+    probs: dict,  # name -> float [R, N, C], probabilities of R runs
+    targs,  # int [N]
 ) -> pd.DataFrame:
-    "One row a model: bias and noise, variance, total of the expected squared loss, and the share of the variance with its 95 % interval over runs (from four runs on)."
+    """One row a model: bias and noise, variance, total of the expected squared loss, and the share of the
+    variance with its 95 % interval over runs (from four runs on)."""
     rows = []
     for m, p in probs.items():
         d, share, ci = bias_variance(p, targs, unbiased=True), _share(p, targs), (np.nan, np.nan)
-        if len(p) >= 4: ci = np.clip(bootstrap_draws(share, len(p), 1000, plug_in=share(np.arange(len(p)), False))[1:], 0, 1)
-        rows.append(dict(model=m, bias_and_noise=d['bias2']+d['noise'], variance=d['variance'], total=d['total'], share=d['variance']/d['total'], lo=ci[0], hi=ci[1]))
+        if len(p) >= 4:
+            ci = np.clip(
+                bootstrap_draws(share, len(p), 1000, plug_in=share(np.arange(len(p)), False))[1:], 0, 1
+            )
+        rows.append(
+            dict(
+                model=m,
+                bias_and_noise=d['bias2'] + d['noise'],
+                variance=d['variance'],
+                total=d['total'],
+                share=d['variance'] / d['total'],
+                lo=ci[0],
+                hi=ci[1],
+            )
+        )
     return pd.DataFrame(rows)
 
+# %% ../nbs/19_report.ipynb #ea942812
 def read_draws(
-    row,     # of `decompose`
-    runs:int,
-    cfg      # the `Config` that the runs share
+    row,  # of `decompose`
+    runs: int,
+    cfg,  # the `Config` that the runs share
 ) -> Reading:
     "Which part of the error leads, and what to turn."
     s = row['share']
-    led = 'variance' if s >= LIMITS['variance'] else 'bias and noise' if s <= 1/3 else 'both'
-    interval = f" [{100*row['lo']:.0f}, {100*row['hi']:.0f}]" if np.isfinite(row['lo']) else ''
-    rules = pd.DataFrame([('Share of variance in the expected squared loss, %', f'{100*s:.0f}{interval} over {runs} runs', f"{100*LIMITS['variance']:.0f} or more: variance leads; 33 or less: bias and noise lead", led)], columns=['rule', 'measured', 'limit', 'says'])
-    text = {'variance': '**Variance leads**: runs disagree more than they err together. Averages (a soup, an EMA, a vote), more pictures, stronger augmentation and a simpler network act on it.',
-            'bias and noise': '**Bias and noise lead**: the runs err together. A larger network, larger pictures, longer training or milder augmentation act on bias; wrong labels are noise, so look at the most confident mistakes below first.',
-            'both': '**Neither leads**: variance, and bias and noise, are of one size.'}[led]
-    return Reading(led, f'{text} Perfect averaging over runs would remove at most the variance, {100*s:.0f} % of the loss.', rules, {'variance': _tame(cfg), 'bias and noise': _loosen(cfg), 'both': []}[led])
+    led = 'variance' if s >= LIMITS['variance'] else 'bias and noise' if s <= 1 / 3 else 'both'
+    interval = f" [{100 * row['lo']:.0f}, {100 * row['hi']:.0f}]" if np.isfinite(row['lo']) else ''
+    rules = pd.DataFrame(
+        [
+            (
+                'Share of variance in the expected squared loss, %',
+                f'{100 * s:.0f}{interval} over {runs} runs',
+                f"{100 * LIMITS['variance']:.0f} or more: variance leads; 33 or less: bias and noise lead",
+                led,
+            )
+        ],
+        columns=['rule', 'measured', 'limit', 'says'],
+    )
+    text = {
+        'variance': '**Variance leads**: runs disagree more than they err together. Averages (a soup, an '
+        'EMA, a vote), more pictures, stronger augmentation and a simpler network act on it.',
+        'bias and noise': '**Bias and noise lead**: the runs err together. A larger network, larger '
+        'pictures, longer training or milder augmentation act on bias; wrong labels are '
+        'noise, so look at the most confident mistakes below first.',
+        'both': '**Neither leads**: variance, and bias and noise, are of one size.',
+    }[led]
+    return Reading(
+        led,
+        f'{text} Perfect averaging over runs would remove at most the variance, {100 * s:.0f} % of the loss.',
+        rules,
+        {'variance': _tame(cfg), 'bias and noise': _loosen(cfg), 'both': []}[led],
+    )
 
 # %% ../nbs/19_report.ipynb #c10916c8
 @dataclass
 class Evidence:
     "One run, and what was computed of it."
+
     run: Run
-    soups: dict            # name -> Soup
-    cands: dict            # of `compare.candidates`, on test
-    table: pd.DataFrame    # of `compare.table`
-    val: dict              # name -> logits [N, C] on val, of what costs one pass
-    train_hits: int        # plain training pictures that the last epoch gets right
-    n_train: int           # of so many
+    soups: dict  # name -> Soup
+    cands: dict  # of `compare.candidates`, on test
+    table: pd.DataFrame  # of `compare.table`
+    val: dict  # name -> logits [N, C] on val, of what costs one pass
+    train_hits: int  # plain training pictures that the last epoch gets right
+    n_train: int  # of so many
 
     @property
-    def single(self): return 'single best, fresh BN' if 'single best, fresh BN' in self.cands else 'single best'
+    def single(self):
+        return 'single best, fresh BN' if 'single best, fresh BN' in self.cands else 'single best'
+
     def val_loss(self, name):
         loss = nll(self.val[name], self.run.targs('val'))
         return np.inf if np.isnan(loss) else loss
+
     @property
     def best(self):
-        "What val favours among everything that costs one pass: the lowest loss; of those within a thousandth of a nat of it, the first."
+        """What val favours among everything that costs one pass: the lowest loss; of those within a
+        thousandth of a nat of it, the first."""
         loss = {m: self.val_loss(m) for m in self.val}
-        return next(m for m, l in loss.items() if l <= min(loss.values())+.001)
+        return next(m for m, l in loss.items() if l <= min(loss.values()) + 0.001)
+
     @property
     def soup(self):
         "The soup that val favours."
         return min(self.soups, key=self.val_loss)
-    def row(self, name): return self.table.set_index('model', drop=False).loc[name]
-    def logits(self, name): return self.cands[name].logits
-    def temperature(self, name): return temperature(self.val[name], self.run.targs('val'))
-    def reading(self): return read_curves(self.run.history, self.train_hits, self.n_train, len(self.run.targs('val')), self.run.cfg)
+
+    def row(self, name):
+        return self.table.set_index('model', drop=False).loc[name]
+
+    def logits(self, name):
+        return self.cands[name].logits
+
+    def temperature(self, name):
+        return temperature(self.val[name], self.run.targs('val'))
+
+    def reading(self):
+        return read_curves(
+            self.run.history, self.train_hits, self.n_train, len(self.run.targs('val')), self.run.cfg
+        )
 
 # %% ../nbs/19_report.ipynb #61f8d29f
-REPORT_SOUPS = {'uniform soup': 'uniform', 'greedy soup': 'greedy'}   # and `default soup`, what `cook` makes
+REPORT_SOUPS = {'uniform soup': 'uniform', 'greedy soup': 'greedy'}  # and `default soup`, what `cook` makes
 
-def _cooked(run, bn): return paper_soups(run, 'accuracy', bn, REPORT_SOUPS) | {'default soup': cook(run)}
 
+def _cooked(run, bn):
+    return paper_soups(run, 'accuracy', bn, REPORT_SOUPS) | {'default soup': cook(run)}
+
+# %% ../nbs/19_report.ipynb #9321f009
 def _given(run, soups):
-    "Soups from outside under the names of the run's tensors; `BadInput` if they are of another network or of other classes."
-    soups = {s.recipe or 'soup': s for s in ([soups] if isinstance(soups, Soup) else soups)} if not isinstance(soups, dict) else soups
+    """Soups from outside under the names of the run's tensors; `BadInput` if they are of another network or
+    of other classes."""
+    soups = (
+        {s.recipe or 'soup': s for s in ([soups] if isinstance(soups, Soup) else soups)}
+        if not isinstance(soups, dict)
+        else soups
+    )
     out, now = {}, run.pictures.fingerprint
     for n, s in soups.items():
-        if s.info.get('classes', run.classes) != list(run.classes): raise BadInput(f'the soup {n!r} knows other classes than {run.cfg.key}; give a soup of that run')
+        if s.info.get('classes', run.classes) != list(run.classes):
+            raise BadInput(f'the soup {n!r} knows other classes than {run.cfg.key}; give a soup of that run')
         if s.info.get('pictures', now) != now:
-            raise BadInput(f'the soup {n!r} was trained on other pictures than {run.cfg.key}, or with another split '
-                           'of them, so it may know the test part; give a soup of that run')
+            raise BadInput(
+                f'the soup {n!r} was trained on other pictures than {run.cfg.key}, or with another split '
+                'of them, so it may know the test part; give a soup of that run'
+            )
         out[n] = Soup(fit_names(s.weights, run.model), s.ingredients, s.coefs, s.recipe, s.history, s.info)
     return out
 
+# %% ../nbs/19_report.ipynb #a5247ea4
 def gather(
-    run:Run,
-    soups=None,      # a `Soup`, or name -> `Soup`, as they are to be scored; default: uniform, greedy, and what `cook` makes
-    annealed=None,   # a `Run` of equal budget, annealed to zero
-    n:int=2048       # plain training pictures to look at
+    run: Run,
+    soups=None,  # a `Soup`, or name -> `Soup`, as they are to be scored; default: uniform, greedy, and what `cook` makes
+    annealed=None,  # a `Run` of equal budget, annealed to zero
+    n: int = 2048,  # plain training pictures to look at
 ) -> Evidence:
     "All forward passes of a report."
     bn, t = fresh_bn(run), run.targs('test')
     soups = _cooked(run, bn) if soups is None else _given(run, soups)
-    cands = {k: v for k, v in candidates(run, soups, annealed, bn).items() if k not in ('soft voting, probs', 'uniform soup, averaged BN')}
+    cands = {
+        k: v
+        for k, v in candidates(run, soups, annealed, bn).items()
+        if k not in ('soft voting, probs', 'uniform soup, averaged BN')
+    }
     of = lambda w, p=None, r=run: r.logits_of(w, 'val', p)
-    val = {'single best': of(run.best().weights()), **({'single best, fresh BN': of(run.best().weights(), bn)} if bn else {}), 'last epoch': of(run.weights('last'))}
-    val |= {'EMA': of(run.weights('ema'), bn), 'SWA': of(run.weights('swa'), bn)} | {k: of(s.weights) for k, s in soups.items()}
-    if annealed: val |= {k: of(annealed.weights('last'), fresh_bn(annealed) if 'fresh' in k else None, annealed) for k in cands if k.startswith('annealed')}
-    idx = np.unique(run.dls[0].dataset.idxs)                        # a bootstrap replicate has some of them twice, others not at all
+    val = {
+        'single best': of(run.best().weights()),
+        **({'single best, fresh BN': of(run.best().weights(), bn)} if bn else {}),
+        'last epoch': of(run.weights('last')),
+    }
+    val |= {'EMA': of(run.weights('ema'), bn), 'SWA': of(run.weights('swa'), bn)} | {
+        k: of(s.weights) for k, s in soups.items()
+    }
+    if annealed:
+        val |= {
+            k: of(annealed.weights('last'), fresh_bn(annealed) if 'fresh' in k else None, annealed)
+            for k in cands
+            if k.startswith('annealed')
+        }
+    idx = np.unique(
+        run.dls[0].dataset.idxs
+    )  # a bootstrap replicate has some of them twice, others not at all
     idx = np.sort(np.random.default_rng(0).choice(idx, min(n, len(idx)), False))
-    hits = logits_on(run, run.weights('last'), run.pictures.pixels(run.cfg.size)[idx]).argmax(1) == run.pictures.labels[idx]
+    hits = (
+        logits_on(run, run.weights('last'), run.pictures.pixels(run.cfg.size)[idx]).argmax(1)
+        == run.pictures.labels[idx]
+    )
     return Evidence(run, soups, cands, table(cands, t), val, int(hits.sum()), len(idx))
 
 # %% ../nbs/19_report.ipynb #d9f9cb45
 def same_data(
-    runs   # a `Run` or its directory, or several
+    runs,  # a `Run` or its directory, or several
 ) -> list:
-    "The runs, checked: finished, different, of the same pictures and settings but for seed and replicate, pictures unchanged since. Raises `BadInput`."
-    runs = [r if isinstance(r, Run) else Run(r) for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)]
-    if not runs: raise BadInput('a report needs a run; give the directory of one')
+    """The runs, checked: finished, different, of the same pictures and settings but for seed and replicate,
+    pictures unchanged since. Raises `BadInput`."""
+    runs = [
+        r if isinstance(r, Run) else Run(r)
+        for r in ([runs] if isinstance(runs, (Run, str, os.PathLike)) else runs)
+    ]
+    if not runs:
+        raise BadInput('a report needs a run; give the directory of one')
     first, *rest = runs
     for r in rest:
-        if r.provenance.get('data') != first.provenance.get('data'): raise BadInput(f'{r.path} was trained on other pictures than {first.path}; a report is of one collection, so write one for each')
+        if r.provenance.get('data') != first.provenance.get('data'):
+            raise BadInput(
+                f'{r.path} was trained on other pictures than {first.path}; a report is of one collection, '
+                'so write one for each'
+            )
         a, b = asdict(first.cfg), asdict(r.cfg)
-        if odd := [k for k in a if a[k] != b[k] and k not in ('seed', 'bootstrap', 'data')]: raise BadInput(f'{r.path} differs from {first.path} in {odd[0]} ({b[odd[0]]!r}, not {a[odd[0]]!r}); runs of one report may differ in seed and bootstrap only')
-    if len({(r.cfg.seed, r.cfg.bootstrap) for r in runs}) < len(runs): raise BadInput(f'the same training is given twice ({first.path} or another); give runs of different seeds')
-    if first.provenance.get('data', now := first.pictures.fingerprint) != now: raise BadInput(f'the pictures of {first.cfg.data} have changed since {first.path} was trained; restore them, or train anew')
+        if odd := [k for k in a if a[k] != b[k] and k not in ('seed', 'bootstrap', 'data')]:
+            raise BadInput(
+                f'{r.path} differs from {first.path} in {odd[0]} ({b[odd[0]]!r}, not {a[odd[0]]!r}); runs '
+                'of one report may differ in seed and bootstrap only'
+            )
+    if len({(r.cfg.seed, r.cfg.bootstrap) for r in runs}) < len(runs):
+        raise BadInput(
+            f'the same training is given twice ({first.path} or another); give runs of different seeds'
+        )
+    if first.provenance.get('data', now := first.pictures.fingerprint) != now:
+        raise BadInput(
+            f'the pictures of {first.cfg.data} have changed since {first.path} was trained; restore them, '
+            'or train anew'
+        )
     for r in runs:
-        if r.diverged: raise BadInput(r.said_of_loss)
+        if r.diverged:
+            raise BadInput(r.said_of_loss)
     return runs
 
+# %% ../nbs/19_report.ipynb #8e8e1ef6
 def run_label(run, runs):
     "What tells a run from the others: its seed, its replicate, or both."
-    words = [f'{k} {getattr(run.cfg, k)}' for k in ('seed', 'bootstrap') if len({getattr(r.cfg, k) for r in runs}) > 1]
+    words = [
+        f'{k} {getattr(run.cfg, k)}'
+        for k in ('seed', 'bootstrap')
+        if len({getattr(r.cfg, k) for r in runs}) > 1
+    ]
     return ', '.join(words) or f'seed {run.cfg.seed}'
 
 # %% ../nbs/19_report.ipynb #522c4a06
 def plot_names(
-    classes,       # names
-    width:int=28   # letters to keep
+    classes,  # names
+    width: int = 28,  # letters to keep
 ) -> list:
     "Names fit for a drawing: one line, no formulas, short, distinct."
     out = []
     for c in classes:
         c = visible(str(c).encode('utf-8', 'replace').decode())
         c = re.sub(r'[\s\x00-\x1f]+', ' ', c).strip() or '(blank)'
-        c = base = (c if len(c) <= width else c[:width-1].rstrip()+'…').replace('$', r'\$')
+        c = base = (c if len(c) <= width else c[: width - 1].rstrip() + '…').replace('$', r'\$')
         k = 1
-        while c in out: c = f'{base} ({(k := k+1)})'
+        while c in out:
+            c = f'{base} ({(k := k + 1)})'
         out.append(c)
     return out
 
+# %% ../nbs/19_report.ipynb #0db92cea
 def _image(data, alt, width, kind='png', **more):
-    return dict(src=Markup(f'data:image/{kind};base64,{base64.b64encode(data).decode()}'), alt=alt, width=width, **more)
+    return dict(
+        src=Markup(f'data:image/{kind};base64,{base64.b64encode(data).decode()}'),
+        alt=alt,
+        width=width,
+        **more,
+    )
 
+# %% ../nbs/19_report.ipynb #5789d680
 def figure(
-    fig,           # a matplotlib Figure; closed afterwards
-    alt:str,       # what it shows, for those who do not see it
-    caption:str='',
-    dpi:int=150
+    fig,  # a matplotlib Figure; closed afterwards
+    alt: str,  # what it shows, for those who do not see it
+    caption: str = '',
+    dpi: int = 150,
 ) -> dict:
     "A figure as the page wants it."
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*Glyph')      # a name in a script that the font lacks: the text of the page has it
+        warnings.filterwarnings(
+            'ignore', message='.*Glyph'
+        )  # a name in a script that the font lacks: the text of the page has it
         fig.savefig(out := io.BytesIO(), dpi=dpi)
     plt.close(fig)
     data = shrink_png(out.getvalue())
     w, h = Image.open(io.BytesIO(data), formats=('PNG',)).size
-    return _image(data, alt, round(w/dpi*96), caption=caption, height=round(h/dpi*96))
+    return _image(data, alt, round(w / dpi * 96), caption=caption, height=round(h / dpi * 96))
 
+# %% ../nbs/19_report.ipynb #e42eec94
 def thumbnail(
-    pixels,        # uint8 [S, S, 3]
-    alt:str,
-    side:int=160   # at most so many pixels
+    pixels,  # uint8 [S, S, 3]
+    alt: str,
+    side: int = 160,  # at most so many pixels
 ) -> dict:
     "A picture as the page wants it."
     im = Image.fromarray(np.asarray(pixels))
@@ -285,63 +564,156 @@ def prose(s) -> Markup:
     "A sentence with `**bold**`, `*slanted*`, backticks and links to sections as HTML; all else is escaped."
     s = str(escape(s))
     s = re.sub(r'\[([^\]]+)\]\((#\w+)\)', r'<a href="\2">\1</a>', s)
-    for mark, tag in ((r'\*\*(.+?)\*\*', 'strong'), (r'`(.+?)`', 'code'), (r'(?<![\w*])\*(.+?)\*(?!\w)', 'em')): s = re.sub(mark, rf'<{tag}>\1</{tag}>', s)
+    for mark, tag in (
+        (r'\*\*(.+?)\*\*', 'strong'),
+        (r'`(.+?)`', 'code'),
+        (r'(?<![\w*])\*(.+?)\*(?!\w)', 'em'),
+    ):
+        s = re.sub(mark, rf'<{tag}>\1</{tag}>', s)
     return Markup(s)
 
+# %% ../nbs/19_report.ipynb #848b170a
 def as_table(
-    df:pd.DataFrame,
-    caption:str,
-    mark=None,        # the value of the first column whose row is to be set off
-    code=()           # columns in fixed width
+    df: pd.DataFrame,
+    caption: str,
+    mark=None,  # the value of the first column whose row is to be set off
+    code=(),  # columns in fixed width
 ) -> dict:
     "A table as the page wants it."
-    rows = [['' if v is None or (isinstance(v, float) and np.isnan(v)) else str(v) for v in r] for r in df.itertuples(index=False)]
-    return dict(columns=list(df.columns), rows=rows, caption=caption, mark=mark, kind=['c' if c in code else 'n' if rows and all(re.match(r'[-+\d]|$', r[i]) for r in rows) else 't' if any(len(r[i]) > 24 for r in rows) else '' for i, c in enumerate(df.columns)])
+    rows = [
+        ['' if v is None or (isinstance(v, float) and np.isnan(v)) else str(v) for v in r]
+        for r in df.itertuples(index=False)
+    ]
+    return dict(
+        columns=list(df.columns),
+        rows=rows,
+        caption=caption,
+        mark=mark,
+        kind=[
+            'c'
+            if c in code
+            else 'n'
+            if rows and all(re.match(r'[-+\d]|$', r[i]) for r in rows)
+            else 't'
+            if any(len(r[i]) > 24 for r in rows)
+            else ''
+            for i, c in enumerate(df.columns)
+        ],
+    )
 
+# %% ../nbs/19_report.ipynb #ef4e8d4c
 def pct(v, digits=1):
     "A share in per cent."
-    return f'{100*v:.{digits}f} %'
+    return f'{100 * v:.{digits}f} %'
+
 
 def between(r, m, f='.1f'):
     "The interval of the score `m` in a row of a table, in per cent."
-    return f'[{100*r[m+"_lo"]:{f}}, {100*r[m+"_hi"]:{f}}]'
+    return f'[{100 * r[m + "_lo"]:{f}}, {100 * r[m + "_hi"]:{f}}]'
 
-def _many(n, one, more=None): return f"{n:,} {one if n == 1 else more or one+'s'}"
+
+def _many(n, one, more=None):
+    return f"{n:,} {one if n == 1 else more or one + 's'}"
 
 # %% ../nbs/19_report.ipynb #0ad69029
-SHOWN = 24   # classes in a drawing, and bars, rows, mistakes alike
+SHOWN = 24  # classes in a drawing, and bars, rows, mistakes alike
 
-def _section(id, title, text=(), figures=(), tables=(), notes=(), **more): return dict(id=id, title=title, text=list(text), figures=list(figures), tables=list(tables), notes=list(notes), **more)
 
+def _section(id, title, text=(), figures=(), tables=(), notes=(), **more):
+    return dict(
+        id=id,
+        title=title,
+        text=list(text),
+        figures=list(figures),
+        tables=list(tables),
+        notes=list(notes),
+        **more,
+    )
+
+# %% ../nbs/19_report.ipynb #ee81c697
 def data_section(e):
     "Classes and counts, by split."
     p, counts = e.run.pictures, e.run.pictures.counts()
     total = {c: sum(n.values()) for c, n in counts.items()}
     order = sorted(total, key=lambda c: (-total[c], c))
-    shown = order if len(order) <= 2*SHOWN else order[:SHOWN]+order[-SHOWN:]
+    shown = order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
     short = dict(zip(p.classes, plot_names(p.classes)))
-    df = pd.DataFrame([(short[c], s, n) for c in shown for s, n in counts[c].items()], columns=['class', 'split', 'n'])
+    df = pd.DataFrame(
+        [(short[c], s, n) for c in shown for s, n in counts[c].items()], columns=['class', 'split', 'n']
+    )
     n = {s: int((p.part == s).sum()) for s in counts[order[0]]}
     big, small = order[0], order[-1]
-    text = [f"**{_many(len(p), 'picture')}** in **{_many(len(order), 'class', 'classes')}**: {n['train']:,} to train on, {n['val']:,} to choose by (val), {n['test']:,} to judge by (test). The largest class, {big}, has {_many(total[big], 'picture')}; the smallest, {small}, has {total[small]:,}."]
+    text = [
+        f"**{_many(len(p), 'picture')}** in **{_many(len(order), 'class', 'classes')}**: {n['train']:,} to "
+        f"train on, {n['val']:,} to choose by (val), {n['test']:,} to judge by (test). The largest class, "
+        f"{big}, has {_many(total[big], 'picture')}; the smallest, {small}, has {total[small]:,}."
+    ]
     absent = [c for c in order if not counts[c]['test']]
-    notes = [f"{_many(len(absent), 'class has', 'classes have')} no test picture and cannot be judged: {', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}."] if absent else []
-    notes += [f'Drawn are the {SHOWN} largest and the {SHOWN} smallest classes of {len(order):,}.'] if len(shown) < len(order) else []
-    numbers = as_table(pd.DataFrame([dict({'class': c}, **counts[c], all=total[c]) for c in order[:300]]), f'Pictures of each class{", the 300 largest" if len(order) > 300 else ""}')
-    return _section('data', 'The data', text, [figure(plot_counts(df), f'Bar chart of the pictures in each of {len(shown)} classes, split into train, val and test; from {total[big]} to {total[small]}.')], notes=notes, more=[numbers])
+    notes = (
+        [
+            f"{_many(len(absent), 'class has', 'classes have')} no test picture and cannot be judged: "
+            f"{', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}."
+        ]
+        if absent
+        else []
+    )
+    notes += (
+        [f'Drawn are the {SHOWN} largest and the {SHOWN} smallest classes of {len(order):,}.']
+        if len(shown) < len(order)
+        else []
+    )
+    numbers = as_table(
+        pd.DataFrame([dict({'class': c}, **counts[c], all=total[c]) for c in order[:300]]),
+        f'Pictures of each class{", the 300 largest" if len(order) > 300 else ""}',
+    )
+    return _section(
+        'data',
+        'The data',
+        text,
+        [
+            figure(
+                plot_counts(df),
+                f'Bar chart of the pictures in each of {len(shown)} classes, split into train, val and '
+                f'test; from {total[big]} to {total[small]}.',
+            )
+        ],
+        notes=notes,
+        more=[numbers],
+    )
 
+# %% ../nbs/19_report.ipynb #931720c8
 def samples_section(e, per=8):
     "Some training pictures of each class."
     p, size = e.run.pictures, e.run.cfg.size
     labels, train = p.labels[p.idxs('train')], p.idxs('train')
-    order = np.argsort(-np.bincount(labels, minlength=len(p.classes)), kind='stable')[:SHOWN if len(p.classes) <= SHOWN else SHOWN//2]
+    order = np.argsort(-np.bincount(labels, minlength=len(p.classes)), kind='stable')[
+        : SHOWN if len(p.classes) <= SHOWN else SHOWN // 2
+    ]
     r = np.random.default_rng(0)
     pick = {c: np.sort(r.permutation(train[labels == c])[:per]) for c in order}
     idx = np.concatenate(list(pick.values()))
-    small = np.stack([np.asarray(Image.fromarray(im).resize((min(size, 96),)*2)) for im in p.pixels(size)[idx]])
-    fig = plot_samples(small, np.repeat(range(len(order)), [len(v) for v in pick.values()]), plot_names(np.array(p.classes, object)[order]), per)
-    notes = [f'The {len(order)} largest of {len(p.classes):,} classes.'] if len(order) < len(p.classes) else []
-    return _section('pictures', 'Some pictures', [f'Training pictures as the network gets them, {size} x {size} pixels, one row a class, drawn at random.'], [figure(fig, f'Up to {per} training pictures of each of {len(order)} classes.', dpi=120)], notes=notes)
+    small = np.stack(
+        [np.asarray(Image.fromarray(im).resize((min(size, 96),) * 2)) for im in p.pixels(size)[idx]]
+    )
+    fig = plot_samples(
+        small,
+        np.repeat(range(len(order)), [len(v) for v in pick.values()]),
+        plot_names(np.array(p.classes, object)[order]),
+        per,
+    )
+    notes = (
+        [f'The {len(order)} largest of {len(p.classes):,} classes.'] if len(order) < len(p.classes) else []
+    )
+    return _section(
+        'pictures',
+        'Some pictures',
+        [
+            f'Training pictures as the network gets them, {size} x {size} pixels, one row a class, drawn '
+            'at random.'
+        ],
+        [figure(fig, f'Up to {per} training pictures of each of {len(order)} classes.', dpi=120)],
+        notes=notes,
+    )
 
 # %% ../nbs/19_report.ipynb #dfbe4c0f
 def training_section(es, shown=3):
@@ -349,35 +721,123 @@ def training_section(es, shown=3):
     runs = [e.run for e in es]
     label = {r.cfg.key: run_label(r, runs) for r in runs}
     kept = lambda r: r.history.epoch.isin([s.epoch for s in r.snapshots])
-    df = pd.concat([r.history.assign(run=label[r.cfg.key], kept=kept(r)) for r in runs[:shown]], ignore_index=True)
+    df = pd.concat(
+        [r.history.assign(run=label[r.cfg.key], kept=kept(r)) for r in runs[:shown]], ignore_index=True
+    )
+
     def rate(r):
-        f, n = lr_schedule(r.cfg), 50*r.cfg.epochs
-        return pd.DataFrame(dict(run=label[r.cfg.key], epoch=(np.arange(n)+.5)/50, lr=[float(f((i+.5)/n)) for i in range(n)]))
+        f, n = lr_schedule(r.cfg), 50 * r.cfg.epochs
+        return pd.DataFrame(
+            dict(
+                run=label[r.cfg.key],
+                epoch=(np.arange(n) + 0.5) / 50,
+                lr=[float(f((i + 0.5) / n)) for i in range(n)],
+            )
+        )
+
     r, c, best = runs[0], runs[0].cfg, runs[0].best()
-    text = [f"{_many(c.epochs, 'epoch')} of `{c.arch}`, {'from ' + ('pre-trained weights' if c.pretrained in ('timm', 'pip', 'bundled') else 'given weights') if c.pretrained else 'from nothing'}, learning rate {dict(restarts=f'with a warm restart every {c.cycle} epochs', annealed='annealed to zero').get(c.schedule, 'held at a share of its peak, ' + c.schedule)}. "
-            f"{_many(len(r.snapshots), 'snapshot was', 'snapshots were')} kept; the best by validation accuracy is epoch {best.epoch}, with {pct(best.scores['accuracy'])} on val.",
-            _about_loss(c)]
+    text = [
+        f"{_many(c.epochs, 'epoch')} of `{c.arch}`, "
+        f"{'from ' + ('pre-trained weights' if c.pretrained in ('timm', 'pip', 'bundled') else 'given weights') if c.pretrained else 'from nothing'}, "
+        "learning rate "
+        f"{dict(restarts=f'with a warm restart every {c.cycle} epochs', annealed='annealed to zero').get(c.schedule, 'held at a share of its peak, ' + c.schedule)}. "
+        f"{_many(len(r.snapshots), 'snapshot was', 'snapshots were')} kept; the best by validation "
+        f"accuracy is epoch {best.epoch}, with {pct(best.scores['accuracy'])} on val.",
+        _about_loss(c),
+    ]
     notes = [f'Drawn are the first {shown} of {len(runs)} runs.'] if len(runs) > shown else []
-    return _section('training', 'The training', text, [figure(plot_trajectory(df, pd.concat([rate(r) for r in runs[:shown]])), 'Learning rate, training and validation loss, and validation accuracy and macro-F1 by epoch, with the kept snapshots marked.')], notes=notes)
+    return _section(
+        'training',
+        'The training',
+        text,
+        [
+            figure(
+                plot_trajectory(df, pd.concat([rate(r) for r in runs[:shown]])),
+                'Learning rate, training and validation loss, and validation accuracy and macro-F1 by '
+                'epoch, with the kept snapshots marked.',
+            )
+        ],
+        notes=notes,
+    )
 
+# %% ../nbs/19_report.ipynb #8fa6caac
 def _about_loss(c):
-    between, mixed = (', ', f' and, in {100*c.mix:.0f} % of the batches, mixed') if c.mix else (' and ', '')
-    return f'The dashed training loss is of pictures that were cropped{between}flipped{mixed}, and seen while the weights still moved. It may stay above the val loss for ever; the distance of the two says nothing about over-fitting. The [reading](#reading) below uses plain training pictures instead.'
+    between, mixed = (', ', f' and, in {100 * c.mix:.0f} % of the batches, mixed') if c.mix else (' and ', '')
+    return (
+        f'The dashed training loss is of pictures that were cropped{between}flipped{mixed}, and seen while '
+        'the weights still moved. It may stay above the val loss for ever; the distance of the two says '
+        'nothing about over-fitting. The [reading](#reading) below uses plain training pictures instead.'
+    )
 
-def _fair(df): return df.assign(**{c: df[f'fair_{c}'] for c in ('wins', 'losses', 'p', 'diff', 'diff_lo', 'diff_hi')}) if 'fair_diff' in df else df
 
+def _fair(df):
+    return (
+        df.assign(**{c: df[f'fair_{c}'] for c in ('wins', 'losses', 'p', 'diff', 'diff_lo', 'diff_hi')})
+        if 'fair_diff' in df
+        else df
+    )
+
+# %% ../nbs/19_report.ipynb #a77e6628
 def results_section(e):
     "Every model of the run on test, with intervals and paired tests."
     df, ref = _fair(e.table), e.single
     shown = pretty(df)
-    shown.insert(3, 'difference', [f"{100*r['diff']:+.1f} {between(r, 'diff', '+.1f')}" if pd.notna(r['diff']) and r.model != ref else '' for _, r in df.iterrows()])
+    shown.insert(
+        3,
+        'difference',
+        [
+            f"{100 * r['diff']:+.1f} {between(r, 'diff', '+.1f')}"
+            if pd.notna(r['diff']) and r.model != ref
+            else ''
+            for _, r in df.iterrows()
+        ],
+    )
     shown.loc[(df.model == ref).values, ['wins:losses', 'p']] = ''
-    others = [n for n in (e.soup, 'EMA', 'SWA', 'last epoch', 'annealed, fresh BN', 'annealed, last epoch', 'soft voting, logits') if n in e.cands and n != e.single]
-    text = [f"All models below come from the same training. Each choice among them was made on val; the {_many(len(e.run.targs('test')), 'test picture')} were read once, for this table. Intervals are 95 %, over pictures. *Difference* is in points of accuracy to the reference, *{ref}*; *wins:losses* counts pictures that only this model, or only the reference, gets right; *p* is McNemar's exact test of those, not corrected for the number of rows. The set-off row is what val favours."]
-    if 'fresh' in ref: text.append('*fresh BN*: BatchNorm statistics measured again on training pictures. Soups need that; so the fair reference is the single checkpoint with fresh statistics too.')
-    fig = plot_forest(df.reset_index(drop=True), (('accuracy', 'accuracy'), ('f1', 'macro-F1'), ('diff', f'accuracy minus {ref}, points')), reference=ref)
-    return _section('results', 'Results on test', text, [figure(fig, f'Test accuracy, macro-F1 and paired difference in accuracy of {len(df)} models, each with its 95 % interval.')],
-                    [as_table(shown, 'Every model of this training on the test pictures', e.best)], points=[in_words(e.row(n)) for n in others])
+    others = [
+        n
+        for n in (
+            e.soup,
+            'EMA',
+            'SWA',
+            'last epoch',
+            'annealed, fresh BN',
+            'annealed, last epoch',
+            'soft voting, logits',
+        )
+        if n in e.cands and n != e.single
+    ]
+    text = [
+        "All models below come from the same training. Each choice among them was made on val; the "
+        f"{_many(len(e.run.targs('test')), 'test picture')} were read once, for this table. Intervals are "
+        f"95 %, over pictures. *Difference* is in points of accuracy to the reference, *{ref}*; "
+        "*wins:losses* counts pictures that only this model, or only the reference, gets right; *p* is "
+        "McNemar's exact test of those, not corrected for the number of rows. The set-off row is what val "
+        "favours."
+    ]
+    if 'fresh' in ref:
+        text.append(
+            '*fresh BN*: BatchNorm statistics measured again on training pictures. Soups need that; so the '
+            'fair reference is the single checkpoint with fresh statistics too.'
+        )
+    fig = plot_forest(
+        df.reset_index(drop=True),
+        (('accuracy', 'accuracy'), ('f1', 'macro-F1'), ('diff', f'accuracy minus {ref}, points')),
+        reference=ref,
+    )
+    return _section(
+        'results',
+        'Results on test',
+        text,
+        [
+            figure(
+                fig,
+                f'Test accuracy, macro-F1 and paired difference in accuracy of {len(df)} models, each with '
+                'its 95 % interval.',
+            )
+        ],
+        [as_table(shown, 'Every model of this training on the test pictures', e.best)],
+        points=[in_words(e.row(n)) for n in others],
+    )
 
 # %% ../nbs/19_report.ipynb #6602506d
 def across_section(es):
@@ -386,56 +846,165 @@ def across_section(es):
     rows = []
     for m in [m for m in first.table.model if all(m in set(e.table.model) for e in es)]:
         row = dict(model=m, group=first.row(m).group)
-        for k, v in dict(accuracy=[e.row(m).accuracy for e in es], f1=[e.row(m).f1 for e in es], diff=[e.row(m).accuracy-e.row(first.single).accuracy for e in es]).items():
+        for k, v in dict(
+            accuracy=[e.row(m).accuracy for e in es],
+            f1=[e.row(m).f1 for e in es],
+            diff=[e.row(m).accuracy - e.row(first.single).accuracy for e in es],
+        ).items():
             o = over_seeds(v)
             row |= {k: o['mean'], f'{k}_lo': o['lo'], f'{k}_hi': o['hi']}
-        d = np.array([e.row(m).accuracy-e.row(first.single).accuracy for e in es])
-        rows.append(row | dict(p=float(ttest_1samp(d, 0).pvalue) if d.std() > 0 else 1.))
+        d = np.array([e.row(m).accuracy - e.row(first.single).accuracy for e in es])
+        rows.append(row | dict(p=float(ttest_1samp(d, 0).pvalue) if d.std() > 0 else 1.0))
     df = pd.DataFrame(rows)
-    shown = pd.DataFrame({'model': df.model, 'accuracy %': [f'{100*r.accuracy:.1f} {between(r, "accuracy")}' for _, r in df.iterrows()], 'macro-F1 %': [f'{100*r.f1:.1f} {between(r, "f1")}' for _, r in df.iterrows()],
-                          'difference': [f'{100*r["diff"]:+.1f} {between(r, "diff", "+.1f")}' if r.model != first.single else '' for _, r in df.iterrows()], 'p': [f'{r.p:.2g}' if r.model != first.single else '' for _, r in df.iterrows()]})
+    shown = pd.DataFrame(
+        {
+            'model': df.model,
+            'accuracy %': [f'{100 * r.accuracy:.1f} {between(r, "accuracy")}' for _, r in df.iterrows()],
+            'macro-F1 %': [f'{100 * r.f1:.1f} {between(r, "f1")}' for _, r in df.iterrows()],
+            'difference': [
+                f'{100 * r["diff"]:+.1f} {between(r, "diff", "+.1f")}' if r.model != first.single else ''
+                for _, r in df.iterrows()
+            ],
+            'p': [f'{r.p:.2g}' if r.model != first.single else '' for _, r in df.iterrows()],
+        }
+    )
     df.loc[df.model == first.single, ['diff', 'diff_lo', 'diff_hi']] = np.nan
-    text = [f"The same table over **{len(es)} trainings** ({', '.join(run_label(r, runs) for r in runs[:8])}{' and more' if len(runs) > 8 else ''}): means, with 95 % intervals over trainings (Student's t) and the paired t-test of the differences. These intervals say what another training would give; those above say what other pictures would."]
-    fig = plot_forest(df, (('accuracy', 'accuracy'), ('f1', 'macro-F1'), ('diff', f'accuracy minus {first.single}, points')), reference=first.single, over='trainings')
-    return _section('trainings', 'Over several trainings', text, [figure(fig, f'Mean test accuracy, macro-F1 and difference over {len(es)} trainings, with 95 % intervals.')], [as_table(shown, f'Means over {len(es)} trainings', first.soup)], data=df.set_index('model', drop=False))
+    text = [
+        f"The same table over **{len(es)} trainings** "
+        f"({', '.join(run_label(r, runs) for r in runs[:8])}{' and more' if len(runs) > 8 else ''}): "
+        "means, with 95 % intervals over trainings (Student's t) and the paired t-test of the "
+        "differences. These intervals say what another training would give; those above say what other "
+        "pictures would."
+    ]
+    fig = plot_forest(
+        df,
+        (('accuracy', 'accuracy'), ('f1', 'macro-F1'), ('diff', f'accuracy minus {first.single}, points')),
+        reference=first.single,
+        over='trainings',
+    )
+    return _section(
+        'trainings',
+        'Over several trainings',
+        text,
+        [
+            figure(
+                fig,
+                f'Mean test accuracy, macro-F1 and difference over {len(es)} trainings, with 95 % intervals.',
+            )
+        ],
+        [as_table(shown, f'Means over {len(es)} trainings', first.soup)],
+        data=df.set_index('model', drop=False),
+    )
 
+# %% ../nbs/19_report.ipynb #71c41aae
 def confusion_section(e, top=20):
     "What is taken for what, by the single checkpoint and by the soup."
     names, t, pair = e.run.classes, e.run.targs('test'), (e.single, e.soup)
     c = len(names)
     wrong = {m: (p := e.logits(m).argmax(1), p != t) for m in pair}
     there = np.bincount(t, minlength=c)
-    errors = sum(np.bincount(t[w], minlength=c)+np.bincount(p[w], minlength=c) for p, w in wrong.values())
+    errors = sum(np.bincount(t[w], minlength=c) + np.bincount(p[w], minlength=c) for p, w in wrong.values())
     keep = np.arange(c) if c <= SHOWN else np.sort(np.argsort(-errors, kind='stable')[:top])
     short = plot_names(np.array(names, object)[keep], 22)
-    at = np.full(c, -1); at[keep] = np.arange(len(keep))
+    at = np.full(c, -1)
+    at[keep] = np.arange(len(keep))
     rows = []
     for m, (p, _) in wrong.items():
         inside = (at[t] >= 0) & (at[p] >= 0)
-        cm = confusion(at[p[inside]], at[t[inside]], len(keep))/np.maximum(there[keep], 1)[:, None]
+        cm = confusion(at[p[inside]], at[t[inside]], len(keep)) / np.maximum(there[keep], 1)[:, None]
         rows += [(m, short[i], short[j], cm[i, j]) for i in range(len(keep)) for j in range(len(keep))]
     fig = plot_confusions(pd.DataFrame(rows, columns=['model', 'true', 'predicted', 'share']), short)
     pairs = {m: Counter(zip(t[w].tolist(), p[w].tolist())) for m, (p, w) in wrong.items()}
-    worst = pd.DataFrame([{'true class': names[i], 'taken for': names[j], 'test pictures': there[i], **{m: k[i, j] for m, k in pairs.items()}} for (i, j), _ in sum(pairs.values(), Counter()).most_common(10)])
-    notes = [f'Drawn are the {top} of {c:,} classes with most errors; mistakes that lead to other classes are missing, so rows do not sum to 1.'] if len(keep) < c else []
-    tables = [as_table(worst, 'The most frequent confusions, and how often each model makes them')] if len(worst) else []
-    text = [f"What is taken for what: *{pair[0]}* ({_many(int(wrong[pair[0]][1].sum()), 'mistake')}) and *{pair[1]}* ({wrong[pair[1]][1].sum():,}), of {len(t):,}."]
-    return _section('confusion', 'What is confused', text, [figure(fig, f'Confusion matrices of {pair[0]} and {pair[1]}, rows normalised, {len(keep)} classes.')], tables, notes)
+    worst = pd.DataFrame(
+        [
+            {
+                'true class': names[i],
+                'taken for': names[j],
+                'test pictures': there[i],
+                **{m: k[i, j] for m, k in pairs.items()},
+            }
+            for (i, j), _ in sum(pairs.values(), Counter()).most_common(10)
+        ]
+    )
+    notes = (
+        [
+            f'Drawn are the {top} of {c:,} classes with most errors; mistakes that lead to other classes '
+            'are missing, so rows do not sum to 1.'
+        ]
+        if len(keep) < c
+        else []
+    )
+    tables = (
+        [as_table(worst, 'The most frequent confusions, and how often each model makes them')]
+        if len(worst)
+        else []
+    )
+    text = [
+        f"What is taken for what: *{pair[0]}* ({_many(int(wrong[pair[0]][1].sum()), 'mistake')}) and "
+        f"*{pair[1]}* ({wrong[pair[1]][1].sum():,}), of {len(t):,}."
+    ]
+    return _section(
+        'confusion',
+        'What is confused',
+        text,
+        [
+            figure(
+                fig, f'Confusion matrices of {pair[0]} and {pair[1]}, rows normalised, {len(keep)} classes.'
+            )
+        ],
+        tables,
+        notes,
+    )
 
+# %% ../nbs/19_report.ipynb #a46e7b54
 def classes_section(e):
     "The change of F1 from the single checkpoint to the soup."
-    df = per_class(e.logits(e.soup).argmax(1), e.logits(e.single).argmax(1), e.run.targs('test'), e.run.classes)
+    df = per_class(
+        e.logits(e.soup).argmax(1), e.logits(e.single).argmax(1), e.run.targs('test'), e.run.classes
+    )
     clear, shown = df[(df.lo > 0) | (df.hi < 0)], df.head(SHOWN)
-    text = [f"Change of F1 from *{e.single}* to *{e.soup}*, class by class. {len(clear)} of {_many(len(df), 'interval')} {'excludes' if len(clear) == 1 else 'exclude'} zero; by chance alone about one in twenty would. With {df.n.min()} to {_many(int(df.n.max()), 'test picture')} a class, no statement about a single class is safe."]
-    numbers = as_table(pd.DataFrame({'class': df['class'], 'test pictures': df.n, 'change of F1, points': [f"{100*r['diff']:+.1f} [{100*r.lo:+.1f}, {100*r.hi:+.1f}]" for _, r in df.iterrows()]}).head(300), 'Change of F1 for each class')
-    notes = [f'Drawn are the {SHOWN} classes with most test pictures, of {len(df):,}.'] if len(shown) < len(df) else []
-    return _section('classes', 'Class by class', text, [figure(plot_per_class(shown.assign(**{'class': plot_names(shown['class'])})), f'Change of F1 with its 95 % interval for {len(shown)} classes.')], notes=notes, more=[numbers])
+    text = [
+        f"Change of F1 from *{e.single}* to *{e.soup}*, class by class. {len(clear)} of "
+        f"{_many(len(df), 'interval')} {'excludes' if len(clear) == 1 else 'exclude'} zero; by chance "
+        f"alone about one in twenty would. With {df.n.min()} to {_many(int(df.n.max()), 'test picture')} a "
+        "class, no statement about a single class is safe."
+    ]
+    numbers = as_table(
+        pd.DataFrame(
+            {
+                'class': df['class'],
+                'test pictures': df.n,
+                'change of F1, points': [
+                    f"{100 * r['diff']:+.1f} [{100 * r.lo:+.1f}, {100 * r.hi:+.1f}]" for _, r in df.iterrows()
+                ],
+            }
+        ).head(300),
+        'Change of F1 for each class',
+    )
+    notes = (
+        [f'Drawn are the {SHOWN} classes with most test pictures, of {len(df):,}.']
+        if len(shown) < len(df)
+        else []
+    )
+    return _section(
+        'classes',
+        'Class by class',
+        text,
+        [
+            figure(
+                plot_per_class(shown.assign(**{'class': plot_names(shown['class'])})),
+                f'Change of F1 with its 95 % interval for {len(shown)} classes.',
+            )
+        ],
+        notes=notes,
+        more=[numbers],
+    )
 
 # %% ../nbs/19_report.ipynb #76d3d8e3
 def mistakes(
-    logits,        # float [N, C]
-    targs,         # int [N]
-    n:int=SHOWN    # at most so many
+    logits,  # float [N, C]
+    targs,  # int [N]
+    n: int = SHOWN,  # at most so many
 ) -> pd.DataFrame:
     "Columns i (row), true, predicted, confidence of the most confident mistakes, most confident first."
     p = softmax(np.asarray(logits, np.float64), 1)
@@ -444,73 +1013,167 @@ def mistakes(
     i = i[np.argsort(-conf[i], kind='stable')[:n]]
     return pd.DataFrame(dict(i=i, true=np.asarray(targs)[i], predicted=pred[i], confidence=conf[i]))
 
+# %% ../nbs/19_report.ipynb #162f37a9
 def picture_name(item):
     "Of a file its name, its folder being the label; of bytes nothing."
     return item.name if isinstance(item, Path) else '' if isinstance(item, bytes) else str(item)
 
+# %% ../nbs/19_report.ipynb #eddf9abc
 def mistakes_section(e):
     "Pictures that the recommended model gets wrong and is sure of."
     p, idx, t = e.run.pictures, e.run.pictures.idxs('test'), e.run.targs('test')
     T = e.temperature(e.best)
-    df = mistakes(e.logits(e.best)/T, t)
+    df = mistakes(e.logits(e.best) / T, t)
     pixels, names = p.pixels(e.run.cfg.size), p.classes
-    shots = [dict(thumbnail(pixels[idx[r.i]], f'Test picture labelled {names[r.true]}, taken for {names[r.predicted]}'), true=names[r.true], predicted=names[r.predicted], confidence=pct(r.confidence, 0), name=picture_name(p.items[idx[r.i]])) for r in df.itertuples()]
+    shots = [
+        dict(
+            thumbnail(
+                pixels[idx[r.i]], f'Test picture labelled {names[r.true]}, taken for {names[r.predicted]}'
+            ),
+            true=names[r.true],
+            predicted=names[r.predicted],
+            confidence=pct(r.confidence, 0),
+            name=picture_name(p.items[idx[r.i]]),
+        )
+        for r in df.itertuples()
+    ]
     wrong = int((e.logits(e.best).argmax(1) != t).sum())
-    text = [f"The {len(df)} most confident of {_many(wrong, 'mistake')} that *{e.best}* makes on test, with calibrated confidence. Look at them first: some are wrong labels or show two classes at once, and no training repairs those." if len(df) else f'*{e.best}* makes no mistake on {_many(len(t), "test picture")}.']
+    text = [
+        f"The {len(df)} most confident of {_many(wrong, 'mistake')} that *{e.best}* makes on test, with "
+        "calibrated confidence. Look at them first: some are wrong labels or show two classes at once, "
+        "and no training repairs those."
+        if len(df)
+        else f'*{e.best}* makes no mistake on {_many(len(t), "test picture")}.'
+    ]
     return _section('mistakes', 'The most confident mistakes', text, shots=shots)
 
+# %% ../nbs/19_report.ipynb #9e4a91a9
 def calibration_section(e):
     "Reliability before and after a temperature fitted on val."
     name, t, rows, bins = plot_names([Path(e.run.cfg.data).name])[0], e.run.targs('test'), [], []
     for m in dict.fromkeys((e.single, e.soup, e.best)):
         T = e.temperature(m)
         for scaled in (False, True):
-            l = e.logits(m)/(T if scaled else 1)
+            l = e.logits(m) / (T if scaled else 1)
             rows.append(dict(data=name, model=m, scaled=scaled, T=T, ece=ece(l, t, 10), nll=nll(l, t)))
             bins.append(reliability(l, t).assign(data=name, model=m, scaled=scaled))
     df = pd.DataFrame(rows)
     one = lambda m, s: df[(df.model == m) & (df.scaled == s)].iloc[0]
-    shown = pd.DataFrame([{'model': m, 'temperature': f'{one(m, True)["T"]:.2f}', 'ECE %, as it is': f'{100*one(m, False).ece:.1f}', 'ECE %, scaled': f'{100*one(m, True).ece:.1f}', 'NLL, as it is': f'{one(m, False).nll:.3f}', 'NLL, scaled': f'{one(m, True).nll:.3f}'} for m in df.model.unique()])
+    shown = pd.DataFrame(
+        [
+            {
+                'model': m,
+                'temperature': f'{one(m, True)["T"]:.2f}',
+                'ECE %, as it is': f'{100 * one(m, False).ece:.1f}',
+                'ECE %, scaled': f'{100 * one(m, True).ece:.1f}',
+                'NLL, as it is': f'{one(m, False).nll:.3f}',
+                'NLL, scaled': f'{one(m, True).nll:.3f}',
+            }
+            for m in df.model.unique()
+        ]
+    )
     b = one(e.best, True)
-    text = [f"Of the pictures that a model is 80 % sure of, are 80 % right? *{e.best}* is {'too sure' if b['T'] > 1.05 else 'not sure enough' if b['T'] < .95 else 'about as sure as it should be'} as it is (temperature {b['T']:.2f}, fitted on val); its expected calibration error goes from {100*one(e.best, False).ece:.1f} to {100*b.ece:.1f} % of confidence when logits are divided by that. No prediction changes."]
-    return _section('calibration', 'How sure it is', text, [figure(plot_reliability(pd.concat(bins), df), 'Accuracy against confidence, before and after temperature scaling, with 95 % intervals.')], [as_table(shown, 'Calibration on test; temperatures are fitted on val', e.best)], ece=(one(e.best, False).ece, b.ece))
+    text = [
+        f"Of the pictures that a model is 80 % sure of, are 80 % right? *{e.best}* is "
+        f"{'too sure' if b['T'] > 1.05 else 'not sure enough' if b['T'] < 0.95 else 'about as sure as it should be'} "
+        f"as it is (temperature {b['T']:.2f}, fitted on val); its expected calibration error goes from "
+        f"{100 * one(e.best, False).ece:.1f} to {100 * b.ece:.1f} % of confidence when logits are divided "
+        "by that. No prediction changes."
+    ]
+    return _section(
+        'calibration',
+        'How sure it is',
+        text,
+        [
+            figure(
+                plot_reliability(pd.concat(bins), df),
+                'Accuracy against confidence, before and after temperature scaling, with 95 % intervals.',
+            )
+        ],
+        [as_table(shown, 'Calibration on test; temperatures are fitted on val', e.best)],
+        ece=(one(e.best, False).ece, b.ece),
+    )
 
 # %% ../nbs/19_report.ipynb #6a1f7ebf
 def map_section(e, budget=400_000_000):
-    "Snapshots, soups and vote on a map; of many pictures every second, third, ... one, so that about `budget` numbers are compared."
+    """Snapshots, soups and vote on a map; of many pictures every second, third, ... one, so that about
+    `budget` numbers are compared."""
     snaps, t = e.run.snapshots, e.run.targs('val')
-    if len(snaps) < 3: return _section('map', 'A map of the models', [f"A map needs three snapshots or more; this run kept {len(snaps)}."])
-    step = max(1, -(-len(snaps)**2*len(t)*len(e.run.classes)//budget))         # every second, third ... picture of many
+    if len(snaps) < 3:
+        return _section(
+            'map',
+            'A map of the models',
+            [f"A map needs three snapshots or more; this run kept {len(snaps)}."],
+        )
+    step = max(
+        1, -(-(len(snaps) ** 2) * len(t) * len(e.run.classes) // budget)
+    )  # every second, third ... picture of many
     snapshots = e.run.logits('val')
-    vote, soups = soft_voting(snapshots[:, ::step]), {k: softmax(e.val[k][::step].astype(np.float64), 1) for k in e.soups}
-    probs = np.concatenate([softmax(snapshots[:, ::step].astype(np.float64), -1), np.stack([*soups.values(), vote])])
+    vote, soups = (
+        soft_voting(snapshots[:, ::step]),
+        {k: softmax(e.val[k][::step].astype(np.float64), 1) for k in e.soups},
+    )
+    probs = np.concatenate(
+        [softmax(snapshots[:, ::step].astype(np.float64), -1), np.stack([*soups.values(), vote])]
+    )
     names = [f'epoch {s.epoch}' for s in snaps] + [*soups, 'soft voting']
     d = model_distance(probs, 'sqrt_js')
     xy, stress = mds(d)
-    kinds = ['ingredient']*len(snaps) + [k if k in (*REPORT_SOUPS, 'default soup') else 'other soup' for k in soups] + ['soft voting']
-    df = pd.DataFrame(dict(panel='root of Jensen-Shannon', model=names, kind=kinds, x=xy[:, 0], y=xy[:, 1], accuracy=(probs.argmax(-1) == t[::step]).mean(1), stress=stress))
-    own = d[:len(snaps), :len(snaps)]
+    kinds = (
+        ['ingredient'] * len(snaps)
+        + [k if k in (*REPORT_SOUPS, 'default soup') else 'other soup' for k in soups]
+        + ['soft voting']
+    )
+    df = pd.DataFrame(
+        dict(
+            panel='root of Jensen-Shannon',
+            model=names,
+            kind=kinds,
+            x=xy[:, 0],
+            y=xy[:, 1],
+            accuracy=(probs.argmax(-1) == t[::step]).mean(1),
+            stress=stress,
+        )
+    )
+    own = d[: len(snaps), : len(snaps)]
     i, j = np.unravel_index(own.argmax(), own.shape)
-    text = [f"Each point is a model; the nearer two points, the more alike their predictions on {_many(len(t[::step]), 'val picture')}; beside each its accuracy there. The distance is the square root of the Jensen-Shannon divergence, a true metric. Snapshots are {own[np.triu_indices(len(own), 1)].mean():.3f} apart on average; farthest are epochs {snaps[i].epoch} and {snaps[j].epoch} ({own.max():.3f}). "
-            f"Stress {stress:.2f}: the map {'is faithful' if stress < .1 else 'is fair' if stress < .2 else 'is crude, so do not read it closely'}. A mean lies in the middle of what it is the mean of; that is no merit."]
-    return _section('map', 'A map of the models', text, [figure(plot_maps(df), f'Map of {len(df)} models by the likeness of their predictions on val.')])
+    text = [
+        "Each point is a model; the nearer two points, the more alike their predictions on "
+        f"{_many(len(t[::step]), 'val picture')}; beside each its accuracy there. The distance is the "
+        "square root of the Jensen-Shannon divergence, a true metric. Snapshots are "
+        f"{own[np.triu_indices(len(own), 1)].mean():.3f} apart on average; farthest are epochs "
+        f"{snaps[i].epoch} and {snaps[j].epoch} ({own.max():.3f}). "
+        f"Stress {stress:.2f}: the map "
+        f"{'is faithful' if stress < 0.1 else 'is fair' if stress < 0.2 else 'is crude, so do not read it closely'}. "
+        "A mean lies in the middle of what it is the mean of; that is no merit."
+    ]
+    return _section(
+        'map',
+        'A map of the models',
+        text,
+        [figure(plot_maps(df), f'Map of {len(df)} models by the likeness of their predictions on val.')],
+    )
 
+# %% ../nbs/19_report.ipynb #08bf35e8
 def speed(
     run,
-    bs:int,              # pictures at once
-    seconds:float=.5     # about so long
+    bs: int,  # pictures at once
+    seconds: float = 0.5,  # about so long
 ) -> float:
-    "Milliseconds a picture takes in the run's network as loaded, on this device: the median of several rounds after two to warm up."
+    """Milliseconds a picture takes in the run's network as loaded, on this device: the median of several
+    rounds after two to warm up."""
     model, dtype = run.model.eval(), amp_dtype(run.cfg.precision)
     dev = next(model.parameters()).device
     x = torch.randn(bs, 3, run.cfg.size, run.cfg.size, device=dev).to(memory_format=torch.channels_last)
-    times, until = [], time.perf_counter()+seconds
+    times, until = [], time.perf_counter() + seconds
     with torch.inference_mode(), torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
         while len(times) < 5 or (time.perf_counter() < until and len(times) < 50):
-            t0 = time.perf_counter(); model(x).float().cpu()
-            times.append(time.perf_counter()-t0)
-    return 1e3*float(np.median(times[2:]))/bs
+            t0 = time.perf_counter()
+            model(x).float().cpu()
+            times.append(time.perf_counter() - t0)
+    return 1e3 * float(np.median(times[2:])) / bs
 
+# %% ../nbs/19_report.ipynb #a7e55a5a
 def cost_section(e):
     "Parameters, operations and time of a prediction."
     run, m = e.run, len(e.run.snapshots)
@@ -518,99 +1181,333 @@ def cost_section(e):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            flops = float(stage_summary(create_model(run.cfg.arch, len(run.classes), run.cfg.size), run.cfg.size).iloc[-1].flops)
-    except Exception: flops = None                                  # an exotic architecture: everything else is still true
+            flops = float(
+                stage_summary(create_model(run.cfg.arch, len(run.classes), run.cfg.size), run.cfg.size)
+                .iloc[-1]
+                .flops
+            )
+    except Exception:
+        flops = None  # an exotic architecture: everything else is still true
     run.model.load_state_dict(e.soups[e.soup].weights)
     ms = {b: speed(run, b) for b in (1, 32)}
-    unit = lambda v: 'not counted' if v is None else next(f'{v/u:.3g} {s}' for u, s in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, '')) if v >= u or u == 1)
-    shown = pd.DataFrame([{'model': w, 'passes': k, 'parameters': unit(k*params), 'FLOPs a picture': unit(flops and k*flops), **{f'ms, {b} at once': f'{k*v:.2f}' for b, v in ms.items()}} for w, k in (('a single checkpoint', 1), ('a soup', 1), (f'soft voting of {m}', m)) if w[0] == 'a' or m > 1])
-    mb = sum(v.numel()*v.element_size() for v in e.soups[e.soup].weights.values())/1e6
-    text = [f"A soup is one model: it has the tensors of a single checkpoint, {mb:.1f} MB of them, and so its cost. Soft voting pays for each member. Measured with this network on {device_name()}, in {str(amp_dtype(run.cfg.precision)).split('.')[1]}; the vote's time is {m} times that." if m > 1 else f'The network has {mb:.1f} MB of weights. Measured on {device_name()}.']
-    return _section('cost', 'What it costs to run', text, tables=[as_table(shown, 'Cost of a prediction')], ms=ms[32], params=unit(params))
+    unit = lambda v: (
+        'not counted'
+        if v is None
+        else next(
+            f'{v / u:.3g} {s}' for u, s in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, '')) if v >= u or u == 1
+        )
+    )
+    shown = pd.DataFrame(
+        [
+            {
+                'model': w,
+                'passes': k,
+                'parameters': unit(k * params),
+                'FLOPs a picture': unit(flops and k * flops),
+                **{f'ms, {b} at once': f'{k * v:.2f}' for b, v in ms.items()},
+            }
+            for w, k in (('a single checkpoint', 1), ('a soup', 1), (f'soft voting of {m}', m))
+            if w[0] == 'a' or m > 1
+        ]
+    )
+    mb = sum(v.numel() * v.element_size() for v in e.soups[e.soup].weights.values()) / 1e6
+    text = [
+        f"A soup is one model: it has the tensors of a single checkpoint, {mb:.1f} MB of them, and so its "
+        f"cost. Soft voting pays for each member. Measured with this network on {device_name()}, in "
+        f"{str(amp_dtype(run.cfg.precision)).split('.')[1]}; the vote's time is {m} times that."
+        if m > 1
+        else f'The network has {mb:.1f} MB of weights. Measured on {device_name()}.'
+    ]
+    return _section(
+        'cost',
+        'What it costs to run',
+        text,
+        tables=[as_table(shown, 'Cost of a prediction')],
+        ms=ms[32],
+        params=unit(params),
+    )
 
 # %% ../nbs/19_report.ipynb #fa3e2182
 def reading_section(es):
     "Over-fitting or under-fitting by the rules; with several runs bias against variance."
     e, runs = es[0], [x.run for x in es]
     first = e.reading()
-    text = [first.text, 'The rules look at three things: how much better plain training pictures are known than val pictures, whether they are known at all, and where the val loss was going. The training loss, which is of augmented pictures, is not among them.']
-    tables, advice = [as_table(first.rules, f'The rules, and what they measured{" in " + run_label(runs[0], runs) if len(es) > 1 else ""}')], list(first.advice)
+    text = [
+        first.text,
+        'The rules look at three things: how much better plain training pictures are known than val '
+        'pictures, whether they are known at all, and where the val loss was going. The training loss, '
+        'which is of augmented pictures, is not among them.',
+    ]
+    tables, advice = (
+        [
+            as_table(
+                first.rules,
+                'The rules, and what they '
+                f'measured{" in " + run_label(runs[0], runs) if len(es) > 1 else ""}',
+            )
+        ],
+        list(first.advice),
+    )
     if len(es) > 1:
         verdicts = [x.reading().verdict for x in es]
-        text.append(f"Of the {len(es)} runs, {', '.join(f'{verdicts.count(v)} are *{v}*' if verdicts.count(v) > 1 else f'1 is *{v}*' for v in dict.fromkeys(verdicts))} by these rules.")
-        probs = {m: np.stack([softmax(x.logits(m).astype(np.float64), 1) for x in es]) for m in dict.fromkeys((e.single, 'EMA', *e.soups, 'soft voting, logits')) if all(m in x.cands for x in es)}
+        text.append(
+            f"Of the {len(es)} runs, "
+            f"{', '.join(f'{verdicts.count(v)} are *{v}*' if verdicts.count(v) > 1 else f'1 is *{v}*' for v in dict.fromkeys(verdicts))} "
+            "by these rules."
+        )
+        probs = {
+            m: np.stack([softmax(x.logits(m).astype(np.float64), 1) for x in es])
+            for m in dict.fromkeys((e.single, 'EMA', *e.soups, 'soft voting, logits'))
+            if all(m in x.cands for x in es)
+        }
         df = decompose(probs, e.run.targs('test'))
         draws = read_draws(df[df.model == e.single].iloc[0], len(es), e.run.cfg)
-        kinds = 'bootstrap replicates of the training pictures' if len({r.cfg.bootstrap for r in runs}) > 1 else 'trainings of other seeds on the same pictures, which leaves out what other pictures would add'
-        text += [f'**Bias against variance**, squared loss on test over {len(es)} {kinds}. {draws.text} Where labels are not known to be right, bias and noise cannot be told apart, so they stay together here.']
-        ci = lambda r: f' [{100*r.lo:.0f}, {100*r.hi:.0f}]' if np.isfinite(r.lo) else ''
-        tables += [as_table(draws.rules, 'The rule for several runs'), as_table(pd.DataFrame([{'model': r.model, 'bias and noise': f'{r.bias_and_noise:.3f}', 'variance': f'{r.variance:.3f}', 'total': f'{r.total:.3f}', 'variance, %': f'{100*r.share:.0f}{ci(r)}'} for r in df.itertuples()]), 'Parts of the expected squared loss')]
+        kinds = (
+            'bootstrap replicates of the training pictures'
+            if len({r.cfg.bootstrap for r in runs}) > 1
+            else 'trainings of other seeds on the same pictures, which leaves out what other pictures '
+            'would add'
+        )
+        text += [
+            f'**Bias against variance**, squared loss on test over {len(es)} {kinds}. {draws.text} Where '
+            'labels are not known to be right, bias and noise cannot be told apart, so they stay together '
+            'here.'
+        ]
+        ci = lambda r: f' [{100 * r.lo:.0f}, {100 * r.hi:.0f}]' if np.isfinite(r.lo) else ''
+        tables += [
+            as_table(draws.rules, 'The rule for several runs'),
+            as_table(
+                pd.DataFrame(
+                    [
+                        {
+                            'model': r.model,
+                            'bias and noise': f'{r.bias_and_noise:.3f}',
+                            'variance': f'{r.variance:.3f}',
+                            'total': f'{r.total:.3f}',
+                            'variance, %': f'{100 * r.share:.0f}{ci(r)}',
+                        }
+                        for r in df.itertuples()
+                    ]
+                ),
+                'Parts of the expected squared loss',
+            ),
+        ]
         advice += [a for a in draws.advice if a[0] not in {x[0] for x in advice}]
-    else: text.append('Bias against variance needs several runs: train again with other seeds (`seed`), or on bootstrap replicates (`bootstrap`), and give all of them to this report.')
-    if advice: tables.append(as_table(pd.DataFrame(advice, columns=['setting', 'now', 'try', 'because']), 'What to try, first things first, one at a time, judged on val'))
+    else:
+        text.append(
+            'Bias against variance needs several runs: train again with other seeds (`seed`), or on '
+            'bootstrap replicates (`bootstrap`), and give all of them to this report.'
+        )
+    if advice:
+        tables.append(
+            as_table(
+                pd.DataFrame(advice, columns=['setting', 'now', 'try', 'because']),
+                'What to try, first things first, one at a time, judged on val',
+            )
+        )
     return _section('reading', 'Reading the curves', text, tables=tables, verdict=first)
 
+# %% ../nbs/19_report.ipynb #0362b0fa
 def made_section(es, command):
     "Configuration, versions, hashes, command."
     e, runs = es[0], [x.run for x in es]
     now = provenance()
-    for r in runs: r.store.verify()
-    cfg = pd.DataFrame([dict(setting=k, value=', '.join(map(str, v)) if isinstance(v, tuple) else str(v)) for k, v in asdict(e.run.cfg).items()])
-    trained = pd.DataFrame([dict(run=run_label(r, runs), date=r.provenance.get('date', ''), device=r.provenance.get('device', ''), seconds=r.provenance.get('seconds', ''), precision=r.provenance.get('precision', ''), torch=r.provenance.get('torch', ''), timm=r.provenance.get('timm', ''), fastai=r.provenance.get('fastai', ''), key=r.cfg.key) for r in runs])
-    snaps = pd.DataFrame([{'run': run_label(r, runs), 'epoch': s.epoch, 'val loss': f"{s.scores['valid_loss']:.4f}" if 'valid_loss' in s.scores else '', 'val accuracy %': f"{100*s.scores['accuracy']:.2f}", 'sha256': s.sha256} for r in runs for s in r.snapshots][:300])
-    soups = pd.DataFrame([dict(soup=n, recipe=s.recipe, ingredients=', '.join(f'{i} ({c:.2f})' for i, c in list(zip(s.ingredients, s.coefs))[:40])) for n, s in e.soups.items()])
-    text = ["Everything that was chosen - epochs, ingredients, temperatures, the recommended model - was chosen on val. The test pictures were read once, to write this page. If you choose by this page, they are spent: judge that choice on new ones.",
-            f"Fingerprint of the pictures, their labels and their split: `{runs[0].provenance.get('data') or runs[0].pictures.fingerprint}`. Every snapshot was compared with its hash while this page was written.",
-            f"Written on {date.today().isoformat()} on {now['device']}, with ich_soups {_version()}, Python {platform.python_version()}, torch {now['torch']}, timm {now['timm']}, fastai {now['fastai']}."]
-    return _section('made', 'How this was made', text, tables=[as_table(trained, 'The training' if len(runs) == 1 else 'The trainings', code=('key',)), as_table(soups, 'The soups, with the share of each ingredient')],
-                    more=[as_table(cfg, f'Configuration of {run_label(runs[0], runs)}', code=('value',)), as_table(snaps, 'The snapshots and their hashes', code=('sha256',))], command=command)
+    for r in runs:
+        r.store.verify()
+    cfg = pd.DataFrame(
+        [
+            dict(setting=k, value=', '.join(map(str, v)) if isinstance(v, tuple) else str(v))
+            for k, v in asdict(e.run.cfg).items()
+        ]
+    )
+    trained = pd.DataFrame(
+        [
+            dict(
+                run=run_label(r, runs),
+                date=r.provenance.get('date', ''),
+                device=r.provenance.get('device', ''),
+                seconds=r.provenance.get('seconds', ''),
+                precision=r.provenance.get('precision', ''),
+                torch=r.provenance.get('torch', ''),
+                timm=r.provenance.get('timm', ''),
+                fastai=r.provenance.get('fastai', ''),
+                key=r.cfg.key,
+            )
+            for r in runs
+        ]
+    )
+    snaps = pd.DataFrame(
+        [
+            {
+                'run': run_label(r, runs),
+                'epoch': s.epoch,
+                'val loss': f"{s.scores['valid_loss']:.4f}" if 'valid_loss' in s.scores else '',
+                'val accuracy %': f"{100 * s.scores['accuracy']:.2f}",
+                'sha256': s.sha256,
+            }
+            for r in runs
+            for s in r.snapshots
+        ][:300]
+    )
+    soups = pd.DataFrame(
+        [
+            dict(
+                soup=n,
+                recipe=s.recipe,
+                ingredients=', '.join(f'{i} ({c:.2f})' for i, c in list(zip(s.ingredients, s.coefs))[:40]),
+            )
+            for n, s in e.soups.items()
+        ]
+    )
+    text = [
+        "Everything that was chosen - epochs, ingredients, temperatures, the recommended model - was "
+        "chosen on val. The test pictures were read once, to write this page. If you choose by this page, "
+        "they are spent: judge that choice on new ones.",
+        "Fingerprint of the pictures, their labels and their split: "
+        f"`{runs[0].provenance.get('data') or runs[0].pictures.fingerprint}`. Every snapshot was compared "
+        "with its hash while this page was written.",
+        f"Written on {date.today().isoformat()} on {now['device']}, with ich_soups {_version()}, Python "
+        f"{platform.python_version()}, torch {now['torch']}, timm {now['timm']}, fastai {now['fastai']}.",
+    ]
+    return _section(
+        'made',
+        'How this was made',
+        text,
+        tables=[
+            as_table(trained, 'The training' if len(runs) == 1 else 'The trainings', code=('key',)),
+            as_table(soups, 'The soups, with the share of each ingredient'),
+        ],
+        more=[
+            as_table(cfg, f'Configuration of {run_label(runs[0], runs)}', code=('value',)),
+            as_table(snaps, 'The snapshots and their hashes', code=('sha256',)),
+        ],
+        command=command,
+    )
 
+# %% ../nbs/19_report.ipynb #e9ad031c
 def _version():
     from importlib.metadata import PackageNotFoundError, version
-    try: return version('ich_soups')
+
+    try:
+        return version('ich_soups')
     except PackageNotFoundError:
         import ich_soups
+
         return ich_soups.__version__
 
 # %% ../nbs/19_report.ipynb #c02a9bfe
 def named(m):
     "A model as a sentence calls it."
-    if m.startswith('single best'): return 'the single best checkpoint' + (' with fresh BatchNorm statistics' if 'fresh' in m else '')
+    if m.startswith('single best'):
+        return 'the single best checkpoint' + (' with fresh BatchNorm statistics' if 'fresh' in m else '')
     return f'the {m}' if m.split()[-1] == 'soup' or m in ('last epoch', 'EMA', 'SWA') else m
+
 
 def of_what(soup):
     "What a soup is made of, in words; a soup that gave all weight to one snapshot is that snapshot."
     i = int(np.argmax(soup.coefs))
-    if soup.coefs[i] > .99: return f'in effect the snapshot {soup.ingredients[i]} alone, which got {100*soup.coefs[i]:.0f} % of the weight'
+    if soup.coefs[i] > 0.99:
+        return (
+            f'in effect the snapshot {soup.ingredients[i]} alone, which got {100 * soup.coefs[i]:.0f} % of '
+            'the weight'
+        )
     return f"recipe `{soup.recipe}`, {_many(len(soup.ingredients), 'snapshot')}"
 
+# %% ../nbs/19_report.ipynb #4ca500a4
 def summary_section(es, sections):
     "What matters in sentences, what to use, and what not to conclude."
     e, by = es[0], {s['id']: s for s in sections}
     b, s, t = e.row(e.best), e.row(e.single), e.run.targs('test')
     cost, made = by['cost'], f' ({of_what(e.soups[e.best])})' if e.best in e.soups else ''
-    text = [f"**Use {named(e.best)}**{made}: it has the lowest loss on val, {e.val_loss(e.best):.3f} against {e.val_loss(e.single):.3f} of {named(e.single)}, at the cost of one model." if e.best != e.single else f'**Use {named(e.best)}**: no other model of this training has a loss on val that is clearly lower than its {e.val_loss(e.single):.3f}.',
-            f"On {_many(len(t), 'test picture')} in {_many(len(e.run.classes), 'class', 'classes')}, never used for a choice, it gets **{pct(b.accuracy)} right** {between(b, 'accuracy')}, macro-F1 {pct(b.f1)} {between(b, 'f1')}" + (f"; {named(e.single)} gets {pct(s.accuracy)} {between(s, 'accuracy')}, macro-F1 {pct(s.f1)} {between(s, 'f1')}." if e.best != e.single else '.')]
-    if e.best != e.single: text.append(in_words(b))
-    if e.soup != e.best: text.append(in_words(e.row(e.soup)) + (f' It is {of_what(e.soups[e.soup])}.' if max(e.soups[e.soup].coefs) > .99 and len(e.soups[e.soup].coefs) > 1 else ''))
+    text = [
+        f"**Use {named(e.best)}**{made}: it has the lowest loss on val, {e.val_loss(e.best):.3f} against "
+        f"{e.val_loss(e.single):.3f} of {named(e.single)}, at the cost of one model."
+        if e.best != e.single
+        else f'**Use {named(e.best)}**: no other model of this training has a loss on val that is clearly '
+        f'lower than its {e.val_loss(e.single):.3f}.',
+        f"On {_many(len(t), 'test picture')} in {_many(len(e.run.classes), 'class', 'classes')}, never "
+        f"used for a choice, it gets **{pct(b.accuracy)} right** {between(b, 'accuracy')}, macro-F1 "
+        f"{pct(b.f1)} {between(b, 'f1')}"
+        + (
+            f"; {named(e.single)} gets {pct(s.accuracy)} {between(s, 'accuracy')}, macro-F1 {pct(s.f1)} "
+            f"{between(s, 'f1')}."
+            if e.best != e.single
+            else '.'
+        ),
+    ]
+    if e.best != e.single:
+        text.append(in_words(b))
+    if e.soup != e.best:
+        text.append(
+            in_words(e.row(e.soup))
+            + (
+                f' It is {of_what(e.soups[e.soup])}.'
+                if max(e.soups[e.soup].coefs) > 0.99 and len(e.soups[e.soup].coefs) > 1
+                else ''
+            )
+        )
     d = _fair(e.table).set_index('model').loc[e.best]
-    if e.best != e.single and d.diff_hi < 0: text.append('Val and test disagree here: val favours it, test does not. Val is small or was used often; more val pictures would help, and the choice should be left as it is rather than be made on test.')
-    elif e.best != e.single and d.diff_lo <= 0: text.append('The test pictures do not tell the two apart; what is left is the loss on val, so either will do.')
+    if e.best != e.single and d.diff_hi < 0:
+        text.append(
+            'Val and test disagree here: val favours it, test does not. Val is small or was used often; '
+            'more val pictures would help, and the choice should be left as it is rather than be made on '
+            'test.'
+        )
+    elif e.best != e.single and d.diff_lo <= 0:
+        text.append(
+            'The test pictures do not tell the two apart; what is left is the loss on val, so either will do.'
+        )
     if len(es) > 1:
         r = by['trainings']['data'].loc[e.soup]
-        text.append(f"Over **{len(es)} trainings** {named(e.soup)} differs from {named(e.single)} by {100*r['diff']:+.1f} points {between(r, 'diff', '+.1f')} (paired t-test, p = {r.p:.2g}).")
+        text.append(
+            f"Over **{len(es)} trainings** {named(e.soup)} differs from {named(e.single)} by "
+            f"{100 * r['diff']:+.1f} points {between(r, 'diff', '+.1f')} (paired t-test, p = {r.p:.2g})."
+        )
     vote = e.row('soft voting, logits') if 'soft voting, logits' in e.cands else None
-    if vote is not None and vote.passes > 1: text.append(f"Soft voting of all {vote.passes} snapshots gets {pct(vote.accuracy)} {between(vote, 'accuracy')}, at {vote.passes} times the cost.")
+    if vote is not None and vote.passes > 1:
+        text.append(
+            f"Soft voting of all {vote.passes} snapshots gets {pct(vote.accuracy)} "
+            f"{between(vote, 'accuracy')}, at {vote.passes} times the cost."
+        )
     reading = by['reading']['verdict']
-    text.append(f'**The curves**: {reading.text}' + (f" First to try: `{reading.advice[0][0]}` from {reading.advice[0][1]} to {reading.advice[0][2]}." if reading.advice else ''))
+    text.append(
+        f'**The curves**: {reading.text}'
+        + (
+            f" First to try: `{reading.advice[0][0]}` from {reading.advice[0][1]} to {reading.advice[0][2]}."
+            if reading.advice
+            else ''
+        )
+    )
     few = int((np.bincount(t, minlength=len(e.run.classes)) < 30).sum())
-    never = [f"That the difference would come again in another training: {'this is one' if len(es) == 1 else f'these are {len(es)}'}, and the intervals of the results table are over pictures, not trainings." + (' Train with other seeds to see.' if len(es) == 1 else ''),
-             f"That one row of the table is the best: with {len(e.table)-1} rows compared, one in twenty intervals excludes zero by chance.",
-             f"Anything about other photographs: these come from {Path(e.run.cfg.data).name} alone, and from the split that was made of it."]
-    if few: never.insert(2, f"Anything about a single class: {few} of {len(e.run.classes)} have fewer than 30 test pictures.")
-    cards = [('Use', e.best, f'{e.run.cfg.arch}, {e.run.cfg.size} px'), ('Right on test', pct(b.accuracy), between(b, 'accuracy')), ('Macro-F1', pct(b.f1), between(b, 'f1'))]
-    cards += [('Against ' + e.single, f'{100*d["diff"]:+.1f} points', between(d, 'diff', '+.1f'))] if e.best != e.single else []
-    cards += [('The curves say', reading.verdict, 'see the reading'), ('A picture takes', f"{cost['ms']:.2g} ms", f"{cost['params']} parameters")]
+    never = [
+        "That the difference would come again in another training: "
+        f"{'this is one' if len(es) == 1 else f'these are {len(es)}'}, and the intervals of the results "
+        "table are over pictures, not trainings."
+        + (' Train with other seeds to see.' if len(es) == 1 else ''),
+        f"That one row of the table is the best: with {len(e.table) - 1} rows compared, one in twenty "
+        "intervals excludes zero by chance.",
+        f"Anything about other photographs: these come from {Path(e.run.cfg.data).name} alone, and from "
+        "the split that was made of it.",
+    ]
+    if few:
+        never.insert(
+            2,
+            f"Anything about a single class: {few} of {len(e.run.classes)} have fewer than 30 test pictures.",
+        )
+    cards = [
+        ('Use', e.best, f'{e.run.cfg.arch}, {e.run.cfg.size} px'),
+        ('Right on test', pct(b.accuracy), between(b, 'accuracy')),
+        ('Macro-F1', pct(b.f1), between(b, 'f1')),
+    ]
+    cards += (
+        [('Against ' + e.single, f'{100 * d["diff"]:+.1f} points', between(d, 'diff', '+.1f'))]
+        if e.best != e.single
+        else []
+    )
+    cards += [
+        ('The curves say', reading.verdict, 'see the reading'),
+        ('A picture takes', f"{cost['ms']:.2g} ms", f"{cost['params']} parameters"),
+    ]
     return _section('summary', 'In short', points=text, cards=cards, never=never)
 
 # %% ../nbs/19_report.ipynb #66612656
@@ -704,7 +1601,6 @@ MACROS = """
 <tbody>{% for r in t.rows %}<tr{% if t.mark and r[0] == t.mark %} class="mark"{% endif %}>{% for v in r %}{% if loop.first %}<th scope="row">{{ v }}</th>{% else %}<td{% if t.kind[loop.index0] %} class="{{ t.kind[loop.index0] }}"{% endif %}>{{ v }}</td>{% endif %}{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% endmacro %}
 """
-
 PAGE = """{% import 'macros' as m %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -730,10 +1626,11 @@ PAGE = """{% import 'macros' as m %}<!doctype html>
 </div></body></html>
 """
 
+# %% ../nbs/19_report.ipynb #d7e7b280
 def render(
-    title:str,
-    subtitle:list,   # sentences
-    sections:list    # dictionaries, in order
+    title: str,
+    subtitle: list,  # sentences
+    sections: list,  # dictionaries, in order
 ) -> str:
     "The page; everything that is not markup of this notebook is escaped."
     env = Environment(loader=DictLoader(dict(page=PAGE, macros=MACROS)), autoescape=True, trim_blocks=True)
@@ -741,43 +1638,74 @@ def render(
     page = env.get_template('page')
     made = dict(style=Markup(STYLE), version=_version())
     text = page.render(title=title, subtitle=subtitle, sections=sections, **made)
-    return visible(text)      # names may hold characters that nobody sees
+    return visible(text)  # names may hold characters that nobody sees
 
 # %% ../nbs/19_report.ipynb #21c7d5d1
 def write_report(
-    runs,            # a finished `Run` or its directory; or several of the same data, which differ in seed or bootstrap replicate
-    out,             # the HTML file
-    soups=None,      # a `Soup`, or name -> `Soup`, of the first run; default: uniform, greedy, and what `cook` makes
-    title:str|None=None,     # default: the name of the data
-    annealed=None,   # a `Run` of equal budget, annealed to zero, as one more control
-    command:str|None=None    # what to print as the command; default: that of this process
+    runs,  # a finished `Run` or its directory; or several of the same data, which differ in seed or bootstrap replicate
+    out,  # the HTML file
+    soups=None,  # a `Soup`, or name -> `Soup`, of the first run; default: uniform, greedy, and what `cook` makes
+    title: str | None = None,  # default: the name of the data
+    annealed=None,  # a `Run` of equal budget, annealed to zero, as one more control
+    command: str | None = None,  # what to print as the command; default: that of this process
 ) -> Path:
-    "Write one self-contained HTML file about a training; returns its path. `BadInput` for runs that do not go together, soups of something else, or a file that cannot be written."
+    """Write one self-contained HTML file about a training; returns its path. `BadInput` for runs that do
+    not go together, soups of something else, or a file that cannot be written."""
     out, runs = Path(out), same_data(runs)
-    if out.is_dir(): raise BadInput(f'{out} is a folder; give a file name such as {out}/report.html')
+    if out.is_dir():
+        raise BadInput(f'{out} is a folder; give a file name such as {out}/report.html')
     if annealed is not None:
         annealed = same_data(annealed)[0]
         if annealed.provenance.get('data') != runs[0].provenance.get('data'):
-            raise BadInput(f'{annealed.path} was trained on other pictures than {runs[0].path}, or with another split '
-                           'of them; give one of the same')
-    steps = tqdm(total=len(runs)+13, desc='report', delay=3, leave=False, disable=None)
+            raise BadInput(
+                f'{annealed.path} was trained on other pictures than {runs[0].path}, or with another split '
+                'of them; give one of the same'
+            )
+    steps = tqdm(total=len(runs) + 13, desc='report', delay=3, leave=False, disable=None)
+
     def step(f, *args):
         result = f(*args)
         steps.update()
         return result
+
     with steps, plt.rc_context():
         use_style()
-        es = [step(gather, r, soups if i == 0 else None, annealed if i == 0 else None) for i, r in enumerate(runs)]
+        es = [
+            step(gather, r, soups if i == 0 else None, annealed if i == 0 else None)
+            for i, r in enumerate(runs)
+        ]
         e = es[0]
-        parts = [(data_section, e), (samples_section, e), (training_section, es), (results_section, e), *([(across_section, es)] if len(es) > 1 else []), (confusion_section, e), (classes_section, e), (mistakes_section, e),
-                 (calibration_section, e), (map_section, e), (cost_section, e), (reading_section, es)]
+        parts = [
+            (data_section, e),
+            (samples_section, e),
+            (training_section, es),
+            (results_section, e),
+            *([(across_section, es)] if len(es) > 1 else []),
+            (confusion_section, e),
+            (classes_section, e),
+            (mistakes_section, e),
+            (calibration_section, e),
+            (map_section, e),
+            (cost_section, e),
+            (reading_section, es),
+        ]
         sections = [step(f, a) for f, a in parts] + [step(made_section, es, command or shlex.join(sys.argv))]
         sections.insert(0, summary_section(es, sections))
     data, n = Path(e.run.cfg.data).name, len(e.run.pictures)
-    subtitle = [f"{n:,} pictures, {len(e.run.classes):,} classes; `{e.run.cfg.arch}` at {e.run.cfg.size} px; {_many(len(runs), 'training')} on {e.run.provenance.get('device', 'an unknown device')}, {e.run.provenance.get('date', '')}."]
-    if len(runs) > 1: subtitle.append(f'Details are of {run_label(runs[0], runs)}; the sections *Over several trainings* and *Reading the curves* are of all.')
+    subtitle = [
+        f"{n:,} pictures, {len(e.run.classes):,} classes; `{e.run.cfg.arch}` at {e.run.cfg.size} px; "
+        f"{_many(len(runs), 'training')} on {e.run.provenance.get('device', 'an unknown device')}, "
+        f"{e.run.provenance.get('date', '')}."
+    ]
+    if len(runs) > 1:
+        subtitle.append(
+            f'Details are of {run_label(runs[0], runs)}; the sections *Over several trainings* and '
+            '*Reading the curves* are of all.'
+        )
     html = render(title or f'Training report: {data}', subtitle, sections)
     try:
-        with atomic(out) as tmp: tmp.write_bytes(html.encode('utf-8', 'replace'))
-    except OSError as err: raise BadInput(f'{out} could not be written ({err.strerror}); choose another place') from None
+        with atomic(out) as tmp:
+            tmp.write_bytes(html.encode('utf-8', 'replace'))
+    except OSError as err:
+        raise BadInput(f'{out} could not be written ({err.strerror}); choose another place') from None
     return out

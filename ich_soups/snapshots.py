@@ -7,11 +7,17 @@ __all__ = ['LOWER_LR', 'Snapshot', 'file_sha256', 'check_file', 'SnapshotStore',
            'kept_epochs', 'sound_snapshots', 'SnapshotCallback']
 
 # %% ../nbs/05_snapshots.ipynb #3fcc63df
-import hashlib, math, os, re, time, warnings
+import hashlib
+import math
+import os
+import re
+import time
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -24,82 +30,118 @@ from .records import read_manifest
 @dataclass(frozen=True)
 class Snapshot:
     "A saved state of a run. Weights are read from disk when asked for."
-    path: Path             # the safetensors file
-    epoch: int             # passes finished, from 1
-    scores: dict           # validation metrics of that epoch
-    sha256: str = ''       # of the file
-    logits_path: Path|None = None  # validation logits, float32 [N, C]
+
+    path: Path  # the safetensors file
+    epoch: int  # passes finished, from 1
+    scores: dict  # validation metrics of that epoch
+    sha256: str = ''  # of the file
+    logits_path: Path | None = None  # validation logits, float32 [N, C]
     logits_sha256: str = ''  # of their file; older manifests have none
 
     @property
-    def name(self): return self.path.stem
+    def name(self):
+        return self.path.stem
+
     @property
-    def fingerprint(self) -> str: return self.sha256     # what `cache` tells it by
+    def fingerprint(self) -> str:
+        return self.sha256  # what `cache` tells it by
+
     def weights(self) -> dict:
         "The state dict, on the CPU."
         return load_weights(self)
+
     def logits(self) -> np.ndarray:
         "The validation logits; `BadInput` if their file has changed."
         check_file(self.logits_path, self.logits_sha256)
         return np.load(self.logits_path)
+
     def check(self):
         "`BadInput` if the file of weights has changed since it was written."
         check_file(self.path, self.sha256)
 
+# %% ../nbs/05_snapshots.ipynb #dbb997a9
 def file_sha256(path) -> str:
     "Hash of a file, read in pieces."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+    with open(path, 'rb') as f:
+        return (
+            hashlib.file_digest(f, 'sha256').hexdigest()
+            if hasattr(hashlib, 'file_digest')
+            else hashlib.sha256(f.read()).hexdigest()
+        )
 
 # %% ../nbs/05_snapshots.ipynb #f3567a1b
 @lru_cache(1 << 16)
-def _digest(path, inode, size, mtime): return file_sha256(path)
+def _digest(path, inode, size, mtime):
+    return file_sha256(path)
 
+# %% ../nbs/05_snapshots.ipynb #4ed16740
 def check_file(
-    path,         # of a file that was written with its hash
-    sha256:str    # the hash; nothing is claimed of a file without one
+    path,  # of a file that was written with its hash
+    sha256: str,  # the hash; nothing is claimed of a file without one
 ):
     "`BadInput` if the file is not the one that was written."
-    if not sha256: return
+    if not sha256:
+        return
     s = os.stat(path)
-    fresh = time.time_ns() - s.st_mtime_ns < 10**8    # it may change again within the clock's step
+    fresh = time.time_ns() - s.st_mtime_ns < 10**8  # it may change again within the clock's step
     digest = _digest.__wrapped__ if fresh else _digest
-    if digest(str(path), s.st_ino, s.st_size, s.st_mtime_ns) == sha256: return
-    raise BadInput(f'{path} has changed since it was written; restore it from a copy, or delete '
-                   f'{_run_folder(path)} to train anew')
+    if digest(str(path), s.st_ino, s.st_size, s.st_mtime_ns) == sha256:
+        return
+    raise BadInput(
+        f'{path} has changed since it was written; restore it from a copy, or delete '
+        f'{_run_folder(path)} to train anew'
+    )
 
+# %% ../nbs/05_snapshots.ipynb #87d5b8a3
 def _run_folder(path):
     "The directory of the run that a snapshot's file belongs to, if it is one."
     folder = Path(path).parent
-    return folder.parent if (folder.parent/'config.json').exists() else folder
+    return folder.parent if (folder.parent / 'config.json').exists() else folder
 
 # %% ../nbs/05_snapshots.ipynb #80cb6484
 class SnapshotStore:
     "Snapshots of one run in a directory."
-    def __init__(self,
-        path,          # made if needed
-        dtype=None     # of kernels and matrices on disk, e.g. `torch.bfloat16` for half the space; vectors, few and delicate, stay as they are
+
+    def __init__(
+        self,
+        path,  # made if needed
+        dtype=None,  # of kernels and matrices on disk, e.g. `torch.bfloat16` for half the space; vectors, few and delicate, stay as they are
     ):
         self.path, self.dtype = Path(path), dtype
-        self.entries = read_manifest(self.path/'manifest.json', self._root)
+        self.entries = read_manifest(self.path / 'manifest.json', self._root)
 
     @property
-    def _root(self): return _run_folder(self.path/'manifest.json')
+    def _root(self):
+        return _run_folder(self.path / 'manifest.json')
 
-    def _file(self, epoch): return self.path/f'epoch_{epoch:03d}.safetensors'
-    def _logits(self, epoch): return self.path/f'epoch_{epoch:03d}.logits.npy'
+    def _file(self, epoch):
+        return self.path / f'epoch_{epoch:03d}.safetensors'
+
+    def _logits(self, epoch):
+        return self.path / f'epoch_{epoch:03d}.logits.npy'
 
     def put(self, epoch, weights, scores, logits=None):
         "Store an epoch; a second time replaces the first."
-        save_weights({k: self._stored(v) for k, v in weights.items()}, self._file(epoch), dict(epoch=str(epoch)))
+        save_weights(
+            {k: self._stored(v) for k, v in weights.items()}, self._file(epoch), dict(epoch=str(epoch))
+        )
         if logits is not None:
-            with atomic(self._logits(epoch)) as tmp, open(tmp, 'wb') as f: np.save(f, np.asarray(logits, np.float32))
-        self.entries[epoch] = dict(scores={k: float(v) for k, v in scores.items()}, sha256=file_sha256(self._file(epoch)), sizes=self._sizes(epoch))
-        if logits is not None: self.entries[epoch]['logits_sha256'] = file_sha256(self._logits(epoch))
+            with atomic(self._logits(epoch)) as tmp, open(tmp, 'wb') as f:
+                np.save(f, np.asarray(logits, np.float32))
+        self.entries[epoch] = dict(
+            scores={k: float(v) for k, v in scores.items()},
+            sha256=file_sha256(self._file(epoch)),
+            sizes=self._sizes(epoch),
+        )
+        if logits is not None:
+            self.entries[epoch]['logits_sha256'] = file_sha256(self._logits(epoch))
         self._write()
 
-    def _sizes(self, epoch): return {f.name: f.stat().st_size for f in (self._file(epoch), self._logits(epoch)) if f.exists()}
+    def _sizes(self, epoch):
+        return {f.name: f.stat().st_size for f in (self._file(epoch), self._logits(epoch)) if f.exists()}
 
-    def _stored(self, v): return v.to(self.dtype) if self.dtype and v.is_floating_point() and v.ndim > 1 else v
+    def _stored(self, v):
+        return v.to(self.dtype) if self.dtype and v.is_floating_point() and v.ndim > 1 else v
 
     def keep(self, epochs):
         "Forget every other epoch; `sweep` deletes their files."
@@ -107,108 +149,149 @@ class SnapshotStore:
         self._write()
 
     def restore(self, entries):
-        "Go back to the entries of an earlier moment. `BadInput` names a file that has gone or been cut short since."
+        """Go back to the entries of an earlier moment. `BadInput` names a file that has gone or been cut
+        short since."""
         self.entries = {int(k): v for k, v in entries.items()}
         self._check()
         self._write()
 
     def sweep(self):
         "Delete snapshot files, finished or not, that the manifest does not mention; nothing else is touched."
-        mine = {f for e in self.entries for f in (self._file(e), self._logits(e))} | {self.path/'manifest.json'}
+        mine = {f for e in self.entries for f in (self._file(e), self._logits(e))} | {
+            self.path / 'manifest.json'
+        }
         sweep_temporary(self.path)
         for f in self.path.glob('epoch_*') if self.path.exists() else []:
-            if f not in mine and re.fullmatch(r'epoch_\d{3,}\.(safetensors|logits\.npy)', f.name): f.unlink(missing_ok=True)
+            if f not in mine and re.fullmatch(r'epoch_\d{3,}\.(safetensors|logits\.npy)', f.name):
+                f.unlink(missing_ok=True)
 
-    def _write(self): write_json(self.path/'manifest.json', self.entries)
-    def __len__(self): return len(self.entries)
+    def _write(self):
+        write_json(self.path / 'manifest.json', self.entries)
+
+    def __len__(self):
+        return len(self.entries)
 
     def _check(self):
         "Whether the files are there in full length, which costs nothing; `verify` reads them."
         for e, v in self.entries.items():
             for name, size in v.get('sizes', {self._file(e).name: None}).items():
-                f = self.path/name
-                if not f.exists(): raise BadInput(f'{f} is missing although the manifest lists it; restore the file, or delete {self._root} to train anew')
-                if size is not None and f.stat().st_size != size: raise BadInput(f'{f} has {f.stat().st_size} bytes where {size} were written; restore the file, or delete {self._root} to train anew')
+                f = self.path / name
+                if not f.exists():
+                    raise BadInput(
+                        f'{f} is missing although the manifest lists it; restore the file, or delete '
+                        f'{self._root} to train anew'
+                    )
+                if size is not None and f.stat().st_size != size:
+                    raise BadInput(
+                        f'{f} has {f.stat().st_size} bytes where {size} were written; restore the file, or '
+                        f'delete {self._root} to train anew'
+                    )
 
     def snapshots(self) -> list:
         "All of them, by epoch. Raises `BadInput` if there are none, or if a file is missing or cut short."
-        if not self.entries: raise BadInput(f'{self.path} holds no snapshots; train a run, give the files, or, if there were some, delete {self._root} to train anew')
+        if not self.entries:
+            raise BadInput(
+                f'{self.path} holds no snapshots; train a run, give the files, or, if there were some, '
+                f'delete {self._root} to train anew'
+            )
         self._check()
         return [self._snapshot(e, v) for e, v in sorted(self.entries.items())]
 
     def _snapshot(self, epoch, entry):
         logits = self._logits(epoch)
-        return Snapshot(self._file(epoch), epoch, entry['scores'], entry['sha256'],
-                        logits if logits.exists() else None, entry.get('logits_sha256', ''))
+        return Snapshot(
+            self._file(epoch),
+            epoch,
+            entry['scores'],
+            entry['sha256'],
+            logits if logits.exists() else None,
+            entry.get('logits_sha256', ''),
+        )
 
     def verify(self):
         "Compare every file with its hash; `BadInput` names the first that differs."
         _digest.cache_clear()
         for s in self.snapshots():
             s.check()
-            if s.logits_path: check_file(s.logits_path, s.logits_sha256)
+            if s.logits_path:
+                check_file(s.logits_path, s.logits_sha256)
 
 # %% ../nbs/05_snapshots.ipynb #e4e98f57
 def lower_is_better(
-    name:str   # of a metric
+    name: str,  # of a metric
 ) -> bool:
     "Whether less of it is better: losses and errors by any of their usual names."
-    return not name.startswith('neg_') and bool(re.search(r'loss|error|perplexity|brier|mse|mae|msle|rmspe|nll', name.lower()))
+    return not name.startswith('neg_') and bool(
+        re.search(r'loss|error|perplexity|brier|mse|mae|msle|rmspe|nll', name.lower())
+    )
 
 # %% ../nbs/05_snapshots.ipynb #fe569269
 def is_sound(
-    scores:dict   # metrics of one epoch
+    scores: dict,  # metrics of one epoch
 ) -> bool:
     "Whether the losses among them are numbers; where they are not, the other scores mean nothing."
-    return all(math.isfinite(scores.get(m, 0.)) for m in ('valid_loss', 'neg_nll'))
+    return all(math.isfinite(scores.get(m, 0.0)) for m in ('valid_loss', 'neg_nll'))
 
+# %% ../nbs/05_snapshots.ipynb #53f227f2
 def score_key(
-    scores:dict,   # metrics of one epoch
-    name:str       # one of them
+    scores: dict,  # metrics of one epoch
+    name: str,  # one of them
 ) -> tuple:
     "What sorts epochs from best to worst; begins with 1 where the score is no number, or means nothing."
     v = scores[name]
-    if not (math.isfinite(v) and is_sound(scores)): return 1, 0.
+    if not (math.isfinite(v) and is_sound(scores)):
+        return 1, 0.0
     return 0, v if lower_is_better(name) else -v
 
+# %% ../nbs/05_snapshots.ipynb #49af3b70
 def kept_epochs(
-    scores:dict,     # epoch -> dict of metrics
-    monitor,         # names of metrics
-    k:int,           # best epochs for each
-    fixed=()         # kept whatever their scores, if their loss is a number
+    scores: dict,  # epoch -> dict of metrics
+    monitor,  # names of metrics
+    k: int,  # best epochs for each
+    fixed=(),  # kept whatever their scores, if their loss is a number
 ) -> set:
     "The epochs to keep."
+
     def best(m):
         keys = {e: (*score_key(s, m), e) for e, s in scores.items()}
         return [e for e in sorted(keys, key=keys.get) if keys[e][0] == 0][:k]
+
     keep = {e for m in monitor for e in best(m)} | (set(fixed) & set(scores))
     return {e for e in keep if is_sound(scores[e])}
 
+# %% ../nbs/05_snapshots.ipynb #9c070213
 LOWER_LR = 'train again with a lower learning rate, a tenth of it to begin with (--lr)'
 
+
 def sound_snapshots(
-    snapshots   # `Snapshot`s, or other checkpoints, of which no scores are known
+    snapshots,  # `Snapshot`s, or other checkpoints, of which no scores are known
 ) -> list:
     "Those whose loss is a number; a note names the others. `BadInput` if there are no more."
     odd = [s for s in snapshots if not is_sound(getattr(s, 'scores', {}))]
-    if not odd: return snapshots
+    if not odd:
+        return snapshots
     if len(odd) == len(snapshots):
-        raise BadInput(f'{_run_folder(odd[0].path)} has diverged: no epoch that it kept has a loss that is '
-                       f'a number; {LOWER_LR}')
+        raise BadInput(
+            f'{_run_folder(odd[0].path)} has diverged: no epoch that it kept has a loss that is '
+            f'a number; {LOWER_LR}'
+        )
     warnings.warn(f"left out, since their loss is no number: {', '.join(s.name for s in odd)}")
     return [s for s in snapshots if s not in odd]
 
 # %% ../nbs/05_snapshots.ipynb #405dc1a6
 class SnapshotCallback(Callback):
-    """Keep the best `k` epochs by each monitored metric, and a list of fixed ones. Further fits of the same Learner with
-    the same callback, as `fine_tune` makes them, count the epochs on."""
+    """Keep the best `k` epochs by each monitored metric, and a list of fixed ones. Further fits of the same
+    Learner with the same callback, as `fine_tune` makes them, count the epochs on."""
+
     order, remove_on_fetch, _only_train_loop = 62, True, True
-    def __init__(self,
-        store='snapshots',                            # a directory or a `SnapshotStore`
-        monitor=('valid_loss', 'accuracy', 'f1'),     # what best means; a recorded metric, or one of `METRICS`
-        k:int=8,                                      # best epochs for each
-        epochs=None,                                  # kept whatever their score, if their loss is a number
-        start:int=0                                   # epochs that the store may already hold, when a training is resumed
+
+    def __init__(
+        self,
+        store='snapshots',  # a directory or a `SnapshotStore`
+        monitor=('valid_loss', 'accuracy', 'f1'),  # what best means; a recorded metric, or one of `METRICS`
+        k: int = 8,  # best epochs for each
+        epochs=None,  # kept whatever their score, if their loss is a number
+        start: int = 0,  # epochs that the store may already hold, when a training is resumed
     ):
         self.store = store if isinstance(store, SnapshotStore) else SnapshotStore(store)
         self.monitor, self.k, self.epochs, self.start = tuple(monitor), k, tuple(epochs or ()), start
@@ -217,69 +300,113 @@ class SnapshotCallback(Callback):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         known = {*self.recorder.metric_names, *METRICS}
         for m in self.monitor:
-            if m not in known: raise BadInput(f'{m!r} is not recorded and cannot be computed' + suggest(m, known))
+            if m not in known:
+                raise BadInput(f'{m!r} is not recorded and cannot be computed' + suggest(m, known))
         self.told = False
-        if not self.run: return
+        if not self.run:
+            return
         self._check_batches()
-        again = getattr(self.learn, 'snapshot_store', None) is self.store      # fine_tune and the like: several fits of one training
+        again = (
+            getattr(self.learn, 'snapshot_store', None) is self.store
+        )  # fine_tune and the like: several fits of one training
         self.before = self.learn.snapshot_epochs if again else 0
-        if old := [e for e in self.store.entries if e > max(self.start, self.before)]: raise BadInput(f'{self.store.path} already holds {len(old)} snapshots of another training; choose another directory, or delete that one')
+        if old := [e for e in self.store.entries if e > max(self.start, self.before)]:
+            raise BadInput(
+                f'{self.store.path} already holds {len(old)} snapshots of another training; choose another '
+                'directory, or delete that one'
+            )
         self.store.sweep()
-        self.learn.snapshot_store = self.store   # this callback is gone when `fit` returns; the snapshots stay with the Learner
+        self.learn.snapshot_store = (
+            self.store
+        )  # this callback is gone when `fit` returns; the snapshots stay with the Learner
         self.learn.snapshot_epochs = self.before
 
     def _check_batches(self):
         "`BadInput` for a training that cannot be: no batches, or a learning rate that is none."
         if not len(self.dls.train):
-            raise BadInput('there is no batch to train on: the training items are fewer than a batch, and the last, smaller '
-                           'batch is dropped; take a smaller bs, or drop_last=False')
+            raise BadInput(
+                'there is no batch to train on: the training items are fewer than a batch, and the last, '
+                'smaller '
+                'batch is dropped; take a smaller bs, or drop_last=False'
+            )
         rates = [float(h['lr']) for h in getattr(self.learn.opt, 'hypers', []) if 'lr' in h]
         if odd := [r for r in rates if not (math.isfinite(r) and r >= 0)]:
             raise BadInput(f'a learning rate is a positive number, not {odd[0]:g}; 1e-3 is usual')
 
-    def before_epoch(self): self.store.sweep()     # by now whoever writes a state to resume from has written it
-    def after_fit(self): self.store.sweep()
-    def before_validate(self): self.logits, self.targs = [], []
+    def before_epoch(self):
+        self.store.sweep()  # by now whoever writes a state to resume from has written it
+
+    def after_fit(self):
+        self.store.sweep()
+
+    def before_validate(self):
+        self.logits, self.targs = [], []
+
     def after_pred(self):
-        if self.training: return
+        if self.training:
+            return
         self.logits.append(self.pred.detach().float().cpu())
         self.targs.append(self.y.cpu())
 
     def after_epoch(self):
-        if not getattr(self, 'logits', None): return
+        if not getattr(self, 'logits', None):
+            return
         logits, targs = torch.cat(self.logits).numpy(), torch.cat(self.targs).numpy()
-        if logits.ndim == 2 and targs.shape == (len(logits), 1): targs = targs[:, 0]    # a table's labels come as a column
+        if logits.ndim == 2 and targs.shape == (len(logits), 1):
+            targs = targs[:, 0]  # a table's labels come as a column
         scores = self.scores = self._scores(logits, targs)
-        if absent := [m for m in self.monitor if m not in scores]: raise BadInput(f"{absent[0]!r} cannot be computed for this model; pass monitor=('valid_loss',) or another recorded metric")
+        if absent := [m for m in self.monitor if m not in scores]:
+            raise BadInput(
+                f"{absent[0]!r} cannot be computed for this model; pass monitor=('valid_loss',) or another "
+                "recorded metric"
+            )
         epoch = self.learn.snapshot_epochs = self.before + self.epoch + 1
         past = {e: v['scores'] for e, v in self.store.entries.items() if e < epoch} | {epoch: scores}
         keep = kept_epochs(past, self.monitor, self.k, self.epochs)
         self._say(epoch, scores)
-        if epoch in keep: self.store.put(epoch, self.model.state_dict(), scores, logits)
-        if keep != set(self.store.entries): self.store.keep(keep)
+        if epoch in keep:
+            self.store.put(epoch, self.model.state_dict(), scores, logits)
+        if keep != set(self.store.entries):
+            self.store.keep(keep)
         self.logits = self.targs = None
 
     def _say(self, epoch, scores):
         "A note, once a training, if a score by which epochs are chosen is no number."
-        odd = [m for m in dict.fromkeys(('valid_loss', *self.monitor)) if not math.isfinite(scores.get(m, 0.))]
-        if self.told or not odd: return
+        odd = [
+            m for m in dict.fromkeys(('valid_loss', *self.monitor)) if not math.isfinite(scores.get(m, 0.0))
+        ]
+        if self.told or not odd:
+            return
         self.told = True
-        warnings.warn(f'epoch {epoch}: {odd[0]} is {scores[odd[0]]}, no number; such epochs do not count '
-                      'among the best, and are not kept if it is their loss')
+        warnings.warn(
+            f'epoch {epoch}: {odd[0]} is {scores[odd[0]]}, no number; such epochs do not count '
+            'among the best, and are not kept if it is their loss'
+        )
 
     def _scores(self, logits, targs):
         recorded = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:]))
-        computed = {m: METRICS[m](logits, targs) for m in METRICS if logits.ndim == 2 and targs.ndim == 1 and not np.issubdtype(targs.dtype, np.floating)}
-        return {k: float(v) for k, v in (computed | recorded).items() if isinstance(v, (int, float)) and k != 'train_loss'}  # that one depends on where fit began
+        computed = {
+            m: METRICS[m](logits, targs)
+            for m in METRICS
+            if logits.ndim == 2 and targs.ndim == 1 and not np.issubdtype(targs.dtype, np.floating)
+        }
+        return {
+            k: float(v)
+            for k, v in (computed | recorded).items()
+            if isinstance(v, (int, float)) and k != 'train_loss'
+        }  # that one depends on where fit began
 
 # %% ../nbs/05_snapshots.ipynb #5a61037d
 @patch
-def soup(self:Learner,
+def soup(
+    self: Learner,
     recipe='posthoc_ema',  # one of `soups.RECIPES`, or a function `(snapshots, score) -> Soup`
-    metric=None,           # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
-    store=None,            # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
-    load:bool=True         # whether the model gets the soup's weights
+    metric=None,  # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
+    store=None,  # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
+    load: bool = True,  # whether the model gets the soup's weights
 ):
-    "One `Soup` of this Learner's snapshots, chosen on its validation set, BatchNorm statistics measured anew."
+    """One `Soup` of this Learner's snapshots, chosen on its validation set, BatchNorm statistics measured
+    anew."""
     from ich_soups.learner import soup_of
+
     return soup_of(self, recipe, metric, store, load)

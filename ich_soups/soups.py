@@ -9,225 +9,351 @@ __all__ = ['RECIPES', 'bn_batches', 'recalibrate_bn', 'Mix', 'Soup', 'greedy_sou
            'average', 'load_weights']
 
 # %% ../nbs/07_soups.ipynb #d565321d
-import contextlib, json, math, random, warnings
+import contextlib
+import json
+import math
+import random
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from .averaging import TOGETHER, as_list, average, checkpoint_name, mean_cosine, open_all, side_by_side
-from .checkpoints import Checkpoint, contents, fit_names, fitting, load_weights, save_weights, training_times
+from ich_soups.averaging import (
+    TOGETHER,
+    as_list,
+    average,
+    checkpoint_name,
+    mean_cosine,
+    open_all,
+    side_by_side,
+)
+from ich_soups.checkpoints import (
+    Checkpoint,
+    contents,
+    fit_names,
+    fitting,
+    load_weights,
+    save_weights,
+    training_times,
+)
 from .core import BadInput
 from .records import soup_header
 from .scorers import Scorer, Taste, slope
 
 # %% ../nbs/07_soups.ipynb #c9ee5ecc
-_all_ = ['average', 'load_weights']   # part of this module's face
+_all_ = ['average', 'load_weights']  # part of this module's face
 
 # %% ../nbs/07_soups.ipynb #781817ec
 def bn_batches(
-    dl,            # yields `(x, ...)`, e.g. the training loader
-    n:int=2048,    # about so many pictures
-    seed:int=0     # of their order and augmentation
+    dl,  # yields `(x, ...)`, e.g. the training loader
+    n: int = 2048,  # about so many pictures
+    seed: int = 0,  # of their order and augmentation
 ) -> list:
     "A fixed list of input batches for `recalibrate_bn`; the random state of the caller is left as it was."
     out, seen, state, rng = [], 0, random.getstate(), getattr(dl, 'rng', None)
     try:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        with torch.random.fork_rng(
+            devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        ):
             torch.manual_seed(seed)
             random.seed(seed)
-            if rng is not None: dl.rng = random.Random(seed)
+            if rng is not None:
+                dl.rng = random.Random(seed)
             for b in dl:
                 out.append(b[0].as_subclass(torch.Tensor))
-                if (seen := seen + len(out[-1])) >= n: break
+                if (seen := seen + len(out[-1])) >= n:
+                    break
     finally:
         random.setstate(state)
-        if rng is not None: dl.rng = rng
+        if rng is not None:
+            dl.rng = rng
     return out
 
+# %% ../nbs/07_soups.ipynb #b38dcf7d
 def recalibrate_bn(
-    model:torch.nn.Module,
-    dl,           # batches of inputs, or `(x, ...)`
-    dtype=None    # autocast to this type, as in training
+    model: torch.nn.Module,
+    dl,  # batches of inputs, or `(x, ...)`
+    dtype=None,  # autocast to this type, as in training
 ):
-    "Measure the running statistics of every BatchNorm layer anew over `dl`, in place. Without such layers it does nothing."
+    """Measure the running statistics of every BatchNorm layer anew over `dl`, in place. Without such layers
+    it does nothing."""
     dev, was = next(model.parameters()).device, model.training
-    with torch.autocast(dev.type, dtype) if dtype not in (None, torch.float32) else contextlib.nullcontext(): update_bn(dl, model, dev)
+    with torch.autocast(dev.type, dtype) if dtype not in (None, torch.float32) else contextlib.nullcontext():
+        update_bn(dl, model, dev)
     model.train(was)
 
 # %% ../nbs/07_soups.ipynb #9b01235e
 @dataclass(frozen=True)
 class Mix:
-    "A weighted mean of checkpoints on disk that is computed when it is asked for, or written without being held."
-    snapshots: list
-    coefs: list     # one each, summing to 1
+    """A weighted mean of checkpoints on disk that is computed when it is asked for, or written without
+    being held."""
 
+    snapshots: list
+    coefs: list  # one each, summing to 1
+
+# %% ../nbs/07_soups.ipynb #e5b6883f
 @dataclass
 class Soup:
     "Averaged weights with their provenance."
+
     weights: dict = field(repr=False)  # a state dict, or the `Mix` that it is read from when asked for
-    ingredients: list                  # names, in the order they went in
-    coefs: list                        # one coefficient an ingredient, summing to 1
+    ingredients: list  # names, in the order they went in
+    coefs: list  # one coefficient an ingredient, summing to 1
     recipe: str = ''
     history: list = field(default_factory=list, repr=False)  # one dict a step of the search
-    info: dict = field(default_factory=dict)                 # anything else worth keeping: metric, data, run
+    info: dict = field(default_factory=dict)  # anything else worth keeping: metric, data, run
 
     def save(self, path):
         "Write a safetensors file with the provenance in its header; atomically."
         meta = {k: getattr(self, k) for k in ('ingredients', 'coefs', 'recipe', 'history', 'info')}
         meta = dict(soup=json.dumps(meta))
-        if isinstance(self._weights, Mix): average(self._weights.snapshots, self._weights.coefs, path, meta=meta)
-        else: save_weights(self.weights, path, meta)
+        if isinstance(self._weights, Mix):
+            average(self._weights.snapshots, self._weights.coefs, path, meta=meta)
+        else:
+            save_weights(self.weights, path, meta)
 
     @classmethod
     def load(cls, path):
         "Read a soup back; `BadInput` if the file is no soup."
         h = soup_header(c := Checkpoint(path))
-        if h is None: raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
+        if h is None:
+            raise BadInput(f'{path} holds weights but no soup; average() reads plain checkpoints')
         return cls({k: c.get(k) for k in c.keys()}, h.ingredients, h.coefs, h.recipe, h.history, h.info)
 
     def load_into(self, model):
-        "Put the weights into `model`, which must have the same tensors, perhaps behind a prefix such as `module.`; returns it."
+        """Put the weights into `model`, which must have the same tensors, perhaps behind a prefix such as
+        `module.`; returns it."""
         model.load_state_dict(fit_names(self.weights, model))
         return model
 
 # %% ../nbs/07_soups.ipynb #da335f83
 def _read_when_asked(self):
-    if isinstance(self._weights, Mix): self._weights = average(self._weights.snapshots, self._weights.coefs)
+    if isinstance(self._weights, Mix):
+        self._weights = average(self._weights.snapshots, self._weights.coefs)
     return self._weights
 
-def _keep(self, weights): self._weights = weights
 
-Soup.weights = property(_read_when_asked, _keep, doc='The state dict; of checkpoints on disk it is read when asked for.')
+def _keep(self, weights):
+    self._weights = weights
+
+
+Soup.weights = property(
+    _read_when_asked, _keep, doc='The state dict; of checkpoints on disk it is read when asked for.'
+)
 
 # %% ../nbs/07_soups.ipynb #a8a58dcf
-def _number(s): return float(s) if not math.isnan(s) else -math.inf      # weights that score NaN are worse than any
+def _number(s):
+    return float(s) if not math.isnan(s) else -math.inf  # weights that score NaN are worse than any
+
 
 def _judged(score, logits):
     "The score of logits; of those that are no numbers, less than any."
     return _number(float(score.metric(logits, score.targs))) if np.isfinite(logits).all() else -math.inf
 
-def _taste(score, weights, floor=None, ties=False, base=None):
-    return score.taste(weights, floor, ties, base) if isinstance(score, Scorer) else Taste(_number(score(weights)))
 
+def _taste(score, weights, floor=None, ties=False, base=None):
+    return (
+        score.taste(weights, floor, ties, base)
+        if isinstance(score, Scorer)
+        else Taste(_number(score(weights)))
+    )
+
+# %% ../nbs/07_soups.ipynb #e7cd9dd7
 def _logits(snapshots, score):
     "Cached validation logits float32 [K, N, C], or None where some are missing or belong to other pictures."
-    if not isinstance(score, Scorer): return None
-    try: out = np.stack([s.logits() for s in snapshots])
-    except BadInput: raise                                              # a file that has changed
-    except (AttributeError, TypeError, ValueError, FileNotFoundError): return None
+    if not isinstance(score, Scorer):
+        return None
+    try:
+        out = np.stack([s.logits() for s in snapshots])
+    except BadInput:
+        raise  # a file that has changed
+    except (AttributeError, TypeError, ValueError, FileNotFoundError):
+        return None
     return out if out.ndim == 3 and out.shape[1] == len(score.targs) else None
 
+# %% ../nbs/07_soups.ipynb #6303e3ca
 def _singles(snapshots, score, singles, logits):
     "The score of each checkpoint alone: given, from cached logits, or measured."
-    if singles is not None and len(singles) != len(snapshots): raise BadInput(f'{len(snapshots)} checkpoints have as many scores; got {len(singles)}')
-    if singles is not None: return [_number(s) for s in singles]
-    if logits is not None: return [_judged(score, l) for l in logits]
+    if singles is not None and len(singles) != len(snapshots):
+        raise BadInput(f'{len(snapshots)} checkpoints have as many scores; got {len(singles)}')
+    if singles is not None:
+        return [_number(s) for s in singles]
+    if logits is not None:
+        return [_judged(score, l) for l in logits]
     return [_taste(score, load_weights(s)).score for s in snapshots]
 
+# %% ../nbs/07_soups.ipynb #513fc3b5
 def _note_strangers(snapshots, sources, names, score):
-    "A note if the checkpoints seem to be of different trainings, with what the mean loses where there is a score."
+    """A note if the checkpoints seem to be of different trainings, with what the mean loses where there is
+    a score."""
     c = mean_cosine(sources)
-    if c >= TOGETHER: return
-    said = f'{names[0]} to {names[-1]} seem to be of different trainings (mean cosine {c:.2f}, near 1 within one)'
+    if c >= TOGETHER:
+        return
+    said = (
+        f'{names[0]} to {names[-1]} seem to be of different trainings (mean cosine {c:.2f}, near 1 within '
+        'one)'
+    )
     if not callable(score):
         warnings.warn(f'{said}: their mean may be worse than any of them')
         return
     two = [snapshots[0], snapshots[-1]]
     alone = [_number(float(score(load_weights(s)))) for s in two]
     mean = _number(float(score(average(two))))
-    warnings.warn(f'{said}: the mean of {names[0]} and {names[-1]} scores {mean:.3f}, alone they score '
-                  f'{alone[0]:.3f} and {alone[1]:.3f}')
+    warnings.warn(
+        f'{said}: the mean of {names[0]} and {names[-1]} scores {mean:.3f}, alone they score '
+        f'{alone[0]:.3f} and {alone[1]:.3f}'
+    )
 
+# %% ../nbs/07_soups.ipynb #b697a266
 def _check(snapshots, score=True):
     snapshots = as_list(snapshots)
-    if not snapshots: raise BadInput('there is nothing to cook: no checkpoints')
-    if score is None: raise BadInput('this recipe chooses, so it needs a score: a function of weights to a number, higher is better')
-    sources, names = open_all(snapshots)                              # all of one model, or it says which is not
+    if not snapshots:
+        raise BadInput('there is nothing to cook: no checkpoints')
+    if score is None:
+        raise BadInput(
+            'this recipe chooses, so it needs a score: a function of weights to a number, higher is better'
+        )
+    sources, names = open_all(snapshots)  # all of one model, or it says which is not
     _note_strangers(snapshots, sources, names, score)
     return snapshots, [n if names.count(n) == 1 else f'{n} #{i}' for i, n in enumerate(names)]
 
+# %% ../nbs/07_soups.ipynb #be41de6c
 def _finite(v):
     "Whether a tensor holds numbers alone; of eight bits and less torch cannot tell without widening them."
     return bool(torch.isfinite(v if v.element_size() > 1 else v.float()).all())
 
+# %% ../nbs/07_soups.ipynb #ab1cf128
 class _Pot:
     "A running sum of checkpoints in float64, so that trying one more or one less reads one file."
-    def __init__(self, snapshots, names): self.snapshots, self.names, self.total, self.n, self.infinite = snapshots, names, {}, 0, {}
+
+    def __init__(self, snapshots, names):
+        self.snapshots, self.names, self.total, self.n, self.infinite = snapshots, names, {}, 0, {}
+
     def tried(self, i, sign=1):
         "The sum and the mean with checkpoint `i` added, or taken out."
         w, n = load_weights(self.snapshots[i]), self.n + sign
         floats = [k for k, v in w.items() if v.is_floating_point()]
-        if odd := [k for k in floats if not _finite(w[k])]: self._same_infinities(i, w, odd)
+        if odd := [k for k in floats if not _finite(w[k])]:
+            self._same_infinities(i, w, odd)
         floats = [k for k in floats if k not in odd]
-        if not floats: return {}, w
+        if not floats:
+            return {}, w
         total = torch._foreach_mul([w[k].double() for k in floats], float(sign))
-        if self.n: torch._foreach_add_(total, [self.total[k] for k in floats])
+        if self.n:
+            torch._foreach_add_(total, [self.total[k] for k in floats])
         mean = {k: v.to(w[k].dtype) for k, v in zip(floats, torch._foreach_div(total, float(n)))}
         return dict(zip(floats, total)), {k: mean.get(k, v) for k, v in w.items()}
+
     def _same_infinities(self, i, w, names):
-        "`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks do."
+        """`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks
+        do."""
         for k in names:
             first = self.infinite.setdefault(k, w[k])
-            if w[k].isnan().any() or not torch.equal(w[k].isinf()*w[k].sign(), first.isinf()*first.sign()):
-                raise BadInput(f'{self.names[i]}: tensor {k!r} holds NaN or infinity; leave that checkpoint out')
-    def take(self, total, sign=1): self.total, self.n = total, self.n + sign
+            if w[k].isnan().any() or not torch.equal(
+                w[k].isinf() * w[k].sign(), first.isinf() * first.sign()
+            ):
+                raise BadInput(
+                    f'{self.names[i]}: tensor {k!r} holds NaN or infinity; leave that checkpoint out'
+                )
+
+    def take(self, total, sign=1):
+        self.total, self.n = total, self.n + sign
+
     def served(self, mean, chosen):
-        "The mean as a soup's weights: types and whole numbers as `average` has them, and nobody else's tensors."
+        """The mean as a soup's weights: types and whole numbers as `average` has them, and nobody else's
+        tensors."""
         like = average([self.snapshots[i] for i in chosen])
-        return {k: v if k in self.infinite or not v.is_floating_point() else mean[k].to('cpu', v.dtype).clone() for k, v in like.items()}
+        return {
+            k: v if k in self.infinite or not v.is_floating_point() else mean[k].to('cpu', v.dtype).clone()
+            for k, v in like.items()
+        }
 
 # %% ../nbs/07_soups.ipynb #6a8d371a
 def greedy_soup(
-    snapshots,              # checkpoints
-    score,                  # weights -> float, higher is better; a `Scorer` stops early, with the same result
-    order:str='sorted',     # 'sorted': one pass from best to worst; 'best': the best improvement until none
-    ties:str='reject',      # 'accept' takes an ingredient that leaves the score as it is
-    singles=None,           # known scores of the single checkpoints; default: from cached logits, or measured
-    screen:int=0            # fast mode, not exact: try only so many candidates a round, those whose averaged logits score best
+    snapshots,  # checkpoints
+    score,  # weights -> float, higher is better; a `Scorer` stops early, with the same result
+    order: str = 'sorted',  # 'sorted': one pass from best to worst; 'best': the best improvement until none
+    ties: str = 'reject',  # 'accept' takes an ingredient that leaves the score as it is
+    singles=None,  # known scores of the single checkpoints; default: from cached logits, or measured
+    screen: int = 0,  # fast mode, not exact: try only so many candidates a round, those whose averaged logits score best
 ) -> Soup:
-    "Add checkpoints to the mean while the score improves. The history says what was tried, with what score or bound, and whether it was accepted."
+    """Add checkpoints to the mean while the score improves. The history says what was tried, with what
+    score or bound, and whether it was accepted."""
     snapshots, names = _check(snapshots, score)
-    if order not in ('sorted', 'best') or ties not in ('reject', 'accept'): raise BadInput(f"order is 'sorted' or 'best', ties 'reject' or 'accept'; got {order!r}, {ties!r}")
+    if order not in ('sorted', 'best') or ties not in ('reject', 'accept'):
+        raise BadInput(f"order is 'sorted' or 'best', ties 'reject' or 'accept'; got {order!r}, {ties!r}")
     logits, ties = _logits(snapshots, score), ties == 'accept'
-    if screen and logits is None: raise BadInput('screening needs snapshots with cached validation logits, and a Scorer')
+    if screen and logits is None:
+        raise BadInput('screening needs snapshots with cached validation logits, and a Scorer')
     singles = _singles(snapshots, score, singles, logits)
     left = sorted(range(len(snapshots)), key=lambda i: (-singles[i], i))
     pot, chosen = _Pot(snapshots, names), [left.pop(0)]
-    total, weights = pot.tried(chosen[0]); pot.take(total)
+    total, weights = pot.tried(chosen[0])
+    pot.take(total)
     best, base = singles[chosen[0]], None if logits is None else logits[chosen[0]]
     history = [dict(step=0, round=0, tried=names[chosen[0]], score=best, exact=True, accepted=True, size=1)]
-    likely = lambda i: -_judged(score, logits[chosen+[i]].mean(0))          # by averaged logits: cheap, and nearly right
+    likely = lambda i: (
+        -_judged(score, logits[chosen + [i]].mean(0))
+    )  # by averaged logits: cheap, and nearly right
 
     rounds = 0
     while left:
-        found, rounds = None, rounds+1
+        found, rounds = None, rounds + 1
         batch = left if order == 'best' else left[:1]
-        if screen: batch = sorted(batch, key=likely)[:screen] if order == 'best' else [i for i in batch if -likely(i) >= _judged(score, logits[chosen].mean(0))]
-        elif order == 'best' and logits is not None: batch = sorted(batch, key=likely)  # a good one early makes the others' floor high
+        if screen:
+            batch = (
+                sorted(batch, key=likely)[:screen]
+                if order == 'best'
+                else [i for i in batch if -likely(i) >= _judged(score, logits[chosen].mean(0))]
+            )
+        elif order == 'best' and logits is not None:
+            batch = sorted(batch, key=likely)  # a good one early makes the others' floor high
         for i in batch:
             sum_, mean = pot.tried(i)
-            floor, equal = (best, ties) if not found else (found[0]['score'], left.index(i) < left.index(found[1]))
+            floor, equal = (
+                (best, ties) if not found else (found[0]['score'], left.index(i) < left.index(found[1]))
+            )
             t = _taste(score, mean, floor, equal, base)
-            history.append(dict(step=len(history), round=rounds, tried=names[i], score=t.score, exact=t.exact, accepted=False, size=len(chosen)+1))
-            if t.exact and (t.score > floor or equal and t.score == floor): found = history[-1], i, sum_, mean, t.logits
+            history.append(
+                dict(
+                    step=len(history),
+                    round=rounds,
+                    tried=names[i],
+                    score=t.score,
+                    exact=t.exact,
+                    accepted=False,
+                    size=len(chosen) + 1,
+                )
+            )
+            if t.exact and (t.score > floor or equal and t.score == floor):
+                found = history[-1], i, sum_, mean, t.logits
         if found:
             row, i, sum_, weights, base = found
             row['accepted'], best = True, row['score']
-            chosen.append(i); pot.take(sum_)
-        elif order == 'best': break
+            chosen.append(i)
+            pot.take(sum_)
+        elif order == 'best':
+            break
         left.remove(left[0] if not found else found[1])
-    return Soup(pot.served(weights, chosen), [names[i] for i in chosen], [1/len(chosen)]*len(chosen), f'greedy-{order}' + (f', {screen} screened' if screen else ''), history)
+    return Soup(
+        pot.served(weights, chosen),
+        [names[i] for i in chosen],
+        [1 / len(chosen)] * len(chosen),
+        f'greedy-{order}' + (f', {screen} screened' if screen else ''),
+        history,
+    )
 
 # %% ../nbs/07_soups.ipynb #01a42499
 def greedy_passes_soup(
-    snapshots,      # checkpoints
-    score,          # as in `greedy_soup`
-    passes:int=3,   # at most so many rounds of additions and removals
-    singles=None    # as in `greedy_soup`
+    snapshots,  # checkpoints
+    score,  # as in `greedy_soup`
+    passes: int = 3,  # at most so many rounds of additions and removals
+    singles=None,  # as in `greedy_soup`
 ) -> Soup:
     "Greedy additions from best to worst, then removals, until neither helps."
     snapshots, names = _check(snapshots, score)
@@ -235,142 +361,237 @@ def greedy_passes_soup(
     chosen, history = [names.index(n) for n in first.ingredients], first.history
     best, weights, base = [h['score'] for h in history if h['accepted']][-1], first.weights, None
     pot = _Pot(snapshots, names)
-    for i in chosen: pot.take(pot.tried(i)[0])
+    for i in chosen:
+        pot.take(pot.tried(i)[0])
     rank = sorted(range(len(names)), key=lambda i: [h['step'] for h in history if h['tried'] == names[i]][0])
     for p in range(1, passes):
         changed = False
-        for i in [*chosen[::-1], *[i for i in rank if i not in chosen]]:          # the last in is the first to go
+        for i in [*chosen[::-1], *[i for i in rank if i not in chosen]]:  # the last in is the first to go
             sign = -1 if i in chosen else 1
-            if pot.n + sign < 1: continue
+            if pot.n + sign < 1:
+                continue
             total, mean = pot.tried(i, sign)
             t = _taste(score, mean, best, base=base)
-            better = t.exact and t.score > best and pot.n + sign > 1               # a single checkpoint was scored before, as it is
-            history.append(dict(step=len(history), round=p, tried=('-' if sign < 0 else '')+names[i], score=t.score, exact=t.exact, accepted=better, size=pot.n+sign))
+            better = (
+                t.exact and t.score > best and pot.n + sign > 1
+            )  # a single checkpoint was scored before, as it is
+            history.append(
+                dict(
+                    step=len(history),
+                    round=p,
+                    tried=('-' if sign < 0 else '') + names[i],
+                    score=t.score,
+                    exact=t.exact,
+                    accepted=better,
+                    size=pot.n + sign,
+                )
+            )
             if better:
-                pot.take(total, sign); best, weights, base, changed = t.score, mean, t.logits, True
+                pot.take(total, sign)
+                best, weights, base, changed = t.score, mean, t.logits, True
                 chosen = [j for j in chosen if j != i] + ([i] if sign > 0 else [])
-        if not changed: break
-    return Soup(pot.served(weights, chosen), [names[i] for i in chosen], [1/len(chosen)]*len(chosen), 'greedy_passes', history)
+        if not changed:
+            break
+    return Soup(
+        pot.served(weights, chosen),
+        [names[i] for i in chosen],
+        [1 / len(chosen)] * len(chosen),
+        'greedy_passes',
+        history,
+    )
 
+# %% ../nbs/07_soups.ipynb #5d681bb3
 def pruned_soup(
-    snapshots,      # checkpoints
-    score,          # as in `greedy_soup`
-    singles=None    # as in `greedy_soup`
+    snapshots,  # checkpoints
+    score,  # as in `greedy_soup`
+    singles=None,  # as in `greedy_soup`
 ) -> Soup:
-    "From the mean of all, drop from the worst on whatever does not lower the score, and go round until nothing goes."
+    """From the mean of all, drop from the worst on whatever does not lower the score, and go round until
+    nothing goes."""
     snapshots, names = _check(snapshots, score)
     singles = _singles(snapshots, score, singles, _logits(snapshots, score))
     pot, chosen = _Pot(snapshots, names), sorted(range(len(names)), key=lambda i: (singles[i], -i))
-    for i in chosen: total, weights = pot.tried(i); pot.take(total)
+    for i in chosen:
+        total, weights = pot.tried(i)
+        pot.take(total)
     t = _taste(score, weights)
-    best, base, history = t.score, t.logits, [dict(step=0, round=0, tried='all', score=t.score, exact=True, accepted=True, size=len(names))]
+    best, base, history = (
+        t.score,
+        t.logits,
+        [dict(step=0, round=0, tried='all', score=t.score, exact=True, accepted=True, size=len(names))],
+    )
     changed, sweep = True, 0
     while changed and pot.n > 1:
-        changed, sweep = False, sweep+1
+        changed, sweep = False, sweep + 1
         for i in list(chosen):
-            if pot.n < 2: break
+            if pot.n < 2:
+                break
             total, mean = pot.tried(i, -1)
             t = _taste(score, mean, best, True, base)
             accepted = t.exact and t.score >= best
-            history.append(dict(step=len(history), round=sweep, tried='-'+names[i], score=t.score, exact=t.exact, accepted=accepted, size=pot.n-1))
+            history.append(
+                dict(
+                    step=len(history),
+                    round=sweep,
+                    tried='-' + names[i],
+                    score=t.score,
+                    exact=t.exact,
+                    accepted=accepted,
+                    size=pot.n - 1,
+                )
+            )
             if accepted:
-                pot.take(total, -1); chosen.remove(i)
+                pot.take(total, -1)
+                chosen.remove(i)
                 best, weights, base, changed = t.score, mean, t.logits if t.logits is not None else base, True
-    return Soup(pot.served(weights, chosen), [names[i] for i in chosen[::-1]], [1/len(chosen)]*len(chosen), 'pruned', history)
+    return Soup(
+        pot.served(weights, chosen),
+        [names[i] for i in chosen[::-1]],
+        [1 / len(chosen)] * len(chosen),
+        'pruned',
+        history,
+    )
 
 # %% ../nbs/07_soups.ipynb #4cbfe0f7
 def _epochs(snapshots):
-    "When each checkpoint was written: what it says, or of files what they or their names say, or its place in the list."
+    """When each checkpoint was written: what it says, or of files what they or their names say, or its
+    place in the list."""
     files = all(isinstance(s, (str, Path)) for s in snapshots)
-    times, how = training_times([contents(s) for s in snapshots]) if files and len(snapshots) > 1 else (None, '')
-    if times is None: return np.array([getattr(s, 'epoch', i+1) for i, s in enumerate(snapshots)], float)
-    if sorted(times) != list(times): warnings.warn(f'the order of training is that of {how}, not that of the list')
+    times, how = (
+        training_times([contents(s) for s in snapshots]) if files and len(snapshots) > 1 else (None, '')
+    )
+    if times is None:
+        return np.array([getattr(s, 'epoch', i + 1) for i, s in enumerate(snapshots)], float)
+    if sorted(times) != list(times):
+        warnings.warn(f'the order of training is that of {how}, not that of the list')
     return np.array(times, float)
 
+# %% ../nbs/07_soups.ipynb #3848d61c
 def _mixed(snapshots, names, ws, recipe, score=None, history=None, **info):
     "The soup of the checkpoints whose coefficient is not zero."
     used = [i for i, w in enumerate(ws) if w]
-    ws = np.asarray(ws, float)[used]/np.sum(ws)
+    ws = np.asarray(ws, float)[used] / np.sum(ws)
     mix = [snapshots[i] for i in used]
     on_disk = all(isinstance(s, (str, Path, Checkpoint)) for s in mix)
     weights = Mix(mix, list(ws)) if on_disk and score is None and history is None else average(mix, ws)
-    if history is None: history = [] if score is None else [dict(step=0, tried='all', score=float(score(weights)), exact=True, accepted=True, size=len(used))]
+    if history is None:
+        history = (
+            []
+            if score is None
+            else [
+                dict(
+                    step=0,
+                    tried='all',
+                    score=float(score(weights)),
+                    exact=True,
+                    accepted=True,
+                    size=len(used),
+                )
+            ]
+        )
     return Soup(weights, [names[i] for i in used], [float(w) for w in ws], recipe, history, info)
 
+# %% ../nbs/07_soups.ipynb #9db7eeeb
 def uniform_soup(
-    snapshots,    # checkpoints
-    score=None    # weights -> float; only noted in the history
+    snapshots,  # checkpoints
+    score=None,  # weights -> float; only noted in the history
 ) -> Soup:
     "The plain mean of all checkpoints."
     snapshots, names = _check(snapshots)
     return _mixed(snapshots, names, np.ones(len(names)), 'uniform', score)
 
+# %% ../nbs/07_soups.ipynb #31fc7d05
 def last_soup(
-    snapshots, score=None,  # as in `uniform_soup`
-    k:int=5                 # so many of the last
+    snapshots,
+    score=None,  # as in `uniform_soup`
+    k: int = 5,  # so many of the last
 ) -> Soup:
     "The mean of the last `k` checkpoints in the order of training."
     snapshots, names = _check(snapshots)
-    if k < 1: raise BadInput(f'the last {k} checkpoints are none; k is a positive number')
+    if k < 1:
+        raise BadInput(f'the last {k} checkpoints are none; k is a positive number')
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
     return _mixed(snapshots, names, (rank < k).astype(float), f'last {k}', score)
 
+# %% ../nbs/07_soups.ipynb #6ded6828
 def swa_soup(
-    snapshots, score=None,  # as in `uniform_soup`
-    start:float=.5,         # share of the training after which checkpoints enter
-    every:int=1             # and then one in so many epochs, e.g. the length of a cycle
+    snapshots,
+    score=None,  # as in `uniform_soup`
+    start: float = 0.5,  # share of the training after which checkpoints enter
+    every: int = 1,  # and then one in so many epochs, e.g. the length of a cycle
 ) -> Soup:
     "The mean of the checkpoints after a share of the training."
     snapshots, names = _check(snapshots)
-    if every < 1 or not 0 <= start < 1: raise BadInput(f'start is a share of the training from 0 to 1, and every a positive number of epochs; got {start} and {every}')
+    if every < 1 or not 0 <= start < 1:
+        raise BadInput(
+            'start is a share of the training from 0 to 1, and every a positive number of epochs; got '
+            f'{start} and {every}'
+        )
     e = _epochs(snapshots)
-    ws = ((e > start*e.max()) & (e % every == 0)) | (e == e.max())
+    ws = ((e > start * e.max()) & (e % every == 0)) | (e == e.max())
     return _mixed(snapshots, names, ws.astype(float), 'swa', score)
 
+# %% ../nbs/07_soups.ipynb #80b90624
 def ema_soup(
-    snapshots, score=None,  # as in `uniform_soup`
-    decay:float=.8          # from one checkpoint to the one before
+    snapshots,
+    score=None,  # as in `uniform_soup`
+    decay: float = 0.8,  # from one checkpoint to the one before
 ) -> Soup:
     "Coefficients that fall by `decay` from the last checkpoint backwards."
     snapshots, names = _check(snapshots)
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
-    return _mixed(snapshots, names, decay**rank.astype(float), f'ema {decay:g}', score)
+    return _mixed(snapshots, names, decay ** rank.astype(float), f'ema {decay:g}', score)
 
 # %% ../nbs/07_soups.ipynb #17eaa906
 def power_ema(
-    epochs,        # float [K]
-    width:float    # σ, from 0 (the last one alone) to 0.289 (equal)
+    epochs,  # float [K]
+    width: float,  # σ, from 0 (the last one alone) to 0.289 (equal)
 ) -> np.ndarray:
     "Coefficients of a power-function EMA over those epochs; the first stands for as long as the second."
-    if not 0 < width < .2887: raise BadInput(f'the width of a power-function EMA lies between 0 and 0.288; got {width}')
-    gamma = np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max()
+    if not 0 < width < 0.2887:
+        raise BadInput(f'the width of a power-function EMA lies between 0 and 0.288; got {width}')
+    gamma = np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max()
     e, at, count = np.unique(np.asarray(epochs, float), return_inverse=True, return_counts=True)
-    e = e + max(0, 1-e[0])                                               # epochs counted from 0
-    before = max(0, 2*e[0]-e[1]) if len(e) > 1 else 0
-    w = np.diff((np.concatenate([[before], e])/e[-1])**(gamma+1))
-    return (w/w.sum()/count)[at]                                         # checkpoints of one epoch share its weight
+    e = e + max(0, 1 - e[0])  # epochs counted from 0
+    before = max(0, 2 * e[0] - e[1]) if len(e) > 1 else 0
+    w = np.diff((np.concatenate([[before], e]) / e[-1]) ** (gamma + 1))
+    return (w / w.sum() / count)[at]  # checkpoints of one epoch share its weight
 
+# %% ../nbs/07_soups.ipynb #b2dea2cc
 def posthoc_ema_soup(
-    snapshots, score,                        # as in `greedy_soup`
-    widths=(.02, .04, .07, .1, .15, .2, .25) # σ to try
+    snapshots,
+    score,  # as in `greedy_soup`
+    widths=(0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.25),  # σ to try
 ) -> Soup:
     "The power-function EMA whose width scores best."
     snapshots, names = _check(snapshots, score)
     order = np.argsort(_epochs(snapshots), kind='stable')
     snapshots, names = [snapshots[i] for i in order], [names[i] for i in order]
     best, history, base = None, [], None
-    if not widths: raise BadInput('there are no widths to try')
+    if not widths:
+        raise BadInput('there are no widths to try')
     for s in widths:
         ws = power_ema(_epochs(snapshots), s)
         t = _taste(score, average(snapshots, ws), best and best[0], base=base)
-        if better := t.exact and (best is None or t.score > best[0]): best, base = (t.score, ws, s), t.logits
-        history.append(dict(step=len(history), tried=f'width {s:g}', score=t.score, exact=t.exact, accepted=better, size=len(names)))
+        if better := t.exact and (best is None or t.score > best[0]):
+            best, base = (t.score, ws, s), t.logits
+        history.append(
+            dict(
+                step=len(history),
+                tried=f'width {s:g}',
+                score=t.score,
+                exact=t.exact,
+                accepted=better,
+                size=len(names),
+            )
+        )
     return _mixed(snapshots, names, best[1], 'posthoc_ema', history=history, width=best[2])
 
 # %% ../nbs/07_soups.ipynb #711e2349
 def stock_soup(
-    snapshots, score=None,  # as in `uniform_soup`
-    anchor=None             # a checkpoint; default: the earliest of them
+    snapshots,
+    score=None,  # as in `uniform_soup`
+    anchor=None,  # a checkpoint; default: the earliest of them
 ) -> Soup:
     "Between the mean and an anchor, for each tensor as far as the angles say."
     snapshots, names = _check(snapshots)
@@ -378,86 +599,138 @@ def stock_soup(
         i = int(np.argmin(_epochs(snapshots)))
         anchor, rest = snapshots[i], [j for j in range(len(names)) if j != i]
         names, snapshots = [names[i], *(names[j] for j in rest)], [snapshots[j] for j in rest]
-    else: names = [checkpoint_name(anchor, 0) if not isinstance(anchor, dict) else 'anchor', *names]
+    else:
+        names = [checkpoint_name(anchor, 0) if not isinstance(anchor, dict) else 'anchor', *names]
     k, gram, size = len(snapshots), {}, {}
-    if k == 0: return _mixed([anchor], names, [1.], 'stock', score)
+    if k == 0:
+        return _mixed([anchor], names, [1.0], 'stock', score)
     for n, _, x in side_by_side([anchor, *snapshots]):
         d = torch.where(x[1:] == x[:1], torch.zeros(()), x[1:] - x[:1]).double()
         gram[n], size[n] = gram.get(n, 0) + d @ d.T, size.get(n, 0) + x.shape[1]
-        if not torch.isfinite(gram[n]).all(): average([anchor, *snapshots])     # says who holds NaN
+        if not torch.isfinite(gram[n]).all():
+            average([anchor, *snapshots])  # says who holds NaN
     ts = {n: _stock_ratio(g.numpy()) for n, g in gram.items()}
-    coefs = lambda n: [1-ts.get(n, 1), *[ts.get(n, 1)/k]*k]
+    coefs = lambda n: [1 - ts.get(n, 1), *[ts.get(n, 1) / k] * k]
     weights = average([anchor, *snapshots], coefs)
-    t = sum(ts[n]*size[n] for n in ts)/max(1, sum(size.values()))
-    history = [] if score is None else [dict(step=0, tried='all', score=float(score(weights)), exact=True, accepted=True, size=k+1)]
-    return Soup(weights, names, [1-t, *[t/k]*k], 'stock', history, dict(ratio=t))
+    t = sum(ts[n] * size[n] for n in ts) / max(1, sum(size.values()))
+    history = (
+        []
+        if score is None
+        else [dict(step=0, tried='all', score=float(score(weights)), exact=True, accepted=True, size=k + 1)]
+    )
+    return Soup(weights, names, [1 - t, *[t / k] * k], 'stock', history, dict(ratio=t))
 
+# %% ../nbs/07_soups.ipynb #1fd62af7
 def _stock_ratio(gram):
     "t of Model Stock from the inner products [K, K] of the differences from the anchor."
     k, norm = len(gram), np.sqrt(np.diag(gram))
-    if k == 1 or not norm.all(): return 1.
-    cos = (gram/np.outer(norm, norm))[np.triu_indices(k, 1)].mean().clip(0, 1)
-    return float(k*cos/(1+(k-1)*cos))
+    if k == 1 or not norm.all():
+        return 1.0
+    cos = (gram / np.outer(norm, norm))[np.triu_indices(k, 1)].mean().clip(0, 1)
+    return float(k * cos / (1 + (k - 1) * cos))
 
 # %% ../nbs/07_soups.ipynb #a1801a91
 def class_scores(
     logits,  # float [K, N, C]
-    targs    # int [N]
+    targs,  # int [N]
 ) -> np.ndarray:
     "F1 of every class for every model, float [K, C]."
     pred, c = logits.argmax(-1), logits.shape[-1]
     hit = np.stack([((pred == j) & (targs == j)).sum(1) for j in range(c)], 1)
-    return 2*hit/np.maximum(1, np.stack([(pred == j).sum(1) + (targs == j).sum() for j in range(c)], 1))
+    return 2 * hit / np.maximum(1, np.stack([(pred == j).sum(1) + (targs == j).sum() for j in range(c)], 1))
 
+# %% ../nbs/07_soups.ipynb #5a8350c0
 def experts_soup(
-    snapshots, score,   # as in `greedy_soup`; needs a `Scorer` and cached logits
-    together:float=.7   # correlation above which classes are one category
+    snapshots,
+    score,  # as in `greedy_soup`; needs a `Scorer` and cached logits
+    together: float = 0.7,  # correlation above which classes are one category
 ) -> Soup:
     "Each checkpoint weighs as many classes as it is the best at."
     snapshots, names = _check(snapshots, score)
-    if (logits := _logits(snapshots, score)) is None: raise BadInput('class experts are found from cached validation logits; give snapshots of a run, and a Scorer')
-    f1 = class_scores(logits, score.targs)[:, np.unique(score.targs)]           # of the classes that are there
+    if (logits := _logits(snapshots, score)) is None:
+        raise BadInput(
+            'class experts are found from cached validation logits; give snapshots of a run, and a Scorer'
+        )
+    f1 = class_scores(logits, score.targs)[:, np.unique(score.targs)]  # of the classes that are there
     f1[~np.isfinite(logits).all((1, 2))] = 0
     groups = np.arange(f1.shape[1])
     if len(names) > 2 and len(groups) > 1:
-        with np.errstate(invalid='ignore'): corr = np.nan_to_num(np.corrcoef(f1.T))
-        far = np.clip(1-corr, 0, 2)[np.triu_indices(len(corr), 1)]
-        groups = fcluster(linkage(far, 'average'), 1-together, 'distance')
+        with np.errstate(invalid='ignore'):
+            corr = np.nan_to_num(np.corrcoef(f1.T))
+        far = np.clip(1 - corr, 0, 2)[np.triu_indices(len(corr), 1)]
+        groups = fcluster(linkage(far, 'average'), 1 - together, 'distance')
     ws = np.zeros(len(names))
     for j in np.unique(groups):
         at = f1[:, groups == j].mean(1)
-        ws[at >= at.max()-1e-12] += (groups == j).sum()/(at >= at.max()-1e-12).sum()
+        ws[at >= at.max() - 1e-12] += (groups == j).sum() / (at >= at.max() - 1e-12).sum()
     return _mixed(snapshots, names, ws, 'experts', score, categories=int(len(np.unique(groups))))
 
 # %% ../nbs/07_soups.ipynb #1af8b8b3
 def exhaustive_soup(
-    snapshots, score,   # as in `greedy_soup`; needs a `Scorer` and cached logits
-    verify:int=8,       # how many of the best-looking subsets are cooked
-    limit:int=20000     # at most so many subsets; if there are more, only the smaller ones
+    snapshots,
+    score,  # as in `greedy_soup`; needs a `Scorer` and cached logits
+    verify: int = 8,  # how many of the best-looking subsets are cooked
+    limit: int = 20000,  # at most so many subsets; if there are more, only the smaller ones
 ) -> Soup:
     "The best of all subsets by averaged logits, verified as soups."
     snapshots, names = _check(snapshots, score)
-    if (logits := _logits(snapshots, score)) is None: raise BadInput('subsets are screened by cached validation logits; give snapshots of a run, and a Scorer')
+    if (logits := _logits(snapshots, score)) is None:
+        raise BadInput(
+            'subsets are screened by cached validation logits; give snapshots of a run, and a Scorer'
+        )
     looks, size, k = [], 1, len(names)
     while size <= k and len(looks) + math.comb(k, size) <= max(limit, k):
-        for sub in combinations(range(k), size): looks.append((_judged(score, logits[list(sub)].mean(0)), sub))
+        for sub in combinations(range(k), size):
+            looks.append((_judged(score, logits[list(sub)].mean(0)), sub))
         size += 1
     looks.sort(key=lambda t: (-t[0], len(t[1]), t[1]))
     alone = max((l for l in looks if len(l[1]) == 1), key=lambda l: l[0])
-    best, history = (alone[0], alone[1], logits[alone[1][0]]), [dict(step=0, tried=names[alone[1][0]], score=alone[0], exact=True, accepted=True, size=1, looked=alone[0])]
+    best, history = (
+        (alone[0], alone[1], logits[alone[1][0]]),
+        [
+            dict(
+                step=0,
+                tried=names[alone[1][0]],
+                score=alone[0],
+                exact=True,
+                accepted=True,
+                size=1,
+                looked=alone[0],
+            )
+        ],
+    )
     for look, sub in [l for l in looks if len(l[1]) > 1][:verify]:
         t = _taste(score, average([snapshots[i] for i in sub]), best[0], base=best[2])
-        if better := t.exact and t.score > best[0]: best = t.score, sub, t.logits
-        history.append(dict(step=len(history), tried=' '.join(names[i] for i in sub), score=t.score, exact=t.exact, accepted=better, size=len(sub), looked=look))
-    return _mixed(snapshots, names, np.isin(np.arange(k), best[1]).astype(float), 'exhaustive', history=history, subsets=len(looks))
+        if better := t.exact and t.score > best[0]:
+            best = t.score, sub, t.logits
+        history.append(
+            dict(
+                step=len(history),
+                tried=' '.join(names[i] for i in sub),
+                score=t.score,
+                exact=t.exact,
+                accepted=better,
+                size=len(sub),
+                looked=look,
+            )
+        )
+    return _mixed(
+        snapshots,
+        names,
+        np.isin(np.arange(k), best[1]).astype(float),
+        'exhaustive',
+        history=history,
+        subsets=len(looks),
+    )
 
 # %% ../nbs/07_soups.ipynb #c0c497fa
 def stage_of(
-    name:str   # of a tensor, e.g. stages.1.0.conv.weight
+    name: str,  # of a tensor, e.g. stages.1.0.conv.weight
 ) -> str:
     "The stage of a network that a tensor belongs to: its first name, and the number after it."
     head, *rest = name.split('.')
     return f'{head}.{rest[0]}' if rest and rest[0].isdigit() else head
+
 
 def _own_names(model, snapshot):
     "The model's name for each tensor of the checkpoint that it has."
@@ -465,121 +738,230 @@ def _own_names(model, snapshot):
     fit_names(w, model)
     return fitting(model.state_dict(), w)
 
+# %% ../nbs/07_soups.ipynb #f3bd8804
 class _Mixer:
     "Coefficients [G, K] as a function of free parameters, and their descent."
+
     def __init__(self, snapshots, score, sign, group, l2, lr, fixed):
         self.snapshots, self.score, self.sign, self.l2, self.fixed = snapshots, score, sign, l2, fixed
         names, self.own = list(load_weights(snapshots[0])), _own_names(score.model, snapshots[0])
         self.group = {n: group(n) for n in names}
         self.groups = sorted(set(self.group.values()))
         self.u = torch.zeros(len(self.groups), len(snapshots), requires_grad=True)
-        self.opt = torch.optim.Adam([self.u], lr=lr if sign == 'simplex' else lr/len(snapshots))
-    def coefs(self): return self.u.softmax(1) if self.sign == 'simplex' else 1/self.u.shape[1] + self.u - self.u.mean(1, keepdim=True)
+        self.opt = torch.optim.Adam([self.u], lr=lr if sign == 'simplex' else lr / len(snapshots))
+
+    def coefs(self):
+        return (
+            self.u.softmax(1)
+            if self.sign == 'simplex'
+            else 1 / self.u.shape[1] + self.u - self.u.mean(1, keepdim=True)
+        )
+
     def of(self, name):
-        "The coefficients of a tensor; running statistics stay uniform, since a variance must not become negative."
-        return self.now[self.groups.index(self.group[name])] if 'running_' not in name else [1/self.u.shape[1]]*self.u.shape[1]
+        """The coefficients of a tensor; running statistics stay uniform, since a variance must not become
+        negative."""
+        return (
+            self.now[self.groups.index(self.group[name])]
+            if 'running_' not in name
+            else [1 / self.u.shape[1]] * self.u.shape[1]
+        )
+
     def load(self):
-        self.now = [c/c.sum() for c in self.coefs().detach().double().numpy()]
-        self.score.model.load_state_dict(fit_names(average(self.snapshots, self.of) | self.fixed, self.score.model))
+        self.now = [c / c.sum() for c in self.coefs().detach().double().numpy()]
+        self.score.model.load_state_dict(
+            fit_names(average(self.snapshots, self.of) | self.fixed, self.score.model)
+        )
         self.score.model.eval()
+
     def step(self, idx):
         "One step on those pictures; returns the loss before it."
         self.load()
         loss, grads = slope(self.score, idx)
         d = torch.zeros_like(self.u)
         for n, lo, x in side_by_side(self.snapshots):
-            if (p := self.own.get(n)) in grads: d[self.groups.index(self.group[n])] += x @ grads[p].flatten()[lo:lo+x.shape[1]]
+            if (p := self.own.get(n)) in grads:
+                d[self.groups.index(self.group[n])] += x @ grads[p].flatten()[lo : lo + x.shape[1]]
         c = self.coefs()
         self.opt.zero_grad()
-        ((c*d).sum() + self.l2*((c - 1/c.shape[1])**2).sum()).backward()
+        ((c * d).sum() + self.l2 * ((c - 1 / c.shape[1]) ** 2).sum()).backward()
         self.opt.step()
         return loss
+
     def loss(self, idx):
         self.load()
-        logits = np.concatenate([self.score.logits(idx[a:a+4*self.score.bs]) for a in range(0, len(idx), 4*self.score.bs)])
-        return float(nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(self.score.targs[idx])))
+        logits = np.concatenate(
+            [self.score.logits(idx[a : a + 4 * self.score.bs]) for a in range(0, len(idx), 4 * self.score.bs)]
+        )
+        return float(
+            nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(self.score.targs[idx]))
+        )
 
+# %% ../nbs/07_soups.ipynb #f5938d76
 def learned_soup(
-    snapshots, score,      # as in `greedy_soup`; needs a `Scorer`
-    sign:str='simplex',    # 'simplex', or 'free' with sum 1
-    per:str='model',       # one set of coefficients for the 'model', or one for each 'stage'
-    steps:int=8,           # at most so many
-    lr:float=.3,           # of Adam, on the logits of the coefficients
-    l2:float=.1,           # strength of the pull towards uniform
-    folds:int=3,           # of the cross-validation that chooses the number of steps
-    seed:int=0             # of the folds
+    snapshots,
+    score,  # as in `greedy_soup`; needs a `Scorer`
+    sign: str = 'simplex',  # 'simplex', or 'free' with sum 1
+    per: str = 'model',  # one set of coefficients for the 'model', or one for each 'stage'
+    steps: int = 8,  # at most so many
+    lr: float = 0.3,  # of Adam, on the logits of the coefficients
+    l2: float = 0.1,  # strength of the pull towards uniform
+    folds: int = 3,  # of the cross-validation that chooses the number of steps
+    seed: int = 0,  # of the folds
 ) -> Soup:
     "Coefficients by gradient descent on the validation loss, stopped where cross-validation says."
     snapshots, names = _check(snapshots, score)
-    if sign not in ('simplex', 'free') or per not in ('model', 'stage'): raise BadInput(f"sign is 'simplex' or 'free', per is 'model' or 'stage'; got {sign!r}, {per!r}")
-    if not isinstance(score, Scorer): raise BadInput('learned coefficients need a gradient; give a Scorer, not a plain function')
-    label = 'learned' + ('' if sign == 'simplex' else ', free sign') + ('' if per == 'model' else ' per stage')
-    if folds < 2 or steps < 1: raise BadInput(f'cross-validation needs two folds or more and a step; got {folds} and {steps}')
-    if len(names) == 1: return _mixed(snapshots, names, [1.], label)
+    if sign not in ('simplex', 'free') or per not in ('model', 'stage'):
+        raise BadInput(f"sign is 'simplex' or 'free', per is 'model' or 'stage'; got {sign!r}, {per!r}")
+    if not isinstance(score, Scorer):
+        raise BadInput('learned coefficients need a gradient; give a Scorer, not a plain function')
+    label = (
+        'learned' + ('' if sign == 'simplex' else ', free sign') + ('' if per == 'model' else ' per stage')
+    )
+    if folds < 2 or steps < 1:
+        raise BadInput(f'cross-validation needs two folds or more and a step; got {folds} and {steps}')
+    if len(names) == 1:
+        return _mixed(snapshots, names, [1.0], label)
     score.load(average(snapshots))
-    stats = {k: v.detach().cpu().clone() for k, v in score.model.named_buffers() if score.prepare and ('running_' in k or 'num_batches' in k)}
+    stats = {
+        k: v.detach().cpu().clone()
+        for k, v in score.model.named_buffers()
+        if score.prepare and ('running_' in k or 'num_batches' in k)
+    }
     fixed = {k: stats[own] for k, own in _own_names(score.model, snapshots[0]).items() if own in stats}
     new = lambda: _Mixer(snapshots, score, sign, stage_of if per == 'stage' else lambda n: '', l2, lr, fixed)
     everything = np.random.default_rng(seed).permutation(len(score.targs))
     folds = min(folds, len(everything))
-    held = np.zeros((folds, steps+1))
+    held = np.zeros((folds, steps + 1))
     for f, part in enumerate(np.array_split(everything, folds)):
         m, rest = new(), np.setdiff1d(everything, part)
-        for s in range(steps+1):
+        for s in range(steps + 1):
             held[f, s] = m.loss(part)
-            if s < steps: m.step(rest)
+            if s < steps:
+                m.step(rest)
     mean = np.nan_to_num(held.mean(0), nan=np.inf)
-    n = int((mean <= mean.min() + 1e-6).argmax())                    # the fewest steps of equals
-    m, history = new(), [dict(step=s, tried=f'{s} steps', score=-float(held[:, s].mean()), exact=True, accepted=s == n, size=len(names)) for s in range(steps+1)]
-    for s in range(n): m.step(everything)
+    n = int((mean <= mean.min() + 1e-6).argmax())  # the fewest steps of equals
+    m, history = (
+        new(),
+        [
+            dict(
+                step=s,
+                tried=f'{s} steps',
+                score=-float(held[:, s].mean()),
+                exact=True,
+                accepted=s == n,
+                size=len(names),
+            )
+            for s in range(steps + 1)
+        ],
+    )
+    for s in range(n):
+        m.step(everything)
     m.load()
     weights = average(snapshots, m.of)
-    size = torch.tensor([float(sum(v.numel() for k, v in weights.items() if m.group[k] == g)) for g in m.groups])
-    coefs = (torch.tensor(np.array(m.now))*size[:, None]).sum(0)/size.sum()
-    return Soup(weights, names, coefs.tolist(), label, history, dict(steps=n, groups={g: c.tolist() for g, c in zip(m.groups, m.now)}) if per == 'stage' else dict(steps=n))
+    size = torch.tensor(
+        [float(sum(v.numel() for k, v in weights.items() if m.group[k] == g)) for g in m.groups]
+    )
+    coefs = (torch.tensor(np.array(m.now)) * size[:, None]).sum(0) / size.sum()
+    return Soup(
+        weights,
+        names,
+        coefs.tolist(),
+        label,
+        history,
+        dict(steps=n, groups={g: c.tolist() for g, c in zip(m.groups, m.now)})
+        if per == 'stage'
+        else dict(steps=n),
+    )
 
 # %% ../nbs/07_soups.ipynb #3cabc11e
 def bayes_soup(
-    snapshots, score,    # as in `greedy_soup`
-    trials:int=30,       # soups to score
-    sampler:str='gp',    # 'gp', a Gaussian process, or 'tpe', a tree of Parzen estimators
-    seed:int=0,          # of the proposals
-    singles=None         # as in `greedy_soup`
+    snapshots,
+    score,  # as in `greedy_soup`
+    trials: int = 30,  # soups to score
+    sampler: str = 'gp',  # 'gp', a Gaussian process, or 'tpe', a tree of Parzen estimators
+    seed: int = 0,  # of the proposals
+    singles=None,  # as in `greedy_soup`
 ) -> Soup:
     "Coefficients by Bayesian optimisation of the score. Needs Optuna, which the extra `search` brings."
     snapshots, names = _check(snapshots, score)
-    try: import optuna
-    except ImportError: raise BadInput("Bayesian optimisation needs Optuna: pip install 'ich_soups[search]'") from None
-    if sampler not in ('gp', 'tpe'): raise BadInput(f"sampler is 'gp' or 'tpe'; got {sampler!r}")
+    try:
+        import optuna
+    except ImportError:
+        raise BadInput("Bayesian optimisation needs Optuna: pip install 'ich_soups[search]'") from None
+    if sampler not in ('gp', 'tpe'):
+        raise BadInput(f"sampler is 'gp' or 'tpe'; got {sampler!r}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    import warnings; warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
-    study = optuna.create_study(direction='maximize', sampler=optuna.samplers.GPSampler(seed=seed) if sampler == 'gp' else optuna.samplers.TPESampler(seed=seed))
+    import warnings
+
+    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
+    study = optuna.create_study(
+        direction='maximize',
+        sampler=optuna.samplers.GPSampler(seed=seed)
+        if sampler == 'gp'
+        else optuna.samplers.TPESampler(seed=seed),
+    )
     names_u = [f'u{i:03d}' for i in range(len(names))]
-    ranges = {n: optuna.distributions.FloatDistribution(1e-6, 1-1e-6) for n in names_u}
+    ranges = {n: optuna.distributions.FloatDistribution(1e-6, 1 - 1e-6) for n in names_u}
     singles = _singles(snapshots, score, singles, _logits(snapshots, score))
     top = int(np.argmax(singles))
-    study.add_trial(optuna.trial.create_trial(params={n: 1e-6 if i == top else 1-1e-6 for i, n in enumerate(names_u)}, distributions=ranges, value=singles[top]))
-    study.enqueue_trial({n: .5 for n in names_u})
-    best, history = (singles[top], np.eye(len(names))[top]), [dict(step=0, tried=names[top], score=singles[top], exact=True, accepted=True, size=1)]
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={n: 1e-6 if i == top else 1 - 1e-6 for i, n in enumerate(names_u)},
+            distributions=ranges,
+            value=singles[top],
+        )
+    )
+    study.enqueue_trial({n: 0.5 for n in names_u})
+    best, history = (
+        (singles[top], np.eye(len(names))[top]),
+        [dict(step=0, tried=names[top], score=singles[top], exact=True, accepted=True, size=1)],
+    )
     for _ in range(trials if len(names) > 1 else 0):
         trial = study.ask(ranges)
         ws = -np.log([trial.params[n] for n in names_u])
         ws /= ws.sum()
         t = _taste(score, average(snapshots, ws))
         study.tell(trial, t.score)
-        if better := t.score > best[0]: best = t.score, ws
-        history.append(dict(step=len(history), tried='coefficients', score=t.score, exact=True, accepted=better, size=len(names)))
+        if better := t.score > best[0]:
+            best = t.score, ws
+        history.append(
+            dict(
+                step=len(history),
+                tried='coefficients',
+                score=t.score,
+                exact=True,
+                accepted=better,
+                size=len(names),
+            )
+        )
     return _mixed(snapshots, names, best[1], f'bayes-{sampler}', history=history)
 
 # %% ../nbs/07_soups.ipynb #ed8e0c38
-RECIPES = dict(uniform=uniform_soup, greedy=greedy_soup, greedy_best=partial(greedy_soup, order='best'), greedy_passes=greedy_passes_soup, pruned=pruned_soup,
-               last=last_soup, swa=swa_soup, ema=ema_soup, posthoc_ema=posthoc_ema_soup, stock=stock_soup, experts=experts_soup, exhaustive=exhaustive_soup,
-               learned=learned_soup, learned_free=partial(learned_soup, sign='free'), learned_stages=partial(learned_soup, per='stage'),
-               learned_stages_free=partial(learned_soup, sign='free', per='stage'), bayes=bayes_soup)
+RECIPES = dict(
+    uniform=uniform_soup,
+    greedy=greedy_soup,
+    greedy_best=partial(greedy_soup, order='best'),
+    greedy_passes=greedy_passes_soup,
+    pruned=pruned_soup,
+    last=last_soup,
+    swa=swa_soup,
+    ema=ema_soup,
+    posthoc_ema=posthoc_ema_soup,
+    stock=stock_soup,
+    experts=experts_soup,
+    exhaustive=exhaustive_soup,
+    learned=learned_soup,
+    learned_free=partial(learned_soup, sign='free'),
+    learned_stages=partial(learned_soup, per='stage'),
+    learned_stages_free=partial(learned_soup, sign='free', per='stage'),
+    bayes=bayes_soup,
+)
 
+# %% ../nbs/07_soups.ipynb #e8fe026b
 def recipe(
-    name:str   # one of `RECIPES`
+    name: str,  # one of `RECIPES`
 ):
     "A recipe by name; `BadInput` lists the known ones."
-    if name not in RECIPES: raise BadInput(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    if name not in RECIPES:
+        raise BadInput(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -8,12 +8,20 @@ __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled
            'get_run', 'batches_of_one']
 
 # %% ../nbs/06_training.ipynb #246740e4
-import hashlib, math, os, random, sys, time, warnings
+import hashlib
+import math
+import os
+import random
+import sys
+import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from fastai.torch_core import to_device
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
@@ -28,132 +36,227 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .checkpoints import load_weights, save_weights
-from .core import BadInput, Config, amp_dtype, atomic, device, device_name, keep_memory, load_config, make_folder, may_write, provenance, runs_dir, seed_all, sweep_temporary, write_json
+from ich_soups.core import (
+    BadInput,
+    Config,
+    amp_dtype,
+    atomic,
+    device,
+    device_name,
+    keep_memory,
+    load_config,
+    make_folder,
+    may_write,
+    provenance,
+    runs_dir,
+    seed_all,
+    sweep_temporary,
+    write_json,
+)
 from .data import image_dls, load_pictures, write_split
 from .locks import locked
 from .metrics import metric, scores
 from .models import create_model, data_stats
 from .records import read_done, read_history, read_state
 from .scorers import Scorer
-from .snapshots import (LOWER_LR, SnapshotCallback, SnapshotStore, check_file, file_sha256, score_key,
-                                 sound_snapshots)
+from ich_soups.snapshots import (
+    LOWER_LR,
+    SnapshotCallback,
+    SnapshotStore,
+    check_file,
+    file_sha256,
+    score_key,
+    sound_snapshots,
+)
 
 # %% ../nbs/06_training.ipynb #ecbff5f2
-def lr_schedule(
-    cfg:Config
-):
+def lr_schedule(cfg: Config):
     "A function of the finished share of the training, 0..1, to the learning rate."
-    if cfg.schedule == 'restarts': return lambda pct: cfg.lr*(1 + math.cos(math.pi*((pct*cfg.epochs/cfg.cycle) % 1)))/2
-    if cfg.schedule == 'annealed': return combined_cos(.25, cfg.lr/25, cfg.lr, cfg.lr*1e-5)
-    low = cfg.lr*float(cfg.schedule.split(':')[1])
-    return combine_scheds([.25, .35, .4], [SchedCos(cfg.lr/25, cfg.lr), SchedCos(cfg.lr, low), lambda pct: low])
+    if cfg.schedule == 'restarts':
+        return lambda pct: cfg.lr * (1 + math.cos(math.pi * ((pct * cfg.epochs / cfg.cycle) % 1))) / 2
+    if cfg.schedule == 'annealed':
+        return combined_cos(0.25, cfg.lr / 25, cfg.lr, cfg.lr * 1e-5)
+    low = cfg.lr * float(cfg.schedule.split(':')[1])
+    return combine_scheds(
+        [0.25, 0.35, 0.4], [SchedCos(cfg.lr / 25, cfg.lr), SchedCos(cfg.lr, low), lambda pct: low]
+    )
 
 # %% ../nbs/06_training.ipynb #957fdd09
 class PlainTensors(Callback):
     "Hand the model plain `torch.Tensor`s: the checks of fastai's subclasses cost time in every operation."
+
     order = 5
-    def before_batch(self): 
+
+    def before_batch(self):
         self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
+# %% ../nbs/06_training.ipynb #1e90db11
 class Autocast(Callback):
     "Run the forward pass in bf16, on a CPU or a GPU."
+
     order = 10
-    def __init__(self, dtype=torch.bfloat16): self.dtype, self.ctx = dtype, None
+
+    def __init__(self, dtype=torch.bfloat16):
+        self.dtype, self.ctx = dtype, None
+
     def before_batch(self):
         self.ctx = torch.autocast(self.xb[0].device.type, self.dtype)
         self.ctx.__enter__()
+
     def after_pred(self):
         self._leave()
         self.learn.pred = self.pred.float()
-    def _leave(self):
-        if self.ctx is not None: self.ctx.__exit__(None, None, None)
-        self.ctx = None
-    def after_cancel_batch(self): self._leave()
-    def after_fit(self): self._leave()
 
+    def _leave(self):
+        if self.ctx is not None:
+            self.ctx.__exit__(None, None, None)
+        self.ctx = None
+
+    def after_cancel_batch(self):
+        self._leave()
+
+    def after_fit(self):
+        self._leave()
+
+# %% ../nbs/06_training.ipynb #945e57ed
 def precision_cbs(
-    precision:str='auto'  # as in `Config`
+    precision: str = 'auto',  # as in `Config`
 ) -> list:
     "The callbacks that make a `Learner` compute in that precision."
     dtype = amp_dtype(precision)
-    return [PlainTensors(), *([MixedPrecision('fp16')] if dtype == torch.float16 else [Autocast(dtype)] if dtype == torch.bfloat16 else [])]
+    return [
+        PlainTensors(),
+        *(
+            [MixedPrecision('fp16')]
+            if dtype == torch.float16
+            else [Autocast(dtype)]
+            if dtype == torch.bfloat16
+            else []
+        ),
+    ]
 
 # %% ../nbs/06_training.ipynb #20af2247
-def compiled(
-    model:nn.Module
-):
-    "A function that does what the model does, through `torch.compile`, for inputs of one shape. It raises `BadInput` where there is no compiler."
-    torch._dynamo.reset()             # what was compiled earlier counts against a limit
+def compiled(model: nn.Module):
+    """A function that does what the model does, through `torch.compile`, for inputs of one shape. It raises
+    `BadInput` where there is no compiler."""
+    torch._dynamo.reset()  # what was compiled earlier counts against a limit
     fast = torch.compile(model, dynamic=False)
+
     def forward(*xb):
-        try: return fast(*xb)
+        try:
+            return fast(*xb)
         except torch._dynamo.exc.TorchDynamoException as e:
-            raise BadInput(f'torch.compile does not work here ({str(e).strip().splitlines()[0][:200]}); install a C++ compiler, or do without compile') from None
+            raise BadInput(
+                f'torch.compile does not work here ({str(e).strip().splitlines()[0][:200]}); install a C++ '
+                'compiler, or do without compile'
+            ) from None
+
     return forward
 
+# %% ../nbs/06_training.ipynb #eea80784
 class Compiled(Callback):
     "Train through `torch.compile`; `BadInput` where there is no compiler."
-    order, run_valid = 56, False      # after `Ranks`, which wraps the model
-    def before_fit(self): self.plain, self.fast = self.learn.model, None
+
+    order, run_valid = 56, False  # after `Ranks`, which wraps the model
+
+    def before_fit(self):
+        self.plain, self.fast = self.learn.model, None
+
     def before_batch(self):
         self.fast = self.fast or compiled(self.learn.model)
         self.learn.model = self.fast
-    def after_pred(self): self.learn.model = self.plain
-    def after_cancel_batch(self): self.learn.model = self.plain
+
+    def after_pred(self):
+        self.learn.model = self.plain
+
+    def after_cancel_batch(self):
+        self.learn.model = self.plain
 
 # %% ../nbs/06_training.ipynb #09199777
 class MixOrCut(Callback):
     "MixUp or CutMix, one or the other for each training batch; targets become probabilities."
+
     order, run_valid = 8, False
-    def __init__(self,
-        n_classes:int,
-        p:float=1.,     # probability that a batch is mixed at all
-        alpha:float=1.  # of the Beta distribution of the share
+
+    def __init__(
+        self,
+        n_classes: int,
+        p: float = 1.0,  # probability that a batch is mixed at all
+        alpha: float = 1.0,  # of the Beta distribution of the share
     ):
-        self.p, self.mix = p, v2.RandomChoice([f(num_classes=n_classes, alpha=alpha) for f in (v2.MixUp, v2.CutMix)])
+        self.p, self.mix = (
+            p,
+            v2.RandomChoice([f(num_classes=n_classes, alpha=alpha) for f in (v2.MixUp, v2.CutMix)]),
+        )
+
     def before_batch(self):
-        if random.random() >= self.p or len(self.x) < 2: return
+        if random.random() >= self.p or len(self.x) < 2:
+            return
         x, y = self.mix(self.x, self.y)
         self.learn.xb, self.learn.yb = (x,), (y,)
 
 # %% ../nbs/06_training.ipynb #e326e7c7
 class Averages(Callback):
     "Keep the EMA of every step and the SWA mean of the cycle ends."
+
     order, run_valid = 61, False
-    def __init__(self, decay, cycle, swa_from): self.decay, self.cycle, self.swa_from, self.models = decay, cycle, swa_from, None
-    def before_fit(self): self.setup()
+
+    def __init__(self, decay, cycle, swa_from):
+        self.decay, self.cycle, self.swa_from, self.models = decay, cycle, swa_from, None
+
+    def before_fit(self):
+        self.setup()
+
     def setup(self):
-        if self.models is None: self.models = dict(ema=AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay)), swa=AveragedModel(self.model))
-    def after_step(self): self.models['ema'].update_parameters(self.model)
+        if self.models is None:
+            self.models = dict(
+                ema=AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay)),
+                swa=AveragedModel(self.model),
+            )
+
+    def after_step(self):
+        self.models['ema'].update_parameters(self.model)
+
     def after_train(self):
         done = self.epoch + 1
-        if done > self.swa_from*self.n_epoch and (done % self.cycle == 0 or done == self.n_epoch): self.models['swa'].update_parameters(self.model)
-    def state(self): return {k: m.state_dict() for k, m in self.models.items()}
+        if done > self.swa_from * self.n_epoch and (done % self.cycle == 0 or done == self.n_epoch):
+            self.models['swa'].update_parameters(self.model)
+
+    def state(self):
+        return {k: m.state_dict() for k, m in self.models.items()}
+
     def load(self, state):
         self.setup()
-        for k, m in self.models.items(): m.load_state_dict(state[k])
+        for k, m in self.models.items():
+            m.load_state_dict(state[k])
 
 # %% ../nbs/06_training.ipynb #90e6db7a
 def surroundings() -> dict:
     "What the bits of a training hang on beside its `Config`: versions, number of threads, device."
     import ich_soups
+
     made, threads = provenance(), torch.get_num_threads()
     versions = {k: str(made[k]) for k in ('torch', 'timm', 'fastai')} | dict(ich_soups=ich_soups.__version__)
     return versions | dict(threads=threads, device=device_name().removesuffix(f', {threads} threads'))
 
+# %% ../nbs/06_training.ipynb #6996d8f4
 def moves(
-    state   # what an interrupted run left
+    state,  # what an interrupted run left
 ) -> list:
     "Each change of the surroundings that a run has seen; a note says if it is about to see one more."
     was, now = state.get('where', {}), surroundings()
     changed = {k: [was[k], now[k]] for k in was if was[k] != now.get(k)}
-    if not changed: return state.get('moved', [])
+    if not changed:
+        return state.get('moved', [])
     said = ', '.join(f'{k} {b} instead of {a}' for k, (a, b) in changed.items())
-    warnings.warn(f"goes on after epoch {state['epoch']} with {said}: the result may differ from that of a "
-                  'run in one piece')
+    warnings.warn(
+        f"goes on after epoch {state['epoch']} with {said}: the result may differ from that of a "
+        'run in one piece'
+    )
     return [*state.get('moved', []), dict(after=state['epoch'], changed=changed)]
 
+# %% ../nbs/06_training.ipynb #f441ce43
 def _is_lost(model):
     "Whether a weight is no number, which no further step can put right."
     return not all(bool(torch.isfinite(p).all()) for p in model.parameters())
@@ -161,68 +264,152 @@ def _is_lost(model):
 # %% ../nbs/06_training.ipynb #cc0907e2
 class EpochSeed(Callback):
     "Make each epoch's randomness a function of the seed and the epoch alone."
+
     order = -50
-    def __init__(self, seed): self.seed = seed
+
+    def __init__(self, seed):
+        self.seed = seed
+
     def before_epoch(self):
         self.dls.train.rng = random.Random(seed_all(self.seed, self.epoch))
-        if hasattr(self.learn, 'gradient_accumulation'):     # nor do gradients of half a step outlive their epoch
+        if hasattr(
+            self.learn, 'gradient_accumulation'
+        ):  # nor do gradients of half a step outlive their epoch
             self.gradient_accumulation.count = 0
             self.opt.zero_grad()
 
+# %% ../nbs/06_training.ipynb #6c54da70
 def _write_history(path, rows):
-    with atomic(path/'history.csv') as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    with atomic(path / 'history.csv') as tmp:
+        pd.DataFrame(rows).to_csv(tmp, index=False)
 
+# %% ../nbs/06_training.ipynb #efb9e09b
 class Journal(Callback):
     "Write history.csv and state.pt after each epoch, and show where the training is."
+
     order = 80
-    def __init__(self, path, title, start=0, rows=()): self.path, self.title, self.start, self.rows, self.scaler, self.moved = Path(path), title, start, list(rows), None, []
+
+    def __init__(self, path, title, start=0, rows=()):
+        self.path, self.title, self.start, self.rows, self.scaler, self.moved = (
+            Path(path),
+            title,
+            start,
+            list(rows),
+            None,
+            [],
+        )
+
     def before_fit(self):
-        if self.scaler: self.learn.scaler.load_state_dict(self.scaler)      # of fp16, which fastai makes anew in each fit
-        self.bar = tqdm(total=self.n_epoch, initial=self.start, desc=self.title, unit='epoch', file=sys.__stderr__, leave=False,
-                        mininterval=.1 if sys.__stderr__ and sys.__stderr__.isatty() else 15)
-    def before_train(self): self.losses = []
+        if self.scaler:
+            self.learn.scaler.load_state_dict(self.scaler)  # of fp16, which fastai makes anew in each fit
+        self.bar = tqdm(
+            total=self.n_epoch,
+            initial=self.start,
+            desc=self.title,
+            unit='epoch',
+            file=sys.__stderr__,
+            leave=False,
+            mininterval=0.1 if sys.__stderr__ and sys.__stderr__.isatty() else 15,
+        )
+
+    def before_train(self):
+        self.losses = []
+
     def after_batch(self):
-        if self.training: self.losses.append(self.loss.detach())
+        if self.training:
+            self.losses.append(self.loss.detach())
+
     def after_epoch(self):
-        if self.epoch < self.start: return
-        row = dict(epoch=self.epoch+1, lr=self.opt.hypers[-1]['lr'], train_loss=torch.stack(self.losses).mean().item(), **self.snapshot.scores)
+        if self.epoch < self.start:
+            return
+        row = dict(
+            epoch=self.epoch + 1,
+            lr=self.opt.hypers[-1]['lr'],
+            train_loss=torch.stack(self.losses).mean().item(),
+            **self.snapshot.scores,
+        )
         self.rows.append(row)
         _write_history(self.path, self.rows)
-        state = dict(epoch=self.epoch+1, model=self.model.state_dict(), opt=self.opt.opt.state_dict(), averages=self.averages.state(),
-                     where=surroundings(), moved=self.moved, rows=self.rows, entries=self.snapshot.store.entries, data=self.dls.pictures.fingerprint, scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None)
-        with atomic(self.path/'state.pt') as tmp: torch.save(state, tmp)
+        state = dict(
+            epoch=self.epoch + 1,
+            model=self.model.state_dict(),
+            opt=self.opt.opt.state_dict(),
+            averages=self.averages.state(),
+            where=surroundings(),
+            moved=self.moved,
+            rows=self.rows,
+            entries=self.snapshot.store.entries,
+            data=self.dls.pictures.fingerprint,
+            scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None,
+        )
+        with atomic(self.path / 'state.pt') as tmp:
+            torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
         self.bar.update()
-        if not math.isfinite(row['valid_loss']) and _is_lost(self.model): raise CancelFitException
-    def after_fit(self): self.bar.close()
+        if not math.isfinite(row['valid_loss']) and _is_lost(self.model):
+            raise CancelFitException
+
+    def after_fit(self):
+        self.bar.close()
 
 # %% ../nbs/06_training.ipynb #3cecc394
-def _adamw(params, lr, wd=0., **kw): return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd, fused=True)
+def _adamw(params, lr, wd=0.0, **kw):
+    return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd, fused=True)
 
+# %% ../nbs/06_training.ipynb #24bc706e
 def make_learner(
-    cfg:Config,
-    dls,         # of `image_dls`
-    path,        # the run's directory
-    start:int=0, # epochs already done
-    rows=(),     # of the history so far
-    cbs=()       # more fastai callbacks, which look on: a logger
+    cfg: Config,
+    dls,  # of `image_dls`
+    path,  # the run's directory
+    start: int = 0,  # epochs already done
+    rows=(),  # of the history so far
+    cbs=(),  # more fastai callbacks, which look on: a logger
 ) -> Learner:
     "The recipe as a fastai `Learner`; `fit` takes nothing but the number of epochs."
-    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(dls.device, memory_format=torch.channels_last)
-    cbs = [EpochSeed(cfg.seed), *precision_cbs(cfg.precision), ParamScheduler({'lr': lr_schedule(cfg)}), Averages(cfg.ema, cfg.cycle, cfg.swa_from),
-           SnapshotCallback(SnapshotStore(Path(path)/'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None), cfg.monitor, cfg.k, cfg.fixed, start), Journal(path, cfg.key, start, rows), *cbs]
-    if cfg.mix: cbs.append(MixOrCut(dls.c, cfg.mix))
-    if cfg.clip: cbs.append(GradientClip(cfg.clip))
-    if cfg.accum > 1: cbs.append(GradientAccumulation(cfg.bs))
-    if cfg.compile: cbs.append(Compiled())
-    return Learner(dls, model, nn.CrossEntropyLoss(), opt_func=_adamw, lr=cfg.lr, wd=cfg.wd, wd_bn_bias=True, cbs=cbs, path=path)
+    model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(
+        dls.device, memory_format=torch.channels_last
+    )
+    cbs = [
+        EpochSeed(cfg.seed),
+        *precision_cbs(cfg.precision),
+        ParamScheduler({'lr': lr_schedule(cfg)}),
+        Averages(cfg.ema, cfg.cycle, cfg.swa_from),
+        SnapshotCallback(
+            SnapshotStore(Path(path) / 'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None),
+            cfg.monitor,
+            cfg.k,
+            cfg.fixed,
+            start,
+        ),
+        Journal(path, cfg.key, start, rows),
+        *cbs,
+    ]
+    if cfg.mix:
+        cbs.append(MixOrCut(dls.c, cfg.mix))
+    if cfg.clip:
+        cbs.append(GradientClip(cfg.clip))
+    if cfg.accum > 1:
+        cbs.append(GradientAccumulation(cfg.bs))
+    if cfg.compile:
+        cbs.append(Compiled())
+    return Learner(
+        dls,
+        model,
+        nn.CrossEntropyLoss(),
+        opt_func=_adamw,
+        lr=cfg.lr,
+        wd=cfg.wd,
+        wd_bn_bias=True,
+        cbs=cbs,
+        path=path,
+    )
 
 # %% ../nbs/06_training.ipynb #8ad0d002
 @torch.inference_mode()
 def predict_logits(
-    model:nn.Module,
-    dl,                    # batches `(x, ...)`
-    precision:str='auto'   # as in training, so that a stored snapshot scores as it did then
+    model: nn.Module,
+    dl,  # batches `(x, ...)`
+    precision: str = 'auto',  # as in training, so that a stored snapshot scores as it did then
 ) -> np.ndarray:
     "Logits, float32 [N, C]."
     dtype, dev = amp_dtype(precision), next(model.parameters()).device
@@ -233,156 +420,238 @@ def predict_logits(
 # %% ../nbs/06_training.ipynb #97922f7d
 class Run:
     "A finished training: what is on disk, and what can be computed from it."
-    source = None      # where its pictures are now, if they were moved
-    def __init__(self,
-        path,        # its directory
-        data=None    # where its pictures are now, if they were moved
+
+    source = None  # where its pictures are now, if they were moved
+
+    def __init__(
+        self,
+        path,  # its directory
+        data=None,  # where its pictures are now, if they were moved
     ):
         self.path = Path(path)
-        self.cfg = load_config(self.path/'config.json')
-        if not (self.path/'DONE').exists(): raise BadInput(f'{self.path} is not finished; get_run resumes it')
+        self.cfg = load_config(self.path / 'config.json')
+        if not (self.path / 'DONE').exists():
+            raise BadInput(f'{self.path} is not finished; get_run resumes it')
         self.provenance = read_done(self.path)
-        if data is not None and data != self.cfg.data: self.source = self._moved_to(data)
-        self.store = SnapshotStore(self.path/'snapshots')
+        if data is not None and data != self.cfg.data:
+            self.source = self._moved_to(data)
+        self.store = SnapshotStore(self.path / 'snapshots')
         self._check_scores()
 
     def _moved_to(self, data):
-        "`data` if it holds the pictures that the run was trained on, told by their contents; else `BadInput`."
+        """`data` if it holds the pictures that the run was trained on, told by their contents; else
+        `BadInput`."""
         was, now = self.provenance.get('data'), load_pictures(data, self.cfg.split_seed).fingerprint
-        if was == now: return data
-        raise BadInput(f'{data} does not hold the pictures that {self.path} was trained on, or another split of them '
-                       f'({was} then, {now} now); give those, wherever they are')
+        if was == now:
+            return data
+        raise BadInput(
+            f'{data} does not hold the pictures that {self.path} was trained on, or another split of them '
+            f'({was} then, {now} now); give those, wherever they are'
+        )
 
     def _check_scores(self):
         "`BadInput` for a manifest without a score that every run writes."
         for e, v in self.store.entries.items():
             if lacks := [m for m in {'accuracy', 'f1', *self.cfg.monitor} if m not in v['scores']]:
-                raise BadInput(f"{self.store.path/'manifest.json'}, epoch {e}: there is no score {min(lacks)!r}; "
-                               f'delete {self.path} to train anew')
+                raise BadInput(
+                    f"{self.store.path / 'manifest.json'}, epoch {e}: there is no score {min(lacks)!r}; "
+                    f'delete {self.path} to train anew'
+                )
 
     def _file(self, name):
         "The path of a file of the run; `BadInput` if it is missing, or not as long as when the run was done."
-        f, size = self.path/name, self.provenance.get('sizes', {}).get(name)
+        f, size = self.path / name, self.provenance.get('sizes', {}).get(name)
         if f.exists() and f.stat().st_size == (f.stat().st_size if size is None else size):
             check_file(f, self.provenance.get('hashes', {}).get(name, ''))
             return f
-        raise BadInput(f"{f} {'has been cut short or changed' if f.exists() else 'is missing'}; restore it, or delete {self.path} to train anew")
+        raise BadInput(
+            f"{f} {'has been cut short or changed' if f.exists() else 'is missing'}; restore it, or delete "
+            f"{self.path} to train anew"
+        )
 
     @property
     def snapshots(self):
-        if not len(self.store) and self.diverged: raise BadInput(self.said_of_loss)
+        if not len(self.store) and self.diverged:
+            raise BadInput(self.said_of_loss)
         return self.store.snapshots()
+
     @cached_property
-    def diverged(self) -> int|None:
+    def diverged(self) -> int | None:
         "The epoch from which on the loss is no number; None where it is one at the end."
         sound = np.isfinite(self.history[['train_loss', 'valid_loss']]).all(axis=1).tolist()
-        if not sound or sound[-1]: return None
+        if not sound or sound[-1]:
+            return None
         last = max((i for i, ok in enumerate(sound) if ok), default=-1)
-        return int(self.history.epoch[last+1])
+        return int(self.history.epoch[last + 1])
+
     @property
     def said_of_loss(self) -> str:
         "A sentence about a training that diverged, with what to do."
-        return f'the training of {self.path} diverged in epoch {self.diverged}: its loss is no number; {LOWER_LR}'
+        return (
+            f'the training of {self.path} diverged in epoch {self.diverged}: its loss is no number; '
+            f'{LOWER_LR}'
+        )
+
     @cached_property
     def history(self):
         return read_history(self._file('history.csv'), f'restore it, or delete {self.path} to train anew')
+
     @cached_property
-    def dls(self): return _dls(self.cfg.replace(data=self.source or self.cfg.data))
+    def dls(self):
+        return _dls(self.cfg.replace(data=self.source or self.cfg.data))
+
     @cached_property
     def model(self):
         "An instance to load weights into; its weights are whatever was loaded last."
-        return create_model(self.cfg.arch, len(self.classes), self.cfg.size).to(device(), memory_format=torch.channels_last)
+        return create_model(self.cfg.arch, len(self.classes), self.cfg.size).to(
+            device(), memory_format=torch.channels_last
+        )
+
     @cached_property
     def pictures(self):
         at = self.source or self.cfg.data
-        try: return load_pictures(at, self.cfg.split_seed)
+        try:
+            return load_pictures(at, self.cfg.split_seed)
         except BadInput as e:
-            if Path(at).exists(): raise
-            raise BadInput(f'{e}; if the pictures of this training were moved, say where they are with --data') from None
-    @property
-    def classes(self): return self.pictures.classes
+            if Path(at).exists():
+                raise
+            raise BadInput(
+                f'{e}; if the pictures of this training were moved, say where they are with --data'
+            ) from None
 
-    def targs(self, split): return self.pictures.labels[self.pictures.idxs(split)]
+    @property
+    def classes(self):
+        return self.pictures.classes
+
+    def targs(self, split):
+        return self.pictures.labels[self.pictures.idxs(split)]
+
     def weights(self, name):
         "The state dict of 'last', 'ema' or 'swa'."
         return load_weights(self._file(f'averages/{name}.safetensors'))
+
     def best(self, name='accuracy'):
         "The snapshot with the best validation score; the earlier one of equals."
         key = lambda s: (*score_key(s.scores, name), s.epoch)
         best = min(sound_snapshots(self.snapshots), key=key)
-        if key(best)[0]: raise BadInput(f'no snapshot of {self.path} has a score {name!r} that is a number; '
-                                        'choose another metric')
+        if key(best)[0]:
+            raise BadInput(
+                f'no snapshot of {self.path} has a score {name!r} that is a number; choose another metric'
+            )
         return best
 
     @cached_property
     def fingerprint(self) -> str:
-        "Of all that can be computed from the run: the configuration, the data, and every file of weights, logits and scores."
-        files = [self._file('history.csv'), *sorted((self.path/'averages').glob('*.safetensors')), *[s.logits_path for s in self.snapshots]]
+        """Of all that can be computed from the run: the configuration, the data, and every file of weights,
+        logits and scores."""
+        files = [
+            self._file('history.csv'),
+            *sorted((self.path / 'averages').glob('*.safetensors')),
+            *[s.logits_path for s in self.snapshots],
+        ]
         hashes = [s.sha256 for s in self.snapshots] + [file_sha256(f) for f in files if f]
-        told = [self.cfg.key, str(self.provenance.get('data')), str(self.provenance.get('precision')), *hashes]
+        told = [
+            self.cfg.key,
+            str(self.provenance.get('data')),
+            str(self.provenance.get('precision')),
+            *hashes,
+        ]
         return hashlib.sha256('\n'.join(told).encode()).hexdigest()[:24]
 
-    def __repr__(self): return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
+    def __repr__(self):
+        return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
 
 # %% ../nbs/06_training.ipynb #ceba845c
 @patch
-def logits_of(self:Run,
-    weights:dict,        # a state dict
-    split:str='val',     # 'train', 'val' or 'test'; never augmented unless 'train'
-    prepare=None         # called with the loaded model before it is scored, e.g. to re-estimate BatchNorm
+def logits_of(
+    self: Run,
+    weights: dict,  # a state dict
+    split: str = 'val',  # 'train', 'val' or 'test'; never augmented unless 'train'
+    prepare=None,  # called with the loaded model before it is scored, e.g. to re-estimate BatchNorm
 ) -> np.ndarray:
     "Logits of those weights, float32 [N, C]."
     self.model.load_state_dict(weights)
-    if prepare: prepare(self.model)
+    if prepare:
+        prepare(self.model)
     return predict_logits(self.model, self.dls[('train', 'val', 'test').index(split)], self.cfg.precision)
 
+# %% ../nbs/06_training.ipynb #bcf2d9dd
 @patch
-def logits(self:Run, split='val') -> np.ndarray:
-    "Logits of every snapshot, float32 [M, N, C], by epoch. Validation logits are those of training time; others are computed once."
-    if split == 'val': return np.stack([s.logits() for s in self.snapshots])
-    f = self.path/'logits'/f'{split}.npy'
+def logits(self: Run, split='val') -> np.ndarray:
+    """Logits of every snapshot, float32 [M, N, C], by epoch. Validation logits are those of training time;
+    others are computed once."""
+    if split == 'val':
+        return np.stack([s.logits() for s in self.snapshots])
+    f = self.path / 'logits' / f'{split}.npy'
     if not f.exists():
         out = np.stack([self.logits_of(s.weights(), split) for s in self.snapshots])
-        if not may_write(f): return out      # a run that may only be read
-        with atomic(f) as tmp: np.save(tmp, out)
+        if not may_write(f):
+            return out  # a run that may only be read
+        with atomic(f) as tmp:
+            np.save(tmp, out)
     return np.load(f)
 
+# %% ../nbs/06_training.ipynb #c120e4cd
 @patch
-def scorer(self:Run, name='accuracy', split='val', prepare=None):
+def scorer(self: Run, name='accuracy', split='val', prepare=None):
     "A `Scorer`: a function of weights to one number, higher is better, for a recipe to search with."
     dl = self.dls[('train', 'val', 'test').index(split)]
-    inputs = lambda idx: dl.after_batch(to_device(dl.dataset.batch(idx), dl.device))[0].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
+    inputs = lambda idx: (
+        dl.after_batch(to_device(dl.dataset.batch(idx), dl.device))[0]
+        .as_subclass(torch.Tensor)
+        .contiguous(memory_format=torch.channels_last)
+    )
     return Scorer(self.model, inputs, self.targs(split), metric(name), prepare, amp_dtype(self.cfg.precision))
 
+# %% ../nbs/06_training.ipynb #67bf4024
 def evaluate(
-    run:Run,
-    weights:dict,      # a state dict
-    split:str='test',
-    prepare=None       # as in `logits_of`
+    run: Run,
+    weights: dict,  # a state dict
+    split: str = 'test',
+    prepare=None,  # as in `logits_of`
 ) -> pd.DataFrame:
     "The scores of those weights with their intervals, as `metrics.scores` gives them."
     return scores(run.logits_of(weights, split, prepare), run.targs(split))
 
 # %% ../nbs/06_training.ipynb #0ddac8b1
-def _dls(cfg): return image_dls(cfg.data, cfg.size, cfg.bs//cfg.accum, cfg.crop_min, data_stats(cfg.arch, cfg.norm), cfg.split_seed, bootstrap=cfg.bootstrap)
+def _dls(cfg):
+    return image_dls(
+        cfg.data,
+        cfg.size,
+        cfg.bs // cfg.accum,
+        cfg.crop_min,
+        data_stats(cfg.arch, cfg.norm),
+        cfg.split_seed,
+        bootstrap=cfg.bootstrap,
+    )
 
+# %% ../nbs/06_training.ipynb #5e6979e0
 def _cpu_turn():
-    "Held while training with several CPU threads, unless `ICH_SOUPS_SCHEDULED` says that somebody hands out the CPUs."
+    """Held while training with several CPU threads, unless `ICH_SOUPS_SCHEDULED` says that somebody hands
+    out the CPUs."""
     if device().type == 'cuda' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
         import contextlib
-        return contextlib.nullcontext()
-    return locked(runs_dir()/'.training.lock')
 
+        return contextlib.nullcontext()
+    return locked(runs_dir() / '.training.lock')
+
+# %% ../nbs/06_training.ipynb #9378fd31
 @contextmanager
 def _state_of(path):
     "`BadInput` if what was read from state.pt does not fit the training that takes it over."
-    try: yield
-    except BadInput: raise
+    try:
+        yield
+    except BadInput:
+        raise
     except Exception as e:
-        raise BadInput(f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that run anew') from None
+        raise BadInput(
+            f'{path}/state.pt does not fit this training ({type(e).__name__}); delete {path} to train that '
+            'run anew'
+        ) from None
 
 # %% ../nbs/06_training.ipynb #8c56f4fe
-_FOLLOW = dict(fixed='epochs')     # fields that follow from another one
+_FOLLOW = dict(fixed='epochs')  # fields that follow from another one
+
 
 def _differences(old, new):
     "What tells two configurations apart, for people: field, then both values."
@@ -390,94 +659,158 @@ def _differences(old, new):
     odd = [n for n in odd if _FOLLOW.get(n) not in odd and n != 'profile'] or odd
     return ', '.join(f'{n} {getattr(old, n)!r} there, {getattr(new, n)!r} now' for n in odd)
 
+
 def _same_pictures(data, cfg, path):
     "Whether `data` holds what a run, finished or not, was trained on, wherever it lies."
-    state = None if (path/'DONE').exists() else read_state(path)
-    was = read_done(path).get('data') if (path/'DONE').exists() else (state or {}).get('data')
+    state = None if (path / 'DONE').exists() else read_state(path)
+    was = read_done(path).get('data') if (path / 'DONE').exists() else (state or {}).get('data')
     return was is not None and was == load_pictures(data, cfg.split_seed).fingerprint
 
+# %% ../nbs/06_training.ipynb #c243e1a0
 def _check_config(cfg, path):
     "`BadInput` if the directory holds another run; one whose pictures were moved is the same."
-    if not (path/'config.json').exists(): return
-    old = load_config(path/'config.json')
-    if old == cfg or old.replace(data=cfg.data) == cfg and _same_pictures(cfg.data, cfg, path): return
+    if not (path / 'config.json').exists():
+        return
+    old = load_config(path / 'config.json')
+    if old == cfg or old.replace(data=cfg.data) == cfg and _same_pictures(cfg.data, cfg, path):
+        return
     more = old.replace(epochs=cfg.epochs, fixed=cfg.fixed) == cfg and cfg.epochs > old.epochs
-    why = ('; the learning rate was planned for its epochs, so that more of them are another training' if more else '')
-    raise BadInput(f'{path} holds another run ({old.key}): {_differences(old, cfg)}{why}; choose another directory, or '
-                   f'delete {path}')
+    why = (
+        '; the learning rate was planned for its epochs, so that more of them are another training'
+        if more
+        else ''
+    )
+    raise BadInput(
+        f'{path} holds another run ({old.key}): {_differences(old, cfg)}{why}; choose another directory, or '
+        f'delete {path}'
+    )
 
+# %% ../nbs/06_training.ipynb #ad031a42
 def _finished(cfg, path):
-    "The run in a directory that says it is finished; `BadInput` if it is another one, or its images have changed."
+    """The run in a directory that says it is finished; `BadInput` if it is another one, or its images have
+    changed."""
     _check_config(cfg, path)
     was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
-    if was != now: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); restore them, or delete {path}')
+    if was != now:
+        raise BadInput(
+            f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); '
+            f'restore them, or delete {path}'
+        )
     return Run(path, cfg.data)
 
+# %% ../nbs/06_training.ipynb #c53f727a
 def get_run(
-    cfg:Config,
+    cfg: Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
-    cbs=()      # fastai callbacks that look on while it is trained, such as a logger; they are no part of the run
+    cbs=(),  # fastai callbacks that look on while it is trained, such as a logger; they are no part of the run
 ) -> Run:
-    "The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to another run or is damaged, or the disk is full."
-    path = Path(path or runs_dir()/cfg.key)
-    if (path/'DONE').exists() and not may_write(path): return _finished(cfg, path)
+    """The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to
+    another run or is damaged, or the disk is full."""
+    path = Path(path or runs_dir() / cfg.key)
+    if (path / 'DONE').exists() and not may_write(path):
+        return _finished(cfg, path)
     make_folder(path)
-    with locked(path/'.lock'):
-        if (path/'DONE').exists(): _finished(cfg, path)
+    with locked(path / '.lock'):
+        if (path / 'DONE').exists():
+            _finished(cfg, path)
         else:
             _check_config(cfg, path)
-            with _cpu_turn(): _train(cfg, path, cbs)
-        (path/'state.pt').unlink(missing_ok=True)
+            with _cpu_turn():
+                _train(cfg, path, cbs)
+        (path / 'state.pt').unlink(missing_ok=True)
     return Run(path, cfg.data)
 
+# %% ../nbs/06_training.ipynb #56672dca
 @contextmanager
 def batches_of_one(
-    cfg:Config   # of the training
+    cfg: Config,  # of the training
 ):
     "`BadInput` where BatchNorm meets a batch of one image at one place, of which it cannot take a variance."
-    try: yield
+    try:
+        yield
     except ValueError as e:
-        if 'more than 1 value per channel' not in str(e): raise
-        raise BadInput(f'a batch of {cfg.bs//cfg.accum} gives the BatchNorm of {cfg.arch} one value at {cfg.size} px, of which '
-                       'there is no variance; take batches of 2 or more (--bs), or larger pictures (--size)') from None
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise BadInput(
+            f'a batch of {cfg.bs // cfg.accum} gives the BatchNorm of {cfg.arch} one value at {cfg.size} '
+            'px, of which '
+            'there is no variance; take batches of 2 or more (--bs), or larger pictures (--size)'
+        ) from None
 
+# %% ../nbs/06_training.ipynb #a68cb0be
 def _leave_autocast(learn):
     "A model that fails in the middle of a forward pass leaves no autocast behind."
     for cb in learn.cbs:
-        if isinstance(cb, Autocast): cb.after_fit()
-        if isinstance(cb, MixedPrecision) and getattr(cb, 'autocast', None) is not None and torch.is_autocast_enabled('cuda'): cb.autocast.__exit__(None, None, None)
+        if isinstance(cb, Autocast):
+            cb.after_fit()
+        if (
+            isinstance(cb, MixedPrecision)
+            and getattr(cb, 'autocast', None) is not None
+            and torch.is_autocast_enabled('cuda')
+        ):
+            cb.autocast.__exit__(None, None, None)
 
+# %% ../nbs/06_training.ipynb #219a5287
 def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
     keep_memory()
-    for d in (path, path/'snapshots', path/'averages', path/'logits'): sweep_temporary(d)
+    for d in (path, path / 'snapshots', path / 'averages', path / 'logits'):
+        sweep_temporary(d)
     t0, dls, state = time.monotonic(), _dls(cfg), read_state(path)
     start, data = state['epoch'] if state else 0, dls.pictures.fingerprint
-    if state and state['data'] != data: raise BadInput(f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}')
-    write_json(path/'config.json', asdict(cfg))
-    if isinstance(dls.pictures.items[0], Path): write_split(dls.pictures, path/'split.csv')
-    write_json(path/'snapshots'/'manifest.json', state['entries'] if state else {})     # what was listed when the state was written
+    if state and state['data'] != data:
+        raise BadInput(
+            f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}'
+        )
+    write_json(path / 'config.json', asdict(cfg))
+    if isinstance(dls.pictures.items[0], Path):
+        write_split(dls.pictures, path / 'split.csv')
+    write_json(
+        path / 'snapshots' / 'manifest.json', state['entries'] if state else {}
+    )  # what was listed when the state was written
     learn = make_learner(cfg, dls, path, start, state['rows'] if state else (), cbs)
     learn.snapshot.store.restore(learn.snapshot.store.entries)
     if state:
         _write_history(path, state['rows'])
         with _state_of(path):
             learn.model.load_state_dict(state['model'])
-            learn.create_opt(); learn.opt.opt.load_state_dict(state['opt'])
+            learn.create_opt()
+            learn.opt.opt.load_state_dict(state['opt'])
             learn.averages.load(state['averages'])
         learn.journal.scaler, learn.journal.moved = state.get('scaler'), moves(state)
     if start < cfg.epochs and not (start and _is_lost(learn.model)):
         try:
-            with learn.no_bar(), learn.no_logging(), batches_of_one(cfg): learn.fit(cfg.epochs, start_epoch=start)
-        finally: _leave_autocast(learn)
+            with learn.no_bar(), learn.no_logging(), batches_of_one(cfg):
+                learn.fit(cfg.epochs, start_epoch=start)
+        finally:
+            _leave_autocast(learn)
     learn.snapshot.store.sweep()
-    weights = dict(last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()})
+    weights = dict(
+        last=learn.model.state_dict(), **{k: m.module.state_dict() for k, m in learn.averages.models.items()}
+    )
     for k, w in weights.items():
-        save_weights(w, path/'averages'/f'{k}.safetensors')
-    files = {f.relative_to(path).as_posix(): f for f in (path/'history.csv', *(path/'averages').glob('*.safetensors'))}
+        save_weights(w, path / 'averages' / f'{k}.safetensors')
+    files = {
+        f.relative_to(path).as_posix(): f
+        for f in (path / 'history.csv', *(path / 'averages').glob('*.safetensors'))
+    }
     sizes = {n: f.stat().st_size for n, f in files.items()}
     hashes = {n: file_sha256(f) for n, f in files.items()}
     moved = dict(moved=learn.journal.moved) if learn.journal.moved else {}
-    write_json(path/'DONE', surroundings() | moved | provenance(data=data, sizes=sizes, hashes=hashes, seconds=round(time.monotonic()-t0, 1), resumed_at=start, key=cfg.key) | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]))
+    write_json(
+        path / 'DONE',
+        surroundings()
+        | moved
+        | provenance(
+            data=data,
+            sizes=sizes,
+            hashes=hashes,
+            seconds=round(time.monotonic() - t0, 1),
+            resumed_at=start,
+            key=cfg.key,
+        )
+        | dict(precision=str(amp_dtype(cfg.precision)).split('.')[1]),
+    )
     done = Run(path)
-    if done.diverged: warnings.warn(done.said_of_loss)
+    if done.diverged:
+        warnings.warn(done.said_of_loss)

@@ -1,4 +1,5 @@
 "`make gpu`, all of it but the card: every part in its small form, what fails, the time, the table."
+
 import re
 from functools import partial
 import pandas as pd
@@ -18,59 +19,85 @@ def trial(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('ICH_SOUPS_DEVICE', 'cpu')
         t = gpu.Trial(tmp_path_factory.mktemp('trial'), small=True)
-        with t.opened: yield t
+        with t.opened:
+            yield t
 
 
 @pytest.fixture
-def on_cpu(monkeypatch): monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
+def on_cpu(monkeypatch):
+    monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
 
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     "Where the long tables go instead of `figures/long`."
-    for module in (bench, gpu): monkeypatch.setattr(module, 'long_table', lambda: tmp_path/'long')
-    return tmp_path/'long'
+    for module in (bench, gpu):
+        monkeypatch.setattr(module, 'long_table', lambda: tmp_path / 'long')
+    return tmp_path / 'long'
 
 
-def fake(name, work, usual=.1):
+def fake(name, work, usual=0.1):
     "A part that is not registered."
     f = partial(gpu.tried, name, work)
     f.usual = usual
     return f
 
 
-def fine(trial): return dict(number=1., unit='of one')
-def wrong(trial): gpu.must(False, 'the card is upside down')
-def lost(trial): raise RuntimeError('CUDA error: an illegal memory access\nsecond line')
-def absent(trial): gpu.needs('no_such_module', 'onnx')
+def fine(trial):
+    return dict(number=1.0, unit='of one')
+
+
+def wrong(trial):
+    gpu.must(False, 'the card is upside down')
+
+
+def lost(trial):
+    raise RuntimeError('CUDA error: an illegal memory access\nsecond line')
+
+
+def absent(trial):
+    gpu.needs('no_such_module', 'onnx')
+
+
 def endless(trial):
-    while True: pass
+    while True:
+        pass
 
 
 FAKES = dict(fine=fine, wrong=wrong, lost=lost, absent=absent, again=fine)
 
 
-SEEN = [n for n in QUICK if n != 'one process under Accelerate']      # the notebook runs each of these too
+SEEN = [n for n in QUICK if n != 'one process under Accelerate']  # the notebook runs each of these too
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow if n in SEEN else ()) for n in QUICK])
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow if n in SEEN else ()) for n in QUICK]
+)
 def test_each_part_in_its_small_form(trial, name):
     got = gpu.PARTS[name](trial)
     for row in got if isinstance(got, list) else [got]:
-        assert row['status'] in ('passed', 'measured') or row['status'] == 'skipped' and 'pip install' in row['note'], row
+        assert (
+            row['status'] in ('passed', 'measured')
+            or row['status'] == 'skipped'
+            and 'pip install' in row['note']
+        ), row
         assert row['seconds'] >= 0 and ('number' in row) == (row['status'] != 'skipped'), row
 
 
 def test_a_resumed_scale_that_is_lost_is_noticed(trial, monkeypatch):
     "The check fails where the training begins with a new scale."
-    monkeypatch.setattr(gpu.Scale, 'before_train', lambda self: self.seen.append(2.**16))
-    again = gpu.Trial(trial.at/'again', small=True)
+    monkeypatch.setattr(gpu.Scale, 'before_train', lambda self: self.seen.append(2.0**16))
+    again = gpu.Trial(trial.at / 'again', small=True)
     row = gpu.fp16_training(again)
     assert row['status'] == 'failed' and '65536 after the training was resumed' in row['note']
 
 
 def test_a_recipe_that_leaves_the_cpu_is_noticed(trial, monkeypatch):
     "Every recipe has its turn, and the sentence names the one that is wrong."
-    def strange(score): return dict(good=lambda ws: ws[0], odd=lambda ws: {k: v.to('meta') for k, v in ws[0].items()})
+
+    def strange(score):
+        return dict(good=lambda ws: ws[0], odd=lambda ws: {k: v.to('meta') for k, v in ws[0].items()})
+
     monkeypatch.setattr(gpu, 'cooks', strange)
     row = gpu.soups_on_card(trial)
     assert row['status'] == 'failed' and row['note'].startswith('odd: ') and 'not on the CPU' in row['note']
@@ -78,20 +105,32 @@ def test_a_recipe_that_leaves_the_cpu_is_noticed(trial, monkeypatch):
 
 def test_what_fails_is_told_and_the_others_go_on(on_cpu, table, monkeypatch, capsys):
     monkeypatch.setattr(gpu, 'PARTS', {n: fake(n, f) for n, f in FAKES.items()})
-    with pytest.raises(SystemExit) as e: gpu.main(['--small', '--keep'])
+    with pytest.raises(SystemExit) as e:
+        gpu.main(['--small', '--keep'])
     said = capsys.readouterr().out.splitlines()
     assert e.value.code == 1
     assert 'wrong failed: the card is upside down' in said
     assert 'lost failed: RuntimeError: CUDA error: an illegal memory access' in said
     assert said[-1] == '2 passed, 0 measured, 1 skipped, 2 failed'
-    assert [l.split()[:2] for l in said[1:6]] == [['passed', 'fine'], ['failed', 'wrong'], ['failed', 'lost'], ['skipped', 'absent'], ['passed', 'again']]
+    assert [l.split()[:2] for l in said[1:6]] == [
+        ['passed', 'fine'],
+        ['failed', 'wrong'],
+        ['failed', 'lost'],
+        ['skipped', 'absent'],
+        ['passed', 'again'],
+    ]
 
 
 def test_rows_say_device_and_date_and_are_replaced(on_cpu, table, monkeypatch):
     monkeypatch.setattr(gpu, 'PARTS', {n: fake(n, f) for n, f in FAKES.items() if f is fine})
-    for _ in range(2): gpu.main(['--small', '--keep'])
-    rows = pd.read_csv(table/'gpu.csv')
-    assert sorted(rows.check) == ['again', 'fine'] and set(rows.device) == {device_name()} and set(rows.torch) == {torch.__version__}
+    for _ in range(2):
+        gpu.main(['--small', '--keep'])
+    rows = pd.read_csv(table / 'gpu.csv')
+    assert (
+        sorted(rows.check) == ['again', 'fine']
+        and set(rows.device) == {device_name()}
+        and set(rows.torch) == {torch.__version__}
+    )
     assert rows.date.str.fullmatch(r'\d{4}-\d\d-\d\d').all() and set(rows.form) == {'small'}
     assert {'commit', 'status', 'number', 'unit', 'seconds', 'note'} <= set(rows.columns)
 
@@ -104,9 +143,12 @@ def test_the_small_form_keeps_nothing(on_cpu, table, monkeypatch):
 
 def test_the_time_holds(on_cpu, table, monkeypatch, capsys):
     "What hangs is stopped, what does not fit is not begun, and both are named."
-    parts = dict(endless=fake('endless', endless, .3), long=fake('long', fine, 500.), fine=fake('fine', fine))
+    parts = dict(
+        endless=fake('endless', endless, 0.3), long=fake('long', fine, 500.0), fine=fake('fine', fine)
+    )
     monkeypatch.setattr(gpu, 'PARTS', parts)
-    with pytest.raises(SystemExit) as e: gpu.main(['--small', '--minutes', '0.1'])
+    with pytest.raises(SystemExit) as e:
+        gpu.main(['--small', '--minutes', '0.1'])
     said = capsys.readouterr().out.splitlines()
     assert e.value.code == 1 and 'endless failed: it took longer than the 1 s that it had' in said
     assert 'not started, as the time was over: long' in said
@@ -116,34 +158,46 @@ def test_the_time_holds(on_cpu, table, monkeypatch, capsys):
 def test_the_parts_usually_fit_into_eight_minutes():
     "But for the last one, which is begun if the others were quick."
     usual = [f.usual for f in gpu.PARTS.values()]
-    assert sum(usual[:-1]) < 8*60 and list(gpu.PARTS)[-1] == 'speed, CoAtNet-2 at 224 px'
+    assert sum(usual[:-1]) < 8 * 60 and list(gpu.PARTS)[-1] == 'speed, CoAtNet-2 at 224 px'
 
 
 @pytest.mark.parametrize('device, args', [('cpu', []), ('', ['--small'])])
 def test_without_a_gpu_one_sentence(monkeypatch, capsys, device, args):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', device)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(SystemExit) as e: gpu.main(args)
+    with pytest.raises(SystemExit) as e:
+        gpu.main(args)
     said = capsys.readouterr().err.strip().splitlines()
-    assert e.value.code == 2 and len(said) == 1 and 'ICH_SOUPS_DEVICE=cpu python -m ich_soups.gpu --small' in said[0]
+    assert (
+        e.value.code == 2
+        and len(said) == 1
+        and 'ICH_SOUPS_DEVICE=cpu python -m ich_soups.gpu --small' in said[0]
+    )
 
 
 @pytest.mark.slow
 def test_the_small_form_from_end_to_end(on_cpu, table, capsys):
     gpu.main(['--small', '--keep', '--minutes', '20'])
-    rows, speeds = pd.read_csv(table/'gpu.csv'), pd.read_csv(table/'speed.csv')
-    assert {*gpu.PARTS} - {*rows.check} == {"the paper's protocol, cut short"}        # which has a row for each number
-    assert set(speeds.name) == {'bare model', 'ours', 'plain torchvision'} and set(speeds.date) == set(rows.date)
+    rows, speeds = pd.read_csv(table / 'gpu.csv'), pd.read_csv(table / 'speed.csv')
+    assert {*gpu.PARTS} - {*rows.check} == {
+        "the paper's protocol, cut short"
+    }  # which has a row for each number
+    assert set(speeds.name) == {'bare model', 'ours', 'plain torchvision'} and set(speeds.date) == set(
+        rows.date
+    )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='to run this, take a machine with a CUDA GPU: make gpu')
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='to run this, take a machine with a CUDA GPU: make gpu'
+)
 def test_on_a_gpu(table):
     gpu.main([])
-    rows = pd.read_csv(table/'gpu.csv')
+    rows = pd.read_csv(table / 'gpu.csv')
     assert set(rows.form) == {'full'} and set(rows.status) <= {'passed', 'measured', 'skipped'}
 
 
 def test_the_command_is_there(capsys):
-    with pytest.raises(SystemExit) as e: gpu.options(['--help'])
+    with pytest.raises(SystemExit) as e:
+        gpu.options(['--help'])
     assert e.value.code == 0 and '--minutes' in capsys.readouterr().out
-    assert re.search(r'^gpu: setup .*##', (ROOT/'Makefile').read_text(), re.M)
+    assert re.search(r'^gpu: setup .*##', (ROOT / 'Makefile').read_text(), re.M)

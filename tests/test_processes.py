@@ -1,4 +1,5 @@
 "What one process cannot show: a kill -9 at any moment, a disk that is full, files that are gone, and two who want the same run."
+
 import itertools, json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
@@ -42,17 +43,33 @@ for line in sys.stdin:          # a fork of a process that has imported everythi
 
 class Trainer:
     "Trains in forks of one process, which can be killed without paying for the imports again."
-    def __init__(self, env): self.p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True)
+
+    def __init__(self, env):
+        self.p = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-c', SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            text=True,
+        )
+
     def start(self, path, cfg=CFG, **how):
         from dataclasses import asdict
-        self.p.stdin.write(json.dumps(dict(path=str(path), cfg=asdict(cfg), **how))+'\n'); self.p.stdin.flush()
+
+        self.p.stdin.write(json.dumps(dict(path=str(path), cfg=asdict(cfg), **how)) + '\n')
+        self.p.stdin.flush()
         return self.said()
-    def said(self): return json.loads(self.p.stdout.readline())
+
+    def said(self):
+        return json.loads(self.p.stdout.readline())
+
     def life(self, path, **how):
         "The exit code of a whole life, and what it said."
         self.start(path, **how)
         words = []
-        while isinstance(w := self.said(), str): words.append(w)
+        while isinstance(w := self.said(), str):
+            words.append(w)
         return w, words
 
 
@@ -62,25 +79,33 @@ def trainer(tmp_path_factory):
         m.setenv('ICH_SOUPS_HOME', str(tmp_path_factory.mktemp('store')))
         t = Trainer(os.environ | dict(OMP_NUM_THREADS='1'))
         yield t
-        t.p.kill(); t.p.wait()
+        t.p.kill()
+        t.p.wait()
 
 
 @pytest.fixture(scope='module')
 def whole(trainer, tmp_path_factory):
     "A run that was never disturbed."
-    path = tmp_path_factory.mktemp('runs')/'whole'
+    path = tmp_path_factory.mktemp('runs') / 'whole'
     assert trainer.life(path) == (0, [])
     return Run(path)
 
 
-def hashes(run): return {s.epoch: (s.sha256, s.logits().tobytes()) for s in run.snapshots} | {p.name: p.read_bytes() for p in sorted((run.path/'averages').glob('*.safetensors'))} | {'history': run.history.to_csv()}
+def hashes(run):
+    return (
+        {s.epoch: (s.sha256, s.logits().tobytes()) for s in run.snapshots}
+        | {p.name: p.read_bytes() for p in sorted((run.path / 'averages').glob('*.safetensors'))}
+        | {'history': run.history.to_csv()}
+    )
 
 
 def same(path, whole):
     run = Run(path)
     assert hashes(run) == hashes(whole)
     run.store.verify()
-    left = {str(p.relative_to(path)) for p in path.rglob('*') if p.is_file()} ^ {str(p.relative_to(whole.path)) for p in whole.path.rglob('*') if p.is_file()}
+    left = {str(p.relative_to(path)) for p in path.rglob('*') if p.is_file()} ^ {
+        str(p.relative_to(whole.path)) for p in whole.path.rglob('*') if p.is_file()
+    }
     assert not left, f'files of only one of the two: {left}'
 
 
@@ -89,11 +114,12 @@ def same(path, whole):
 def test_killed_at_each_write(tmp_path, trainer, whole, after):
     "The n-th life dies at its n-th write: on the way through, every write of a run is somebody's last."
     for n in itertools.count(1):
-        code, said = trainer.life(tmp_path/'r', die_at=n, after=after)
-        if code == 0: break
+        code, said = trainer.life(tmp_path / 'r', die_at=n, after=after)
+        if code == 0:
+            break
         assert code == -signal.SIGKILL and not said, (n, code, said)
     assert n > 12
-    same(tmp_path/'r', whole)
+    same(tmp_path / 'r', whole)
 
 
 @pytest.mark.parametrize('wanted', [1, pytest.param(20, marks=pytest.mark.slow)])
@@ -103,34 +129,48 @@ def test_killed_at_random_moments(tmp_path, trainer, whole, wanted):
     print('seed of the moments:', seed)
     rng, kills, seconds = random.Random(seed), 0, whole.provenance['seconds']
     for r in itertools.count():
-        path, t0 = tmp_path/f'r{r}', time.time()
-        while not (path/'DONE').exists():
+        path, t0 = tmp_path / f'r{r}', time.time()
+        while not (path / 'DONE').exists():
             pid = trainer.start(path)
-            time.sleep(rng.uniform(.05, .6*seconds) if kills < wanted else 2*seconds)
-            try: os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError: pass
+            time.sleep(rng.uniform(0.05, 0.6 * seconds) if kills < wanted else 2 * seconds)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
             kills += trainer.said() == -signal.SIGKILL
-            assert time.time()-t0 < 240
+            assert time.time() - t0 < 240
         assert trainer.life(path) == (0, [])
         same(path, whole)
-        if kills >= wanted: break
+        if kills >= wanted:
+            break
 
 
 @pytest.mark.slow
 def test_a_resumed_run_repeats_one_epoch_at_most(tmp_path, trainer, whole):
-    per = whole.provenance['seconds']/CFG.epochs
-    n = next(n for n in itertools.count(10) if trainer.life(tmp_path/f'r{n}', die_at=n)[0] and (tmp_path/f'r{n}'/'state.pt').exists() and len((tmp_path/f'r{n}'/'history.csv').read_text().splitlines()) > 3)
-    done = len((tmp_path/f'r{n}'/'history.csv').read_text().splitlines())-1
-    assert trainer.life(tmp_path/f'r{n}') == (0, [])
-    p = Run(tmp_path/f'r{n}').provenance
-    assert p['resumed_at'] >= done-1 and p['seconds'] < (CFG.epochs-p['resumed_at']+1)*per*2+2
+    per = whole.provenance['seconds'] / CFG.epochs
+    n = next(
+        n
+        for n in itertools.count(10)
+        if trainer.life(tmp_path / f'r{n}', die_at=n)[0]
+        and (tmp_path / f'r{n}' / 'state.pt').exists()
+        and len((tmp_path / f'r{n}' / 'history.csv').read_text().splitlines()) > 3
+    )
+    done = len((tmp_path / f'r{n}' / 'history.csv').read_text().splitlines()) - 1
+    assert trainer.life(tmp_path / f'r{n}') == (0, [])
+    p = Run(tmp_path / f'r{n}').provenance
+    assert p['resumed_at'] >= done - 1 and p['seconds'] < (CFG.epochs - p['resumed_at'] + 1) * per * 2 + 2
 
 
 @pytest.mark.parametrize('n', [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 14))])
 def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, trainer, whole, n):
-    path = tmp_path/f'r{n}'
+    path = tmp_path / f'r{n}'
     code, said = trainer.life(path, full_at=n, after=True)
-    assert code == 2 and len(said) == 1 and 'the disk is full; free some space' in said[0] and said[0].startswith(str(path))
+    assert (
+        code == 2
+        and len(said) == 1
+        and 'the disk is full; free some space' in said[0]
+        and said[0].startswith(str(path))
+    )
     assert not list(path.rglob('.*.*.*')), 'something half written was left'
     assert trainer.life(path) == (0, [])
     same(path, whole)
@@ -139,44 +179,70 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, trainer, whole,
 def use(path):
     "Everything that a reader asks of a run."
     run = get_run(CFG, path)
-    for n in ('last', 'ema', 'swa'): run.weights(n)
+    for n in ('last', 'ema', 'swa'):
+        run.weights(n)
     return hashes(run), run.logits('val')
 
 
-@pytest.mark.parametrize('damage, finished', [('removed', True), ('cut short', True), ('cut short', False), pytest.param('removed', False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'damage, finished',
+    [
+        ('removed', True),
+        ('cut short', True),
+        ('cut short', False),
+        pytest.param('removed', False, marks=pytest.mark.slow),
+    ],
+)
 def test_files_that_are_gone_or_damaged(tmp_path, trainer, whole, finished, damage):
     "The run goes on to the same end, or one line names the file and says what to do."
     source, n = whole.path, 12
     while not finished:
-        source, n = tmp_path/f'begun{n}', n+1
+        source, n = tmp_path / f'begun{n}', n + 1
         trainer.life(source, die_at=n)
-        if (source/'state.pt').exists(): break
+        if (source / 'state.pt').exists():
+            break
     files = [p.relative_to(source) for p in sorted(source.rglob('*')) if p.is_file() and p.name != '.lock']
     assert len(files) >= 5
     ends = {}
     for f in files:
-        shutil.rmtree(tmp_path/'hurt', ignore_errors=True)
-        shutil.copytree(source, tmp_path/'hurt')
-        if damage == 'removed': (tmp_path/'hurt'/f).unlink()
-        else: (tmp_path/'hurt'/f).write_bytes((source/f).read_bytes()[:len((source/f).read_bytes())//2])
+        shutil.rmtree(tmp_path / 'hurt', ignore_errors=True)
+        shutil.copytree(source, tmp_path / 'hurt')
+        if damage == 'removed':
+            (tmp_path / 'hurt' / f).unlink()
+        else:
+            (tmp_path / 'hurt' / f).write_bytes(
+                (source / f).read_bytes()[: len((source / f).read_bytes()) // 2]
+            )
         try:
-            got, logits = use(tmp_path/'hurt')
+            got, logits = use(tmp_path / 'hurt')
             assert got == hashes(whole) and np.isfinite(logits).all()
             ends[str(f)] = 'the same'
         except BadInput as e:
-            assert '\n' not in str(e) and str(tmp_path/'hurt') in str(e) and any(w in str(e) for w in ('delete', 'restore')), str(e)
+            assert (
+                '\n' not in str(e)
+                and str(tmp_path / 'hurt') in str(e)
+                and any(w in str(e) for w in ('delete', 'restore'))
+            ), str(e)
             ends[str(f)] = str(e)
-    assert ('the same' in ends.values()) == (not finished or damage == 'removed')      # a finished run does not train again because a file was cut
+    assert ('the same' in ends.values()) == (
+        not finished or damage == 'removed'
+    )  # a finished run does not train again because a file was cut
     assert finished or damage == 'cut short' or ends['history.csv'] == ends['state.pt'] == 'the same'
     assert any('epoch_' in e for e in ends.values())
 
 
 def test_two_processes_train_one_run_once(tmp_path, trainer):
-    code = f'from ich_soups.core import Config; from ich_soups.training import get_run; get_run({CFG!r}, {str(tmp_path/"shared")!r})'
-    two = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL) for _ in range(2)]
+    code = f'from ich_soups.core import Config; from ich_soups.training import get_run; get_run({CFG!r}, {str(tmp_path / "shared")!r})'
+    two = [
+        subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
     t0 = time.time()
-    while not (tmp_path/'shared'/'DONE').exists() and time.time()-t0 < 300: time.sleep(.05)
-    first = (tmp_path/'shared'/'DONE').stat().st_mtime_ns
+    while not (tmp_path / 'shared' / 'DONE').exists() and time.time() - t0 < 300:
+        time.sleep(0.05)
+    first = (tmp_path / 'shared' / 'DONE').stat().st_mtime_ns
     assert [p.wait(300) for p in two] == [0, 0]
-    assert (tmp_path/'shared'/'DONE').stat().st_mtime_ns == first      # the second one waited, and wrote nothing
-    assert len(Run(tmp_path/'shared').history) == CFG.epochs
+    assert (
+        tmp_path / 'shared' / 'DONE'
+    ).stat().st_mtime_ns == first  # the second one waited, and wrote nothing
+    assert len(Run(tmp_path / 'shared').history) == CFG.epochs

@@ -1,4 +1,5 @@
 "The smoke profile: it draws every figure, never where the real ones lie, and what it computed once is only drawn again."
+
 import ast, hashlib, json, os, random, re, subprocess, sys
 import pytest
 from conftest import ROOT
@@ -8,8 +9,8 @@ from ich_soups.study import noise_of
 from ich_soups.tables import long_table, one_more, read_rows
 from ich_soups.training import get_run
 
-FRESH = ROOT/'build'/'figures'
-CHAPTERS = sorted((ROOT/'nbs').glob('2*.ipynb')) + sorted((ROOT/'nbs').glob('30*.ipynb'))
+FRESH = ROOT / 'build' / 'figures'
+CHAPTERS = sorted((ROOT / 'nbs').glob('2*.ipynb')) + sorted((ROOT / 'nbs').glob('30*.ipynb'))
 AGAIN = """
 import json, os, sys, types
 sys.path.insert(0, sys.argv[1])
@@ -37,14 +38,20 @@ print(json.dumps(dict(passes=passes, computed=cache.computed, figures=figures, t
 @pytest.fixture(scope='module')
 def drawn_before():
     "The figures of the notebooks that ran before the tests, in this very profile."
-    if not in_smoke() or not (FRESH/'results.csv').exists(): pytest.skip('to run this, use make test: its notebooks draw build/figures in the smoke profile')
+    if not in_smoke() or not (FRESH / 'results.csv').exists():
+        pytest.skip('to run this, use make test: its notebooks draw build/figures in the smoke profile')
     return FRESH
 
 
 def run_again(tmp_path, *chapters):
     "Run chapters a second time in one process; what was computed and drawn."
-    (tmp_path/'again.py').write_text(AGAIN, encoding='utf-8')
-    out = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'again.py', ROOT, *chapters], capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / 'again.py').write_text(AGAIN, encoding='utf-8')
+    out = subprocess.run(
+        [sys.executable, '-W', 'ignore', tmp_path / 'again.py', ROOT, *chapters],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     return json.loads(out.stdout.splitlines()[-1])
 
@@ -53,15 +60,17 @@ def test_a_second_run_of_the_chapters_only_draws(drawn_before, tmp_path):
     "No forward pass, no training, no step computed: counted, so that no clock has to be read."
     told = run_again(tmp_path, *CHAPTERS)
     assert told['passes'] == {} and told['computed'] == [] and told['trained'] == []
-    assert set(told['figures']) == set(json.loads((ROOT/'figures'/'index.json').read_text()))
+    assert set(told['figures']) == set(json.loads((ROOT / 'figures' / 'index.json').read_text()))
 
 
 def test_a_changed_input_is_computed_anew(drawn_before, tmp_path):
     "The same chapter with another question in it: the step that depends on it runs, and models with it."
     chapter = next(p for p in CHAPTERS if p.name.startswith('23'))
-    changed = tmp_path/chapter.name
-    another = random.SystemRandom().randrange(10**9)      # or the next test run would find this one's answer
-    text = chapter.read_text(encoding='utf-8').replace('np.linspace(0, 1, 7)', f'np.linspace(0, 1, 7, dtype=(float, {another})[0])')
+    changed = tmp_path / chapter.name
+    another = random.SystemRandom().randrange(10**9)  # or the next test run would find this one's answer
+    text = chapter.read_text(encoding='utf-8').replace(
+        'np.linspace(0, 1, 7)', f'np.linspace(0, 1, 7, dtype=(float, {another})[0])'
+    )
     assert str(another) in text
     changed.write_text(text, encoding='utf-8')
     told = run_again(tmp_path, changed)
@@ -69,7 +78,9 @@ def test_a_changed_input_is_computed_anew(drawn_before, tmp_path):
 
 
 def test_the_notebooks_drew_every_figure(drawn_before):
-    missing = set(json.loads((ROOT/'figures'/'index.json').read_text())) - set(json.loads((drawn_before/'index.json').read_text()))
+    missing = set(json.loads((ROOT / 'figures' / 'index.json').read_text())) - set(
+        json.loads((drawn_before / 'index.json').read_text())
+    )
     assert not missing
 
 
@@ -77,7 +88,14 @@ def test_one_row_of_a_long_table_is_made_anew():
     """The first cycle of a training with the real settings: the smoke profile may not drift from what the tables hold. Accuracy, loss
     and training loss of the third epoch, each in the 95 % prediction interval of the draws."""
     anew = get_run(Config.tiny(epochs=3)).history.iloc[-1]
-    rows = read_rows(long_table()/'regime.csv', schedule='restarts', peak=Config.tiny().lr, mixed=Config.tiny().mix, bootstrap=0, epoch=3)
+    rows = read_rows(
+        long_table() / 'regime.csv',
+        schedule='restarts',
+        peak=Config.tiny().lr,
+        mixed=Config.tiny().mix,
+        bootstrap=0,
+        epoch=3,
+    )
     rows = rows[rows.data.map(noise_of) == 6]
     assert rows.data.nunique() >= 5
     for column in ('accuracy', 'valid_loss', 'train_loss'):
@@ -86,26 +104,43 @@ def test_one_row_of_a_long_table_is_made_anew():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('to', ['figures', 'figures/long/recipes.csv', 'figures/../figures/results.png', 'build/../figures'])
+@pytest.mark.parametrize(
+    'to', ['figures', 'figures/long/recipes.csv', 'figures/../figures/results.png', 'build/../figures']
+)
 def test_a_smoke_run_never_writes_where_the_real_figures_lie(monkeypatch, to):
     monkeypatch.setenv('ICH_SOUPS_PROFILE', 'smoke')
-    with pytest.raises(BadInput, match='holds the figures of real runs'): refuse_smoke(ROOT/to)
-    refuse_smoke(ROOT/'build'/'figures')
+    with pytest.raises(BadInput, match='holds the figures of real runs'):
+        refuse_smoke(ROOT / to)
+    refuse_smoke(ROOT / 'build' / 'figures')
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize('link', [True, False])
 def test_a_smoke_run_of_the_chapters_is_refused_before_anything_is_trained(tmp_path, link):
     "Pointed at the committed figures, directly or by a link: one sentence, and not a byte changes."
-    to = ROOT/'figures'
+    to = ROOT / 'figures'
     if link:
-        (tmp_path/'link').symlink_to(to)
-        to = tmp_path/'link'
-    state = lambda: {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (ROOT/'figures').rglob('*') if p.is_file()}
+        (tmp_path / 'link').symlink_to(to)
+        to = tmp_path / 'link'
+    state = lambda: {
+        p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest())
+        for p in (ROOT / 'figures').rglob('*')
+        if p.is_file()
+    }
     before = state()
     env = os.environ | dict(ICH_SOUPS_PROFILE='smoke', ICH_SOUPS_FIGURES=str(to))
-    out = subprocess.run([sys.executable, '-m', 'ich_soups.build', 'figures'], env=env, cwd=ROOT, capture_output=True, text=True)
-    assert out.returncode == 1 and out.stderr.startswith('a smoke run does not write') and len(out.stderr.splitlines()) == 1, out.stderr
+    out = subprocess.run(
+        [sys.executable, '-m', 'ich_soups.build', 'figures'],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        out.returncode == 1
+        and out.stderr.startswith('a smoke run does not write')
+        and len(out.stderr.splitlines()) == 1
+    ), out.stderr
     assert state() == before
 
 
@@ -116,12 +151,19 @@ SAYS = "import os, sys; import ich_soups; print('torch' in sys.modules, os.envir
 
 def says(*args, **variables):
     "What a process finds once it has imported the package."
-    return subprocess.run([sys.executable, *(args or ('-c', SAYS))], env=_own_environment(**variables), cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, *(args or ('-c', SAYS))],
+        env=_own_environment(**variables),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
 
 
 @pytest.mark.quick
 def test_threads_turn_briefly_unless_the_user_says_otherwise():
-    assert says() == ['False', '1000', 'None']                 # and importing the package does not import torch
+    assert says() == ['False', '1000', 'None']  # and importing the package does not import torch
     assert says(GOMP_SPINCOUNT='7') == ['False', '7', 'None']
     assert says(OMP_WAIT_POLICY='passive') == ['False', 'None', 'passive']
 
@@ -132,20 +174,28 @@ def test_workers_turn_briefly_too():
     assert says('-c', code) == ['1000', '1000']
 
 
-SLOW = {'torch', 'torchvision', 'timm', 'fastai', 'sklearn', 'torchmetrics', 'captum'}      # each brings OpenMP
+SLOW = {'torch', 'torchvision', 'timm', 'fastai', 'sklearn', 'torchmetrics', 'captum'}  # each brings OpenMP
 
 
 def imports(source):
     "The packages that a cell imports, in order."
     for node in ast.parse(re.sub(r'^\s*[%!].*$', '', source, flags=re.M)).body:
-        if isinstance(node, ast.Import): yield from (a.name.split('.')[0] for a in node.names)
-        if isinstance(node, ast.ImportFrom) and node.module: yield node.module.split('.')[0]
+        if isinstance(node, ast.Import):
+            yield from (a.name.split('.')[0] for a in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split('.')[0]
 
 
 @pytest.mark.quick
 def test_in_every_notebook_the_package_comes_before_torch():
     "`nbdev_test` and Jupyter start no process of ours: the first import has to do it."
-    for p in sorted((ROOT/'nbs').glob('*.ipynb')):
-        cells = [''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    for p in sorted((ROOT / 'nbs').glob('*.ipynb')):
+        cells = [
+            ''.join(c['source'])
+            for c in json.loads(p.read_text(encoding='utf-8'))['cells']
+            if c['cell_type'] == 'code'
+        ]
         order = [m for s in cells for m in imports(s) if m in SLOW | {'ich_soups'}]
-        assert not order or order[0] == 'ich_soups', f'{p.name} imports {order[0]} before ich_soups; put ich_soups first'
+        assert not order or order[0] == 'ich_soups', (
+            f'{p.name} imports {order[0]} before ich_soups; put ich_soups first'
+        )

@@ -1,4 +1,5 @@
 "Folders, images and lists as the world makes them: from telephones, file servers, microscopes and spreadsheets."
+
 import base64
 import io
 import os
@@ -16,15 +17,26 @@ from PIL import Image, ImageCms
 from ich_soups import cli, data, demo
 from ich_soups.audit import inspect
 from ich_soups.core import BadInput
-from ich_soups.data import decode, files_of_list, load_pictures, open_picture, read_photos, to_look_at, write_split
+from ich_soups.data import (
+    decode,
+    files_of_list,
+    load_pictures,
+    open_picture,
+    read_photos,
+    to_look_at,
+    write_split,
+)
 
-HEIC = base64.b85decode(     # 64 x 48, its left half red, its right half blue
+HEIC = base64.b85decode(  # 64 x 48, its left half red, its right half blue
     '0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004fZDn*}000000000XXk=`10000000000aA{+700000000000000000000B57=IV*mgE07O6l0RRC200001p#T8@00000002P%0'
     '01LtX>Mi!000000RR916=`l}WdZ;I000310BCk&F#rGn01j|zbZr0t000010002}X>f9I0002pX>en20001XXm(>m0RwOV0058x000009`FGC{rLC*01pFT0096PKmiN^|NjGU00'
     '093kN^M!000939=ZZRVE_RDDnbDP18@KU0|1Z!00RI30{|YNAb|yz>g1-mxCm%4AOHXZ10VnZ0{|gn00967L;=Bbz=;3=025<xY;ta6Y<K_x01W^JfB*mh6lrsCWdHyG00000KmY'
     '&$KmY&$C}V74Z~y=RKmY&$0RR91FaQ7m0RR91000000{{R2@Bjb+0ssI25O8UDX#fBK00RgJ2mk;87-?{AVE_OC000000RRC7fdT^sga7~lNo{0dbN~PVJtzUMSmyNVzyIZHzy7'
-    '2Ahspo{U;j$ISMD(r{+<O|TK{wOeHGo54sIF4Csf+pCF@PqdNj{9r8F}~pF{')
-needs_heif = pytest.mark.skipif('HEIF' not in data.FORMATS, reason="to run this, pip install 'ich_soups[photos]'")
+    '2Ahspo{U;j$ISMD(r{+<O|TK{wOeHGo54sIF4Csf+pCF@PqdNj{9r8F}~pF{'
+)
+needs_heif = pytest.mark.skipif(
+    'HEIF' not in data.FORMATS, reason="to run this, pip install 'ich_soups[photos]'"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +58,10 @@ def ramp(top=255, kind=np.uint8, low=0):
 
 WANT = ramp().astype(int)
 
+
 def is_ramp(b, tolerance=4):
     a = decode(b, 40).astype(int)
-    assert abs(a-WANT[..., None]).max() <= tolerance, (a[20, ::8, 0], WANT[20, ::8])
+    assert abs(a - WANT[..., None]).max() <= tolerance, (a[20, ::8, 0], WANT[20, ::8])
 
 
 def notes(f):
@@ -59,30 +72,42 @@ def notes(f):
     return out, ' | '.join(str(x.message) for x in w)
 
 
-def texts(path): return '\n'.join(inspect(path, near=None).text)
+def texts(path):
+    return '\n'.join(inspect(path, near=None).text)
 
 
 # Folders.
+
 
 def test_the_fingerprint_of_an_ordinary_folder_is_what_it_was(home, tmp_path):
     "A run is found by it."
     r = np.random.default_rng(0)
     for c in ('a', 'B', 'Chợ nổi'):
-        (tmp_path/'in'/c).mkdir(parents=True)
-        for i in range(12): (tmp_path/'in'/c/f'{i}.png').write_bytes(fixed_png(r.integers(0, 255, (8, 8), dtype=np.uint8)))
-    assert load_pictures(tmp_path/'in').fingerprint == FINGERPRINT
+        (tmp_path / 'in' / c).mkdir(parents=True)
+        for i in range(12):
+            (tmp_path / 'in' / c / f'{i}.png').write_bytes(
+                fixed_png(r.integers(0, 255, (8, 8), dtype=np.uint8))
+            )
+    assert load_pictures(tmp_path / 'in').fingerprint == FINGERPRINT
 
 
 FINGERPRINT = '22a51fde3bd10b31'
 
+
 def fixed_png(grey):
     "The same bytes with every library."
     rows = b''.join(b'\0' + r.tobytes() for r in grey)
-    stored = b'\x78\x01\x01' + struct.pack('<HH', len(rows), len(rows) ^ 0xffff) + rows + struct.pack('>I', zlib.adler32(rows))
+    stored = (
+        b'\x78\x01\x01'
+        + struct.pack('<HH', len(rows), len(rows) ^ 0xFFFF)
+        + rows
+        + struct.pack('>I', zlib.adler32(rows))
+    )
     return png_of(len(grey), 8, 0, stored)
 
 
-def chunk(kind, b): return struct.pack('>I', len(b)) + kind + b + struct.pack('>I', zlib.crc32(kind+b))
+def chunk(kind, b):
+    return struct.pack('>I', len(b)) + kind + b + struct.pack('>I', zlib.crc32(kind + b))
 
 
 def png_of(side, depth, colour, packed, *more):
@@ -90,15 +115,18 @@ def png_of(side, depth, colour, packed, *more):
     return b'\x89PNG\r\n\x1a\n' + head + b''.join(more) + chunk(b'IDAT', packed) + chunk(b'IEND', b'')
 
 
-@pytest.mark.parametrize('name', ['.ipynb_checkpoints', '@eaDir', '.thumbnails', 'Thumbs', '__MACOSX', '#recycle'])
+@pytest.mark.parametrize(
+    'name', ['.ipynb_checkpoints', '@eaDir', '.thumbnails', 'Thumbs', '__MACOSX', '#recycle']
+)
 @pytest.mark.parametrize('where', ['class', 'top'])
 def test_hidden_and_thumbnail_folders_are_not_entered(name, where, home, photos):
-    if where == 'top' and name == 'Thumbs': pytest.skip('beside the classes it may be one')
+    if where == 'top' and name == 'Thumbs':
+        pytest.skip('beside the classes it may be one')
     before = load_pictures(photos).fingerprint
     first = sorted(photos.rglob('*.jpg'))[0]
-    at = (first.parent if where == 'class' else photos)/name/'deeper'
+    at = (first.parent if where == 'class' else photos) / name / 'deeper'
     at.mkdir(parents=True)
-    shutil.copy(first, at/'copy.jpg')
+    shutil.copy(first, at / 'copy.jpg')
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics) == 36 and pics.fingerprint == before and f'1 in {name}' in said
     assert f'1 in {name}' in texts(photos) and '36 pictures' in texts(photos)
@@ -109,20 +137,35 @@ def test_names_in_two_forms_of_unicode_are_one_class(kind, home, photos, tmp_pat
     other = 'NFD' if unicodedata.is_normalized('NFC', 'Chợ nổi') else 'NFC'
     if kind == 'mixed parts':
         for s in ('train', 'val', 'test'):
-            for c in sorted(photos.iterdir()): shutil.copytree(c, tmp_path/'in'/s/(unicodedata.normalize(other, c.name) if s == 'val' else c.name))
+            for c in sorted(photos.iterdir()):
+                shutil.copytree(
+                    c, tmp_path / 'in' / s / (unicodedata.normalize(other, c.name) if s == 'val' else c.name)
+                )
     elif kind == 'flat':
         for c in sorted(photos.iterdir()):
-            shutil.copytree(c, tmp_path/'in'/c.name)
-            shutil.copytree(c, tmp_path/'in'/unicodedata.normalize(other, c.name), dirs_exist_ok=True)
+            shutil.copytree(c, tmp_path / 'in' / c.name)
+            shutil.copytree(c, tmp_path / 'in' / unicodedata.normalize(other, c.name), dirs_exist_ok=True)
     else:
-        (tmp_path/'in').write_text('path,label\n' + ''.join(f'photos/{c.name}/{f.name},{unicodedata.normalize(("NFC", "NFD")[i % 2], c.name)}\n'
-                                   for c in sorted(photos.iterdir()) for i, f in enumerate(sorted(c.iterdir()))), encoding='utf-8')
-    pics, said = notes(lambda: load_pictures(tmp_path/'in'))
-    assert len(pics.classes) == 3 and 'written in two ways' in said and 'written in two ways' in texts(tmp_path/'in')
+        (tmp_path / 'in').write_text(
+            'path,label\n'
+            + ''.join(
+                f'photos/{c.name}/{f.name},{unicodedata.normalize(("NFC", "NFD")[i % 2], c.name)}\n'
+                for c in sorted(photos.iterdir())
+                for i, f in enumerate(sorted(c.iterdir()))
+            ),
+            encoding='utf-8',
+        )
+    pics, said = notes(lambda: load_pictures(tmp_path / 'in'))
+    assert (
+        len(pics.classes) == 3
+        and 'written in two ways' in said
+        and 'written in two ways' in texts(tmp_path / 'in')
+    )
 
 
 def test_a_folder_wholly_from_a_mac_keeps_its_names_and_is_scored_by_other_models(home, photos):
-    for c in sorted(photos.iterdir()): c.rename(photos/unicodedata.normalize('NFD', c.name))
+    for c in sorted(photos.iterdir()):
+        c.rename(photos / unicodedata.normalize('NFD', c.name))
     pics = load_pictures(photos)
     assert pics.classes == sorted(unicodedata.normalize('NFD', c) for c in pics.classes)
     model = type('Model', (), dict(classes=[unicodedata.normalize('NFC', c) for c in pics.classes]))
@@ -132,59 +175,86 @@ def test_a_folder_wholly_from_a_mac_keeps_its_names_and_is_scored_by_other_model
 
 @pytest.mark.parametrize('names', [('Cat', 'cat'), ('dog', 'dog '), ('bell tower', 'bell_tower')])
 def test_names_that_differ_in_capitals_or_blanks_are_a_finding(names, home, photos):
-    for c, n in zip(sorted(photos.iterdir()), names): c.rename(photos/n)
+    for c, n in zip(sorted(photos.iterdir()), names):
+        c.rename(photos / n)
     assert f'{names[0]!r} and {names[1]!r}' in texts(photos) and 'capitals or blanks' in texts(photos)
 
 
 def test_a_class_that_is_called_otherwise_in_train_is_named(home, photos, tmp_path):
     for s, n in (('train', 'Cat'), ('val', 'cat'), ('test', 'cat')):
-        for c, to in zip(sorted(photos.iterdir()), (n, 'dog')): shutil.copytree(c, tmp_path/'in'/s/to)
-    with pytest.raises(BadInput, match="'cat' has no training picture; it is called 'Cat' there"): load_pictures(tmp_path/'in')
+        for c, to in zip(sorted(photos.iterdir()), (n, 'dog')):
+            shutil.copytree(c, tmp_path / 'in' / s / to)
+    with pytest.raises(BadInput, match="'cat' has no training picture; it is called 'Cat' there"):
+        load_pictures(tmp_path / 'in')
 
 
 def split(photos, root, **parts):
-    for s, name in parts.items(): shutil.copytree(photos, root/name)
+    for s, name in parts.items():
+        shutil.copytree(photos, root / name)
     return root
 
 
-@pytest.mark.parametrize('names', [('training_set', 'val_set', 'test_set'), ('seg_train/seg_train', 'seg_val', 'seg_test/seg_test'),
-                                   ('train_images', 'Validation', 'test-images'), ('train2017', 'val2017', 'test2017'), ('Train', 'Valid', 'Testing')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('training_set', 'val_set', 'test_set'),
+        ('seg_train/seg_train', 'seg_val', 'seg_test/seg_test'),
+        ('train_images', 'Validation', 'test-images'),
+        ('train2017', 'val2017', 'test2017'),
+        ('Train', 'Valid', 'Testing'),
+    ],
+)
 def test_parts_by_any_usual_name(names, home, photos, tmp_path):
-    root = split(photos, tmp_path/'in', **dict(zip(('train', 'val', 'test'), names)))
+    root = split(photos, tmp_path / 'in', **dict(zip(('train', 'val', 'test'), names)))
     pics = load_pictures(root)
-    assert len(pics.classes) == 3 and [len(pics.idxs(s)) for s in data.SPLITS] == [36]*3
+    assert len(pics.classes) == 3 and [len(pics.idxs(s)) for s in data.SPLITS] == [36] * 3
 
 
-@pytest.mark.parametrize('names', [('training_set/training_set', 'test_set/test_set'), ('train', 'test'), ('seg_train', 'seg_test')])
+@pytest.mark.parametrize(
+    'names',
+    [('training_set/training_set', 'test_set/test_set'), ('train', 'test'), ('seg_train', 'seg_test')],
+)
 def test_a_split_without_val_is_no_folder_of_two_classes(names, home, photos, tmp_path):
-    root = split(photos, tmp_path/'in', **dict(zip(('train', 'test'), names)))
-    with pytest.raises(BadInput, match="no 'val' folder"): load_pictures(root)
+    root = split(photos, tmp_path / 'in', **dict(zip(('train', 'test'), names)))
+    with pytest.raises(BadInput, match="no 'val' folder"):
+        load_pictures(root)
     assert 'there is no val part' in texts(root)
 
 
-@pytest.mark.parametrize('names', [('train1', 'train2'), ('test 1', 'test 2', 'train 1'), ('train', 'bus', 'car')])
+@pytest.mark.parametrize(
+    'names', [('train1', 'train2'), ('test 1', 'test 2', 'train 1'), ('train', 'bus', 'car')]
+)
 def test_classes_that_sound_like_parts_stay_classes(names, home, photos):
-    for c, n in zip(sorted(photos.iterdir()), names): c.rename(photos/n)
+    for c, n in zip(sorted(photos.iterdir()), names):
+        c.rename(photos / n)
     assert set(names) <= set(load_pictures(photos).classes)
 
 
 def test_train_and_val_are_enough(home, photos, tmp_path):
-    root = split(photos, tmp_path/'in', train='train', val='val')
+    root = split(photos, tmp_path / 'in', train='train', val='val')
     pics, said = notes(lambda: load_pictures(root))
-    assert [len(pics.idxs(s)) for s in data.SPLITS] == [36, 36, 0] and 'no test part' in said and 'there is no test part' in texts(root)
-    (root/'test').mkdir()
-    shutil.copy(next(photos.rglob('*.jpg')), root/'test'/'1.jpg')
+    assert (
+        [len(pics.idxs(s)) for s in data.SPLITS] == [36, 36, 0]
+        and 'no test part' in said
+        and 'there is no test part' in texts(root)
+    )
+    (root / 'test').mkdir()
+    shutil.copy(next(photos.rglob('*.jpg')), root / 'test' / '1.jpg')
     pics, said = notes(lambda: load_pictures(root))
     assert len(pics) == 72 and "'test' holds 1 images without class folders" in said
 
 
 @pytest.mark.parametrize('inner', ['my_photos', 'a/b', 'my_photos with parts'])
 def test_wrappers(inner, home, photos, tmp_path):
-    if 'parts' in inner: split(photos, tmp_path/'in'/'x', train='train', val='val', test='test')
-    else: shutil.copytree(photos, tmp_path/'in'/inner)
-    (tmp_path/'in'/'__MACOSX'/'x').mkdir(parents=True)
-    pics, said = notes(lambda: load_pictures(tmp_path/'in'))
-    assert len(pics.classes) == 3 and 'holds one folder' in said and 'holds one folder' in texts(tmp_path/'in')
+    if 'parts' in inner:
+        split(photos, tmp_path / 'in' / 'x', train='train', val='val', test='test')
+    else:
+        shutil.copytree(photos, tmp_path / 'in' / inner)
+    (tmp_path / 'in' / '__MACOSX' / 'x').mkdir(parents=True)
+    pics, said = notes(lambda: load_pictures(tmp_path / 'in'))
+    assert (
+        len(pics.classes) == 3 and 'holds one folder' in said and 'holds one folder' in texts(tmp_path / 'in')
+    )
 
 
 @pytest.mark.parametrize('name', ['no ending', 'a.jpg_large', 'a.JFIF~', 'a.HEIC'])
@@ -194,10 +264,19 @@ def test_an_image_is_one_by_its_contents(name, home, photos):
     assert len(load_pictures(photos)) == (36 if 'HEIF' in data.FORMATS or name != 'a.HEIC' else 35)
 
 
-@pytest.mark.parametrize('name,head', [('a.h5', b'\x89HDF\r\n\x1a\n'), ('a.eps', b'%!PS-Adobe-3.0 EPSF-3.0\n'), ('a', b'plain text'), ('a.mp4', b'0'),
-                                       ('a.nef', b'II*\0' + bytes(40)), ('a.jxl', b'\xff\x0a')])
+@pytest.mark.parametrize(
+    'name,head',
+    [
+        ('a.h5', b'\x89HDF\r\n\x1a\n'),
+        ('a.eps', b'%!PS-Adobe-3.0 EPSF-3.0\n'),
+        ('a', b'plain text'),
+        ('a.mp4', b'0'),
+        ('a.nef', b'II*\0' + bytes(40)),
+        ('a.jxl', b'\xff\x0a'),
+    ],
+)
 def test_what_is_no_image_is_counted_and_named(name, head, home, photos, capsys):
-    (sorted(photos.iterdir())[0]/name).write_bytes(head)
+    (sorted(photos.iterdir())[0] / name).write_bytes(head)
     kind = Path(name).suffix or 'without an ending'
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics) == 36 and f'1 {kind}' in said and f'1 {kind}' in texts(photos)
@@ -205,8 +284,9 @@ def test_what_is_no_image_is_counted_and_named(name, head, home, photos, capsys)
 
 
 def test_a_class_that_vanishes_is_named(home, photos):
-    for f in sorted(photos.iterdir())[0].iterdir(): f.with_suffix('.cr2').write_bytes(b'raw'), f.unlink()
-    (photos/'empty').mkdir()
+    for f in sorted(photos.iterdir())[0].iterdir():
+        f.with_suffix('.cr2').write_bytes(b'raw'), f.unlink()
+    (photos / 'empty').mkdir()
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics.classes) == 2 and '12 .cr2' in said and said.count('is no class') == 2
 
@@ -214,30 +294,45 @@ def test_a_class_that_vanishes_is_named(home, photos):
 @needs_heif
 @pytest.mark.parametrize('name', ['IMG_1.HEIC', 'IMG_1.heif', 'IMG_1'])
 def test_heic(name, home, photos):
-    (sorted(photos.iterdir())[0]/name).write_bytes(HEIC)
+    (sorted(photos.iterdir())[0] / name).write_bytes(HEIC)
     pics = load_pictures(photos)
     a = decode(HEIC, 16).astype(int)
-    assert len(pics) == 37 and abs(a[8, 2]-(200, 30, 30)).max() < 20 and abs(a[8, 13]-(30, 30, 200)).max() < 20
+    assert (
+        len(pics) == 37
+        and abs(a[8, 2] - (200, 30, 30)).max() < 20
+        and abs(a[8, 13] - (30, 30, 200)).max() < 20
+    )
     assert demo.read_upload(HEIC, 16)[1].size == (64, 48)
 
 
 @needs_heif
 @pytest.mark.parametrize('cut', [20, 100, 300, 480])
 def test_a_broken_heic_is_unreadable(cut, tmp_path):
-    (tmp_path/'a.heic').write_bytes(HEIC[:cut])
-    assert data._check_file(tmp_path/'a.heic')[1]
+    (tmp_path / 'a.heic').write_bytes(HEIC[:cut])
+    assert data._check_file(tmp_path / 'a.heic')[1]
 
 
 # Images.
 
+
 def tiff_of_exif(entries):
     head = b'II*\0' + struct.pack('<IH', 8, len(entries))
-    return b'Exif\0\0' + head + b''.join(struct.pack('<HHI', t, k, n) + v.ljust(4, b'\0') for t, k, n, v in entries) + bytes(4)
+    return (
+        b'Exif\0\0'
+        + head
+        + b''.join(struct.pack('<HHI', t, k, n) + v.ljust(4, b'\0') for t, k, n, v in entries)
+        + bytes(4)
+    )
 
 
 TURNED = (0x112, 3, 1, struct.pack('<H', 6))
-ODD = {'negative rational': (0x11a, 10, 1, struct.pack('<I', 38)), 'beyond the end': (0x9286, 7, 2**31-1, b''), 'unknown kind': (0x9000, 99, 1, b'x'),
-       'text for a number': (0x100, 2, 3, b'ab\0')}
+ODD = {
+    'negative rational': (0x11A, 10, 1, struct.pack('<I', 38)),
+    'beyond the end': (0x9286, 7, 2**31 - 1, b''),
+    'unknown kind': (0x9000, 99, 1, b'x'),
+    'text for a number': (0x100, 2, 3, b'ab\0'),
+}
+
 
 @pytest.mark.parametrize('odd', ODD)
 @pytest.mark.parametrize('kind', ['jpeg', 'webp', 'png'])
@@ -246,47 +341,66 @@ def test_photographs_are_turned_whatever_else_their_exif_says(odd, kind):
     im.paste('red', (0, 0, 40, 20))
     raw = tiff_of_exif([TURNED, ODD[odd]]) + struct.pack('<ii', -1, 0)
     a = decode(saved(im, kind, exif=raw, **({} if kind == 'png' else dict(quality=95))), 8).astype(int)
-    assert abs(a[4, -1]-(255, 0, 0)).max() < 40 and abs(a[4, 0]-(0, 0, 255)).max() < 40
+    assert abs(a[4, -1] - (255, 0, 0)).max() < 40 and abs(a[4, 0] - (0, 0, 255)).max() < 40
 
 
-DEEP = {'sixteen bits': (ramp(65535, np.uint16), ''), 'twelve in sixteen': (ramp(4095, np.uint16), '4095'), 'ten in sixteen': (ramp(1023, np.uint16), '1023'),
-        'int32 of a byte': (ramp(255, np.int32), '255'), 'int32 of sixteen bits': (ramp(65535, np.int32), '65535'), 'floats to 1': (ramp(1, np.float32), '1'),
-        'floats to 255': (ramp(255, np.float32), '255'), 'floats from -1': (ramp(1, np.float32, -1), '-1'), 'floats to a million': (ramp(1e6, np.float32), '1e+06'),
-        'signed': (ramp(20000, np.int32, -20000), '-20000')}
+DEEP = {
+    'sixteen bits': (ramp(65535, np.uint16), ''),
+    'twelve in sixteen': (ramp(4095, np.uint16), '4095'),
+    'ten in sixteen': (ramp(1023, np.uint16), '1023'),
+    'int32 of a byte': (ramp(255, np.int32), '255'),
+    'int32 of sixteen bits': (ramp(65535, np.int32), '65535'),
+    'floats to 1': (ramp(1, np.float32), '1'),
+    'floats to 255': (ramp(255, np.float32), '255'),
+    'floats from -1': (ramp(1, np.float32, -1), '-1'),
+    'floats to a million': (ramp(1e6, np.float32), '1e+06'),
+    'signed': (ramp(20000, np.int32, -20000), '-20000'),
+}
+
 
 @pytest.mark.parametrize('kind', DEEP)
 def test_deep_pixels_by_the_range_they_use(kind, home, photos):
     a, guess = DEEP[kind]
     b = saved(Image.fromarray(a), 'tiff')
     is_ramp(b)
-    f = sorted(photos.iterdir())[0]/'deep.tif'
+    f = sorted(photos.iterdir())[0] / 'deep.tif'
     f.write_bytes(b)
-    assert ('was guessed: ' in texts(photos) and guess in texts(photos)) if guess else 'guessed' not in texts(photos)
-    assert texts(photos) == texts(photos)      # what was remembered says the same
+    assert (
+        ('was guessed: ' in texts(photos) and guess in texts(photos))
+        if guess
+        else 'guessed' not in texts(photos)
+    )
+    assert texts(photos) == texts(photos)  # what was remembered says the same
 
 
-@pytest.mark.parametrize('tags', [{340: 0., 341: 8.}, {281: 8}, {340: -8., 341: 8.}])
+@pytest.mark.parametrize('tags', [{340: 0.0, 341: 8.0}, {281: 8}, {340: -8.0, 341: 8.0}])
 def test_deep_pixels_by_the_range_that_the_file_states(tags, home):
     info, low = Image.Exif(), tags.get(340, 0)
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
     info = ImageFileDirectory_v2()
     for k, v in tags.items():
         info[k] = v
-        if k in (340, 341): info.tagtype[k] = 11
+        if k in (340, 341):
+            info.tagtype[k] = 11
     b = saved(Image.fromarray(ramp(4, np.float32, low)), 'tiff', tiffinfo=info)
-    want = (ramp(4, float, low)-low)/(8-low)*255
-    assert abs(decode(b, 40)[..., 0]-want).max() <= 4 and not data._decoded(b, 40)[1]
+    want = (ramp(4, float, low) - low) / (8 - low) * 255
+    assert abs(decode(b, 40)[..., 0] - want).max() <= 4 and not data._decoded(b, 40)[1]
 
 
 @pytest.mark.parametrize('top', [255, 1023, 4095, 65535])
 @pytest.mark.parametrize('turn', [None, 6, 'opaque'])
 def test_deep_colours(top, turn):
     "Three channels of sixteen bits, of which Pillow decodes the upper eight."
-    a = np.stack([ramp(top, np.uint16)]*3, -1).astype('>u2')
+    a = np.stack([ramp(top, np.uint16)] * 3, -1).astype('>u2')
     exif = chunk(b'eXIf', tiff_of_exif([TURNED])[6:]) if turn == 6 else b''
-    if turn == 6: a = np.rot90(a)
-    if turn == 'opaque': a = np.concatenate([a, np.full_like(a[..., :1], top)], -1).astype('>u2')
-    b = png_of(40, 16, 6 if turn == 'opaque' else 2, zlib.compress(b''.join(b'\0' + r.tobytes() for r in a)), exif)
+    if turn == 6:
+        a = np.rot90(a)
+    if turn == 'opaque':
+        a = np.concatenate([a, np.full_like(a[..., :1], top)], -1).astype('>u2')
+    b = png_of(
+        40, 16, 6 if turn == 'opaque' else 2, zlib.compress(b''.join(b'\0' + r.tobytes() for r in a)), exif
+    )
     is_ramp(b, 4)
     assert bool(data._decoded(b, 40)[1]) == (top < 65535)
 
@@ -294,52 +408,75 @@ def test_deep_colours(top, turn):
 def test_numbers_that_are_none():
     a = ramp(1, np.float32)
     a[0, 0], a[0, 1] = np.nan, np.inf
-    assert abs(decode(saved(Image.fromarray(a), 'tiff'), 40)[5:, :, 0].astype(int)-WANT[5:]).max() <= 4
+    assert abs(decode(saved(Image.fromarray(a), 'tiff'), 40)[5:, :, 0].astype(int) - WANT[5:]).max() <= 4
     assert decode(saved(Image.fromarray(np.full((4, 4), np.nan, np.float32)), 'tiff'), 4).max() == 0
     for flat in (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint16), np.zeros((4, 4), np.int32)):
         assert decode(saved(Image.fromarray(flat), 'tiff'), 4).max() == 0
 
 
-@pytest.mark.parametrize('depth,colour,pixels,clear', [
-    (8, 0, bytes([10]*20 + [200]*20), struct.pack('>H', 10)), (16, 0, struct.pack('>40H', *[2570]*20, *[51400]*20), struct.pack('>H', 2570)),
-    (4, 0, bytes([0x11]*10 + [0xcc]*10), struct.pack('>H', 1)), (2, 0, bytes([0x55]*5 + [0xaa]*5), struct.pack('>H', 1)),
-    (1, 0, bytes([0xff, 0xff, 0xf0, 0, 0]), struct.pack('>H', 1)), (16, 2, struct.pack('>120H', *[65535, 0, 0]*20, *[0, 0, 65535]*20), struct.pack('>3H', 65535, 0, 0))])
+@pytest.mark.parametrize(
+    'depth,colour,pixels,clear',
+    [
+        (8, 0, bytes([10] * 20 + [200] * 20), struct.pack('>H', 10)),
+        (16, 0, struct.pack('>40H', *[2570] * 20, *[51400] * 20), struct.pack('>H', 2570)),
+        (4, 0, bytes([0x11] * 10 + [0xCC] * 10), struct.pack('>H', 1)),
+        (2, 0, bytes([0x55] * 5 + [0xAA] * 5), struct.pack('>H', 1)),
+        (1, 0, bytes([0xFF, 0xFF, 0xF0, 0, 0]), struct.pack('>H', 1)),
+        (
+            16,
+            2,
+            struct.pack('>120H', *[65535, 0, 0] * 20, *[0, 0, 65535] * 20),
+            struct.pack('>3H', 65535, 0, 0),
+        ),
+    ],
+)
 def test_a_transparent_colour_is_white(depth, colour, pixels, clear):
-    b = png_of(40, depth, colour, zlib.compress((b'\0'+pixels)*40), chunk(b'tRNS', clear))
+    b = png_of(40, depth, colour, zlib.compress((b'\0' + pixels) * 40), chunk(b'tRNS', clear))
     a = decode(b, 40)
-    assert a[20, 5].tolist() == [255]*3 and a[20, 35].tolist() != [255]*3
+    assert a[20, 5].tolist() == [255] * 3 and a[20, 35].tolist() != [255] * 3
     shown = np.asarray(demo.read_upload(b, 40)[1])
-    assert shown[20, 5].tolist() == [255]*3 and (shown == a).all()
+    assert shown[20, 5].tolist() == [255] * 3 and (shown == a).all()
 
 
 def long_notes(kind):
     from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
-    if kind == 'itxt': info.add_itxt('workflow', 'x'*3_000_000, zip=True)
-    if kind == 'ztxt': info.add_text('workflow', 'x'*3_000_000, zip=True)
-    if kind == 'many': [info.add_text(f'k{i}', 'x'*900_000, zip=True) for i in range(3)]
-    if kind == 'a hundred': [info.add_text(f'k{i}', 'x'*900_000, zip=True) for i in range(100)]
-    more = dict(icc_profile=b'\0'*2_000_000) if kind == 'profile' else {}
+    if kind == 'itxt':
+        info.add_itxt('workflow', 'x' * 3_000_000, zip=True)
+    if kind == 'ztxt':
+        info.add_text('workflow', 'x' * 3_000_000, zip=True)
+    if kind == 'many':
+        [info.add_text(f'k{i}', 'x' * 900_000, zip=True) for i in range(3)]
+    if kind == 'a hundred':
+        [info.add_text(f'k{i}', 'x' * 900_000, zip=True) for i in range(100)]
+    more = dict(icc_profile=b'\0' * 2_000_000) if kind == 'profile' else {}
     b = saved(Image.fromarray(ramp()), 'png', pnginfo=info, **more)
-    if kind != 'after the image': return b
-    return b[:-12] + chunk(b'zTXt', b'k\0\0' + zlib.compress(b'x'*3_000_000)) + b[-12:]
+    if kind != 'after the image':
+        return b
+    return b[:-12] + chunk(b'zTXt', b'k\0\0' + zlib.compress(b'x' * 3_000_000)) + b[-12:]
 
 
 @pytest.mark.parametrize('kind', ['itxt', 'ztxt', 'many', 'a hundred', 'profile', 'after the image'])
-def test_long_notes_in_a_png(kind): is_ramp(long_notes(kind), 1)
+def test_long_notes_in_a_png(kind):
+    is_ramp(long_notes(kind), 1)
 
 
-def test_short_notes_stay(): assert data._without_long_notes(b := saved(Image.fromarray(ramp()), 'png', dpi=(72, 72))) is b
+def test_short_notes_stay():
+    assert data._without_long_notes(b := saved(Image.fromarray(ramp()), 'png', dpi=(72, 72))) is b
 
 
 def wide_gamut():
     "A matrix profile whose primaries are those of Display P3: what a telephone writes."
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
-    primaries = dict(rXYZ=(.5151, .2412, -.0011), gXYZ=(.2919, .6922, .0419), bXYZ=(.1572, .0666, .7841))
+    primaries = dict(
+        rXYZ=(0.5151, 0.2412, -0.0011), gXYZ=(0.2919, 0.6922, 0.0419), bXYZ=(0.1572, 0.0666, 0.7841)
+    )
     n = struct.unpack_from('>I', profile, 128)[0]
     for i in range(n):
-        tag, at, size = struct.unpack_from('>4sII', profile, 132+12*i)
-        if tag.decode() in primaries: struct.pack_into('>3i', profile, at+8, *(round(v*65536) for v in primaries[tag.decode()]))
+        tag, at, size = struct.unpack_from('>4sII', profile, 132 + 12 * i)
+        if tag.decode() in primaries:
+            struct.pack_into('>3i', profile, at + 8, *(round(v * 65536) for v in primaries[tag.decode()]))
     return bytes(profile)
 
 
@@ -348,14 +485,18 @@ def test_wide_gamut_is_converted(kind):
     "Green of Display P3 is out of sRGB; a modest one becomes more saturated."
     im = Image.new('RGB', (16, 16), (100, 160, 100))
     how = dict(png={}, tiff={}, jpeg=dict(quality=98), webp=dict(lossless=True))[kind]
-    plain, wide = (decode(saved(im, kind, icc_profile=p, **how), 16)[8, 8].astype(int) for p in (ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(), wide_gamut()))
-    assert abs(plain-(100, 160, 100)).max() <= 2 and wide[0] < 90 and wide[1] > 158
+    plain, wide = (
+        decode(saved(im, kind, icc_profile=p, **how), 16)[8, 8].astype(int)
+        for p in (ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(), wide_gamut())
+    )
+    assert abs(plain - (100, 160, 100)).max() <= 2 and wide[0] < 90 and wide[1] > 158
     b = saved(im, kind, icc_profile=wide_gamut(), **how)
-    assert abs(np.asarray(demo.read_upload(b, 16)[1])[8, 8].astype(int)-wide).max() <= 2
+    assert abs(np.asarray(demo.read_upload(b, 16)[1])[8, 8].astype(int) - wide).max() <= 2
 
 
-@pytest.mark.parametrize('profile', [b'junk', b'\0'*5000, b''])
-def test_profiles_that_are_none(profile): is_ramp(saved(Image.fromarray(ramp()).convert('RGB'), 'jpeg', quality=98, icc_profile=profile), 6)
+@pytest.mark.parametrize('profile', [b'junk', b'\0' * 5000, b''])
+def test_profiles_that_are_none(profile):
+    is_ramp(saved(Image.fromarray(ramp()).convert('RGB'), 'jpeg', quality=98, icc_profile=profile), 6)
 
 
 def uploads():
@@ -363,10 +504,20 @@ def uploads():
     clear, turned = im.convert('RGBA'), Image.Exif()
     clear.putalpha(Image.fromarray(ramp()))
     turned[0x112] = 8
-    return {'jpeg': saved(im, 'jpeg'), 'turned': saved(im, 'jpeg', exif=turned), 'cmyk': saved(im.convert('CMYK'), 'jpeg'), 'clear': saved(clear),
-            'palette': saved(im.quantize(16), transparency=3), 'grey alpha': saved(clear.convert('LA')), 'float': saved(Image.fromarray(ramp(1, np.float32)), 'tiff'),
-            'sixteen': saved(Image.fromarray(ramp(4095, np.uint16))), 'gif': saved(im, 'gif', save_all=True, append_images=[im.rotate(90)]),
-            'turned tiff': saved(im, 'tiff', exif=turned), 'one bit': saved(im.convert('1')), 'p3': saved(im, icc_profile=wide_gamut())}
+    return {
+        'jpeg': saved(im, 'jpeg'),
+        'turned': saved(im, 'jpeg', exif=turned),
+        'cmyk': saved(im.convert('CMYK'), 'jpeg'),
+        'clear': saved(clear),
+        'palette': saved(im.quantize(16), transparency=3),
+        'grey alpha': saved(clear.convert('LA')),
+        'float': saved(Image.fromarray(ramp(1, np.float32)), 'tiff'),
+        'sixteen': saved(Image.fromarray(ramp(4095, np.uint16))),
+        'gif': saved(im, 'gif', save_all=True, append_images=[im.rotate(90)]),
+        'turned tiff': saved(im, 'tiff', exif=turned),
+        'one bit': saved(im.convert('1')),
+        'p3': saved(im, icc_profile=wide_gamut()),
+    }
 
 
 @pytest.mark.parametrize('kind', uploads())
@@ -374,67 +525,105 @@ def test_the_page_shows_what_the_model_sees(kind):
     b = uploads()[kind]
     im, shown = demo.read_upload(b, 40)
     assert (decode(im, 40) == decode(b, 40)).all()
-    assert abs(np.asarray(shown.resize((40, 40), Image.BICUBIC)).astype(int)-decode(b, 40)).max() <= 6
+    assert abs(np.asarray(shown.resize((40, 40), Image.BICUBIC)).astype(int) - decode(b, 40)).max() <= 6
     assert (np.asarray(to_look_at(open_picture(b), 40).resize((40, 40))) == np.asarray(shown)).all()
 
 
 # Lists.
 
-def rows_of(photos): return [(f'photos/{f.parent.name}/{f.name}', f.parent.name) for f in sorted(photos.rglob('*.jpg'))]
+
+def rows_of(photos):
+    return [(f'photos/{f.parent.name}/{f.name}', f.parent.name) for f in sorted(photos.rglob('*.jpg'))]
 
 
-LISTS = {'semicolon': lambda r: 'path;label\n' + ''.join(f'{p};{l}\n' for p, l in r), 'tab': lambda r: 'path\tlabel\n' + ''.join(f'{p}\t{l}\n' for p, l in r),
-         'sep': lambda r: 'sep=;\r\npath;label\r\n' + ''.join(f'{p};{l}\r\n' for p, l in r), 'blanks': lambda r: 'path , label\n' + ''.join(f'{p} , {l} \n' for p, l in r),
-         'capitals': lambda r: 'Path,LABEL\n' + ''.join(f'{p},{l}\n' for p, l in r), 'other names': lambda r: 'id,File Name,Class\n' + ''.join(f'{i},{p},{l}\n' for i, (p, l) in enumerate(r)),
-         'windows': lambda r: 'path,label\r\n' + ''.join('{},{}\r\n'.format(p.replace('/', '\\'), l) for p, l in r), 'quoted': lambda r: 'path,label\n' + ''.join(f'"{p}", "{l}"\n' for p, l in r),
-         'trailing': lambda r: 'path,label,\n' + ''.join(f'{p},{l}{" "*(i % 2)},\n' for i, (p, l) in enumerate(r)) + '\n,,\n', 'decomposed': lambda r: unicodedata.normalize('NFD', 'path,label\n' + ''.join(f'{p},{l}\n' for p, l in r)),
-         'links': lambda r: 'path,label\n' + ''.join(f'file:///home/somebody/{quote(p)},{l}\n' for p, l in r),
-         'a disk of Windows': lambda r: 'path,label\n' + ''.join('D:\\data\\{},{}\n'.format(p.replace('/', '\\'), l) for p, l in r),
-         'other capitals': lambda r: 'path,label\n' + ''.join(f'{p.upper()},{l}\n' for p, l in r), 'dot': lambda r: 'path,label\n' + ''.join(f'./{p},{l}\n' for p, l in r)}
+LISTS = {
+    'semicolon': lambda r: 'path;label\n' + ''.join(f'{p};{l}\n' for p, l in r),
+    'tab': lambda r: 'path\tlabel\n' + ''.join(f'{p}\t{l}\n' for p, l in r),
+    'sep': lambda r: 'sep=;\r\npath;label\r\n' + ''.join(f'{p};{l}\r\n' for p, l in r),
+    'blanks': lambda r: 'path , label\n' + ''.join(f'{p} , {l} \n' for p, l in r),
+    'capitals': lambda r: 'Path,LABEL\n' + ''.join(f'{p},{l}\n' for p, l in r),
+    'other names': lambda r: 'id,File Name,Class\n' + ''.join(f'{i},{p},{l}\n' for i, (p, l) in enumerate(r)),
+    'windows': lambda r: (
+        'path,label\r\n' + ''.join('{},{}\r\n'.format(p.replace('/', '\\'), l) for p, l in r)
+    ),
+    'quoted': lambda r: 'path,label\n' + ''.join(f'"{p}", "{l}"\n' for p, l in r),
+    'trailing': lambda r: (
+        'path,label,\n' + ''.join(f'{p},{l}{" " * (i % 2)},\n' for i, (p, l) in enumerate(r)) + '\n,,\n'
+    ),
+    'decomposed': lambda r: unicodedata.normalize(
+        'NFD', 'path,label\n' + ''.join(f'{p},{l}\n' for p, l in r)
+    ),
+    'links': lambda r: 'path,label\n' + ''.join(f'file:///home/somebody/{quote(p)},{l}\n' for p, l in r),
+    'a disk of Windows': lambda r: (
+        'path,label\n' + ''.join('D:\\data\\{},{}\n'.format(p.replace('/', '\\'), l) for p, l in r)
+    ),
+    'other capitals': lambda r: 'path,label\n' + ''.join(f'{p.upper()},{l}\n' for p, l in r),
+    'dot': lambda r: 'path,label\n' + ''.join(f'./{p},{l}\n' for p, l in r),
+}
+
 
 @pytest.mark.parametrize('kind', LISTS)
 @pytest.mark.parametrize('code', ['utf-8', 'utf-8-sig', 'utf-16'])
 def test_lists_of_spreadsheets(kind, code, home, photos, tmp_path):
-    (tmp_path/'list.csv').write_bytes(LISTS[kind](rows_of(photos)).encode(code))
-    pics = load_pictures(tmp_path/'list.csv')
+    (tmp_path / 'list.csv').write_bytes(LISTS[kind](rows_of(photos)).encode(code))
+    pics = load_pictures(tmp_path / 'list.csv')
     assert len(pics) == 36 and len(pics.classes) == 3
 
 
-@pytest.mark.parametrize('text,says', [('a.jpg,x\nb.jpg,y\n', 'its first row is a.jpg, x'), ('name,kind\na,b\n', 'its first row is name, kind'), ('', 'its first row is nothing'),
-                                       ('path,label\n', 'at least one row'), ('path,label\na.jpg,\n', 'row 2'), ('path,label,split\na.jpg,x,train\nb.jpg,y,tset\n', "row 3: split is 'tset'")])
+@pytest.mark.parametrize(
+    'text,says',
+    [
+        ('a.jpg,x\nb.jpg,y\n', 'its first row is a.jpg, x'),
+        ('name,kind\na,b\n', 'its first row is name, kind'),
+        ('', 'its first row is nothing'),
+        ('path,label\n', 'at least one row'),
+        ('path,label\na.jpg,\n', 'row 2'),
+        ('path,label,split\na.jpg,x,train\nb.jpg,y,tset\n', "row 3: split is 'tset'"),
+    ],
+)
 def test_what_was_found_instead_is_said(text, says, tmp_path):
-    (tmp_path/'list.csv').write_text(text)
-    with pytest.raises(BadInput, match=says): load_pictures(tmp_path/'list.csv')
+    (tmp_path / 'list.csv').write_text(text)
+    with pytest.raises(BadInput, match=says):
+        load_pictures(tmp_path / 'list.csv')
 
 
 def test_addresses_are_no_files(home, photos, tmp_path):
-    (tmp_path/'list.csv').write_text('path,label\nhttps://example.org/a.jpg,x\n' + ''.join(f'{p},{l}\n' for p, l in rows_of(photos)), encoding='utf-8')
-    assert 'download it' in texts(tmp_path/'list.csv')
+    (tmp_path / 'list.csv').write_text(
+        'path,label\nhttps://example.org/a.jpg,x\n' + ''.join(f'{p},{l}\n' for p, l in rows_of(photos)),
+        encoding='utf-8',
+    )
+    assert 'download it' in texts(tmp_path / 'list.csv')
 
 
 @pytest.mark.parametrize('where', ['beside', 'link to a folder', 'below'])
 def test_a_list_that_was_written_is_read_from_anywhere(where, home, photos, tmp_path, monkeypatch):
     pics = load_pictures(photos)
-    to = dict(beside=tmp_path, below=photos).get(where, tmp_path/'link')
+    to = dict(beside=tmp_path, below=photos).get(where, tmp_path / 'link')
     if where.startswith('link'):
-        (tmp_path/'deep'/'er').mkdir(parents=True)
-        to.symlink_to(tmp_path/'deep'/'er')
-    write_split(pics, to/'list.csv')
+        (tmp_path / 'deep' / 'er').mkdir(parents=True)
+        to.symlink_to(tmp_path / 'deep' / 'er')
+    write_split(pics, to / 'list.csv')
     monkeypatch.chdir('/')
-    again = load_pictures(to/'list.csv')
+    again = load_pictures(to / 'list.csv')
     assert again.fingerprint == pics.fingerprint
-    assert [os.path.realpath(p) for p in files_of_list(to/'list.csv')] == [os.path.realpath(p) for p in pics.items]
+    assert [os.path.realpath(p) for p in files_of_list(to / 'list.csv')] == [
+        os.path.realpath(p) for p in pics.items
+    ]
 
 
 @pytest.mark.parametrize('kind', ['test alone', 'one class', 'folder of test'])
 def test_what_is_only_scored_needs_no_training_part(kind, home, photos, tmp_path):
     rows = [r for r in rows_of(photos) if kind != 'one class' or r[1] == 'Chợ nổi']
-    (tmp_path/'list.csv').write_text('path,label,split\n' + ''.join(f'{p},{l},test\n' for p, l in rows), encoding='utf-8')
-    if kind == 'folder of test': split(photos, tmp_path/'in', test='test')
-    source = tmp_path/'in' if kind == 'folder of test' else tmp_path/'list.csv'
+    (tmp_path / 'list.csv').write_text(
+        'path,label,split\n' + ''.join(f'{p},{l},test\n' for p, l in rows), encoding='utf-8'
+    )
+    if kind == 'folder of test':
+        split(photos, tmp_path / 'in', test='test')
+    source = tmp_path / 'in' if kind == 'folder of test' else tmp_path / 'list.csv'
     pics = load_pictures(source, scoring=True)
     assert Counter(pics.part.tolist()) == {'test': len(rows)}
-    with pytest.raises(BadInput): read_photos(source)
+    with pytest.raises(BadInput):
+        read_photos(source)
 
 
 def test_a_name_means_the_collection_everywhere(home, photos, monkeypatch):
