@@ -658,6 +658,7 @@ def _part_changes(ax, changes, panels, models, claim):
         ax.errorbar(d.value, y, xerr=[d.value - d.lo, d.hi - d.value], fmt=mark, label=panel, **look)
     ax.axvline(0, color='black', lw=0.7, zorder=0)
     ax.axvline(claim, color=COLOURS['red'], lw=1.2, ls=':', label='claimed')
+    ax.set_xlim(left=min(ax.get_xlim()[0], 1.15 * claim))
     ax.grid(axis='x', alpha=0.3)
 
 # %% ../nbs/11_plots.ipynb #bd1b8a2c

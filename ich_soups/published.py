@@ -146,6 +146,17 @@ def _cost(read):
         f'{100 * (clock.hi - clock.lo).max():.0f} % of the time',
     )
 
+# %% ../nbs/17_published.ipynb #e74dd964
+def _amount(lo, hi, claimed):
+    "A fall by about so much: where it falls by another amount, the claim holds in part."
+    said = about_effect(lo, hi, claimed)
+    return 'holds in part' if said == 'holds' and not lo <= claimed <= hi else said
+
+
+def _below(lo, hi, most):
+    "Less than so much."
+    return 'holds' if hi < most else 'does not hold' if lo > most else 'undecided'
+
 # %% ../nbs/17_published.ipynb #b04ad1f6
 def _part(read, part, claim, claimed):
     "How a part of the error changes."
@@ -155,10 +166,7 @@ def _part(read, part, claim, claimed):
         .set_index('part')
         .loc[part]
     )
-    if claimed < 0:
-        said = about_effect(df.lo, df.hi, claimed)
-    else:
-        said = 'holds' if df.hi < claimed else 'does not hold' if df.lo > claimed else 'undecided'
+    said = _amount(df.lo, df.hi, claimed) if claimed < 0 else _below(df.lo, df.hi, claimed)
     what, regime = part.split(', % of ')[1], f'uniform soup, small17, {int(df.draws)} draws, 10,000 scenes'
     return _row(
         claim,
