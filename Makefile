@@ -44,8 +44,9 @@ quick: setup lint check   ## while editing: in sync, the library notebooks that 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick -q
 	@echo "whole command: $(SECONDS_SO_FAR)"
 
-lint: setup               ## mistakes that can be seen without running anything
+lint: setup               ## mistakes that can be seen without running anything; the form of notebooks and tests
 	$(BIN)/ruff check --quiet ich_soups tests
+	$(BIN)/ruff format --check --quiet nbs tests
 
 check: setup              ## notebooks are clean; modules and README follow from them
 	$(BIN)/python -m ich_soups.build check

@@ -16,8 +16,8 @@ from .tables import add_rows, long_table, origin, read_rows
 from .training import get_run
 
 # %% ../nbs/19_efficiency.ipynb #349642fe
-PEAKS = (3e-4, 1e-3, 3e-3)  # of the learning rate
-FOUND = dict(test_coatnet=1e-3, test_resnet=1e-3, tiny_densenet=1e-3, tiny_vit8=1e-3)  # the choice
+PEAKS = (3e-4, 1e-3, 3e-3, 1e-2)  # of the learning rate
+FOUND = dict(test_coatnet=1e-3, test_resnet=3e-3, tiny_densenet=3e-3, tiny_vit8=3e-3)  # the choice so far
 SHARES = {
     100: dict(epochs=50, bs=64),
     30: dict(epochs=100, bs=64),

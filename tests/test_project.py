@@ -153,10 +153,8 @@ def test_what_is_drawn_from_long_tables_is_the_same_in_every_profile():
     for name in (
         'regime',
         'results_seeds',
-        'efficiency',
         'bias_variance',
         'recipes',
-        'label_noise',
         'permutation',
         'scratch',
         'tails',
