@@ -597,7 +597,7 @@ def speed_plan(
     if small:
         return Config.scratch(size=32, bs=32), 200, 32, 1
     fields, n, side, rounds = SPEEDS[name]
-    preset = Config.tiny if side == 64 else partial(Config.paper, data='scenes17', pretrained='')
+    preset = Config.scratch if side == 64 else partial(Config.paper, data='scenes17', pretrained='')
     return preset(**fields), n, side, rounds
 
 # %% ../nbs/15_gpu.ipynb #1321729f
