@@ -859,13 +859,20 @@ def _counted(v):
 
 # %% ../nbs/01_checkpoints.ipynb #a2dbe905
 def _tables(obj):
-    "A dict, the dicts in it that hold no tensors, and the attributes of objects in it."
+    """A dict, the dicts in it that hold no tensors, and the attributes of objects in it; what stands there
+    under many names once."""
     yield obj
+    seen = set()
     for k, v in obj.items():
+        if id(v) in seen:
+            continue
         if type(v) is Inert and isinstance(v.state, dict) and not _is_network(v):
+            seen.add(id(v))
             yield v.state
-        elif isinstance(v, dict) and type(k) is str and not _ASIDE.search(k) and not _is_state(v):
-            yield v
+        elif isinstance(v, dict) and type(k) is str and not _ASIDE.search(k):
+            seen.add(id(v))
+            if not _is_state(v):
+                yield v
 
 # %% ../nbs/01_checkpoints.ipynb #ff017905
 def _said(obj):
@@ -953,7 +960,8 @@ def _listed(path):
     try:
         if path.stat().st_size > _HEADER:
             raise ValueError
-        listed = json.loads(path.read_text(encoding='utf-8'))['weight_map']
+        said = json.loads(path.read_text(encoding='utf-8'))
+        listed = said['weight_map']
         if not listed or not all(type(x) is str for kv in listed.items() for x in kv):
             raise ValueError
         if any(Path(f).name != f or '\\' in f for f in listed.values()):
@@ -979,6 +987,9 @@ def shards(
     return files
 
 # %% ../nbs/01_checkpoints.ipynb #81b52fa5
+_SOUP = 'soup'  # in the header of a file that `Soup.save` wrote
+
+
 class Checkpoint:
     """The tensors of one file. `BadInput` says what is wrong with the file. In a zip archive of `torch.save`
     the checksum of a record is compared once all of what is asked for was read from it: at the end of `get`,
@@ -1010,6 +1021,11 @@ class Checkpoint:
     @property
     def name(self):
         return self.label or _stem(self.path)
+
+    @property
+    def is_soup(self) -> bool:
+        "Whether its header speaks of a soup; `records.soup_header` says what."
+        return _SOUP in self.meta
 
     def keys(self):
         return self.places.keys()
@@ -1302,7 +1318,7 @@ def is_factor(
 # %% ../nbs/01_checkpoints.ipynb #771494b6
 def _kind(c):
     "What an opened checkpoint is."
-    if 'soup' in c.meta:
+    if c.is_soup:
         return 'soup'
     if _SHARD.search(c.path.name):
         return 'shard'
@@ -1574,13 +1590,15 @@ def _beginning(c, most=256):
 # %% ../nbs/01_checkpoints.ipynb #f3ed5a0b
 def _soup_info(c):
     "What the header of a soup says of its model; None of other files, or if it makes no sense."
+    from ich_soups.records import soup_header
+
     try:
-        info = json.loads(c.meta['soup'])['info']
-    except (KeyError, TypeError, ValueError, RecursionError):
+        header = soup_header(c)
+    except BadInput:
         return None
-    if not isinstance(info, dict):
+    if header is None:
         return None
-    return {k: info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')}
+    return {k: header.info.get(k) for k in ('arch', 'classes', 'size', 'mean', 'std')}
 
 # %% ../nbs/01_checkpoints.ipynb #52290ee1
 def _equal(a, b):

@@ -514,7 +514,7 @@ def plot_interpolation(
             if i == len(metrics) - 1:
                 ax.set_xlabel('share of the second')
             if m != 'loss':
-                ax.yaxis.set_major_formatter(PercentFormatter(1, 0))
+                ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
         axs[i, 0].set_ylabel('val loss (nats)' if m == 'loss' else f'val {m}')
     axs[-1, -1].legend(fontsize=8)
     return fig

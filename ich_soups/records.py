@@ -116,7 +116,7 @@ def soup_header(
 ) -> SoupHeader | None:
     "What the file says of its soup, or None if it is no soup; `BadInput` for a header that cannot be meant."
     c = file if isinstance(file, Checkpoint) else Checkpoint(file)
-    if 'soup' not in c.meta:
+    if not c.is_soup:
         return None
     where = f'the header of {c.path}'
     return _header(parsed(c.meta['soup'], where, _ADVICE), where)

@@ -104,7 +104,7 @@ def test_the_notebook_downloads_its_birds(home, tmp_path, drawn, server, monkeyp
     site, url, asked = server
     digest = pack(site, drawn)
     scope = {}
-    exec(definition('35_another_field', 'import os, shutil'), scope)
+    exec(definition('35_another_field', 'import os\n'), scope)
     exec(definition('35_another_field', 'def birds').split('\ntmp = ')[0], scope)
     monkeypatch.delenv('BIRDS', raising=False)
     monkeypatch.delenv('ICH_SOUPS_DOWNLOAD', raising=False)
