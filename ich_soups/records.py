@@ -115,7 +115,7 @@ def soup_header(
     file,  # a path, or a `Checkpoint` that is open already
 ) -> SoupHeader | None:
     "What the file says of its soup, or None if it is no soup; `BadInput` for a header that cannot be meant."
-    c = file if isinstance(file, Checkpoint) else Checkpoint(file)
+    c = file if hasattr(file, 'is_soup') else Checkpoint(file)
     if not c.is_soup:
         return None
     where = f'the header of {c.path}'
