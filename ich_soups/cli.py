@@ -770,7 +770,7 @@ def train(
     'ich_soups\\[photos]'), since fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet
     that comes with this package, pre-trained on drawn motifs, is fine-tuned at 64 px, which takes minutes
     on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing
-    would, and the evidence (notebook 27_recipes) finds the soup as good or better.
+    would, and the evidence (notebook 30_from_scratch) finds the soup as good or better.
 
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
     training trains nothing."""
