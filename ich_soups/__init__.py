@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 import os as _os
 
 # How long a thread of GNU OpenMP waits for the others by turning in a loop before it sleeps. As torch comes, it turns
-# so long that one other busy process takes two thirds of the speed of a training; `python -m ich_soups.bench busy`
+# so long that one other busy process takes two thirds of the speed of a training; `python -m ich_soups.companion.bench busy`
 # shows both cases. The library reads this once, when torch is imported. Whoever has set either variable keeps it.
 if not {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & _os.environ.keys(): _os.environ['GOMP_SPINCOUNT'] = '1000'
 

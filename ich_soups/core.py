@@ -595,9 +595,7 @@ class Config:
     precision: str = 'auto'  # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
     store: str = 'fp32'  # 'bf16' keeps the snapshots in half the space
     bootstrap: int = 0  # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
-    compile: bool = (
-        False  # train through `torch.compile`; `python -m ich_soups.bench compile` says what it gains here
-    )
+    compile: bool = False  # train through `torch.compile`; `python -m ich_soups.companion.bench compile` says what it gains here
 
     def __post_init__(self):
         for f in fields(self):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ich_soups  # noqa: F401  before anything that brings torch: how long its threads turn is read once
 from PIL import Image
-from ich_soups.scenes import scenes17
+from ich_soups.data.scenes import scenes17
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ def ahe10():
 
 
 def pytest_terminal_summary(terminalreporter):
-    "Seconds of each file of tests, fixtures included, which `ich_soups.build times` reads."
+    "Seconds of each file of tests, fixtures included, which `ich_soups.companion.build times` reads."
     seconds = Counter()
     for reports in terminalreporter.stats.values():
         for r in reports:

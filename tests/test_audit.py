@@ -4,10 +4,10 @@ import shutil, time
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups import audit
-from ich_soups.audit import hamming_counts, hamming_pairs, inspect
+from ich_soups.app import audit
+from ich_soups.app.audit import hamming_counts, hamming_pairs, inspect
 from ich_soups.core import BadInput, cache_dir
-from ich_soups.data import load_pictures
+from ich_soups.data.collections import load_pictures
 
 
 def contents(folder):
@@ -140,7 +140,7 @@ def test_nothing_is_decoded_twice(home, photos, monkeypatch):
     first = inspect(photos)
     monkeypatch.setattr(audit, 'phash', lambda t: pytest.fail('hashed again'))
     monkeypatch.setattr(audit, 'same_photo', lambda a, b: pytest.fail('compared again'))
-    monkeypatch.setattr('ich_soups.data.decode', lambda *a: pytest.fail('decoded again'))
+    monkeypatch.setattr('ich_soups.data.collections.decode', lambda *a: pytest.fail('decoded again'))
     monkeypatch.setattr(audit, 'decode', lambda *a: pytest.fail('decoded again'))
     again = inspect(photos)
     assert again.findings.equals(first.findings) and again.curve.equals(first.curve)

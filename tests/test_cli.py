@@ -4,9 +4,9 @@ import json, os, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
-from ich_soups.checkpoints import load_weights
-from ich_soups.cli import main
-from ich_soups.soups import Soup
+from ich_soups.soups.checkpoints import load_weights
+from ich_soups.app.cli import main
+from ich_soups.soups.recipes import Soup
 
 SMALL = ('--size', '32', '--bs', '16', '--epochs', '2')
 ODD = 'tên lạ\n"x" [red]'
@@ -255,7 +255,7 @@ def test_a_full_disk(sh, kitchen, room, args):
 
 
 def test_a_bug_is_called_one(sh, kitchen, monkeypatch):
-    monkeypatch.setattr('ich_soups.data.load_pictures', lambda *a, **k: 1 / 0)
+    monkeypatch.setattr('ich_soups.data.collections.load_pictures', lambda *a, **k: 1 / 0)
     code, out, err = sh('train', 'photos')
     assert (code, out, len(err)) == (1, '', 1) and 'ZeroDivisionError' in err[0]
     f = Path(re.search(r'the traceback is in (\S+\.txt)', err[0])[1])
@@ -308,7 +308,7 @@ def test_help_teaches_by_example(sh, kitchen, monkeypatch):
 def cli(args, env={}, **kw):
     "A process that hears Ctrl-C, even where the tests themselves run in the background and do not."
     return subprocess.Popen(
-        [sys.executable, '-m', 'ich_soups.cli', *args],
+        [sys.executable, '-m', 'ich_soups.app.cli', *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -319,7 +319,7 @@ def cli(args, env={}, **kw):
 
 
 def test_help_is_quick():
-    code = "import sys; from ich_soups.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'gradio') if m in sys.modules], file=sys.stderr)"
+    code = "import sys; from ich_soups.app.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'gradio') if m in sys.modules], file=sys.stderr)"
     spent = lambda: sum(
         resource.getrusage(resource.RUSAGE_CHILDREN)[:2]
     )  # of the processor: other programs may want it too
@@ -359,7 +359,7 @@ def test_ctrl_c_keeps_everything(kitchen):
 def test_a_watched_training_goes_on_where_it_stopped(sh, kitchen):
     from fastai.callback.core import Callback
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from ich_soups.training import Run, get_run
+    from ich_soups.train.runs import Run, get_run
 
     class Stop(Callback):
         order = 99

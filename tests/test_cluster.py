@@ -4,10 +4,10 @@ import json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
-from ich_soups import cluster
-from ich_soups.cluster import launch, map_runs, ray_on, train_all
+from ich_soups.train import cluster
+from ich_soups.train.cluster import launch, map_runs, ray_on, train_all
 from ich_soups.core import BadInput, Config
-from ich_soups.training import Run, get_run
+from ich_soups.train.runs import Run, get_run
 
 TINY = dict(data='scenes17:300', size=32, bs=32, k=2, epochs=2)
 LONG = TINY | dict(epochs=16, monitor=('accuracy',))
@@ -246,7 +246,8 @@ def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
 
 PLAIN = """
 import sys
-from ich_soups import cluster, data
+from ich_soups.train import cluster
+from ich_soups.data import collections as data
 data.CropFlip = lambda size, crop_min: data.DisplayedTransform()
 cluster.main(sys.argv[1:])
 """
@@ -264,7 +265,7 @@ EXACT = dict(
 
 
 def test_two_processes_take_the_steps_of_one(home, tmp_path, monkeypatch):
-    from ich_soups import data
+    from ich_soups.data import collections as data
 
     cfg = Config.scratch(**EXACT)
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
@@ -366,7 +367,7 @@ OURS = """
 import json, os, subprocess, sys, warnings
 warnings.simplefilter('ignore')
 if 'first' in sys.argv: import ray
-from ich_soups.cluster import map_runs, ray_on
+from ich_soups.train.cluster import map_runs, ray_on
 mine = {k: v for k, v in os.environ.items() if k.startswith('RAY_AUTH')}
 def come(at, **env):
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', sys.argv[1], at], capture_output=True, text=True, timeout=120, env=os.environ | env)

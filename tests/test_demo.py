@@ -4,15 +4,15 @@ import concurrent.futures, io, os, re, shutil, socket, struct, sys, threading, t
 from urllib.parse import urlparse
 import pytest
 from PIL import Image
-from ich_soups.compare import cook
+from ich_soups.train.compare import cook
 from ich_soups.core import BadInput, Config
-from ich_soups.training import get_run
+from ich_soups.train.runs import get_run
 
 pytest.importorskip('gradio', reason="to run this, pip install 'ich_soups[demo]'")
 pytest.importorskip('captum', reason="to run this, pip install 'ich_soups[demo]'")
 import httpx
-from ich_soups import demo
-from ich_soups.export import to_onnx
+from ich_soups.app import demo
+from ich_soups.app.export import to_onnx
 
 CHROMIUM = (
     os.environ.get('CHROMIUM')

@@ -5,12 +5,12 @@ import numpy as np, pandas as pd
 import pytest
 from scipy.special import softmax
 from conftest import ROOT
-from ich_soups.bench import peak_memory
-from ich_soups.bias_variance import bias_variance
+from ich_soups.companion.bench import peak_memory
+from ich_soups.evidence.bias_variance import bias_variance
 from ich_soups.core import BadInput
-from ich_soups.diversity import KINDS, model_distance, q_statistic
-from ich_soups.metrics import ece_interval
-from ich_soups.published import VERDICTS, claims
+from ich_soups.evidence.diversity import KINDS, model_distance, q_statistic
+from ich_soups.evidence.metrics import ece_interval
+from ich_soups.companion.published import VERDICTS, claims
 
 
 def models(m=3, n=40, c=4, seed=0):
@@ -78,7 +78,7 @@ def test_sixty_four_models_in_two_seconds(kind):
 
 def beyond_the_input(kind, n, c):
     "Peak memory of the distances between 64 models, MiB, without that of the probabilities."
-    imports = 'import numpy as np; from ich_soups.diversity import model_distance; p = np.full((64, args[1], args[2]), 1/args[2], np.float32); model_distance(p[:2, :9], args[0])'
+    imports = 'import numpy as np; from ich_soups.evidence.diversity import model_distance; p = np.full((64, args[1], args[2]), 1/args[2], np.float32); model_distance(p[:2, :9], args[0])'
     return peak_memory(imports, 'model_distance(p, args[0])', kind, n, c)
 
 

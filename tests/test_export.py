@@ -4,11 +4,11 @@ import contextlib, http.server, os, re, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-import ich_soups.export as export
-from ich_soups.compare import cook
+import ich_soups.app.export as export
+from ich_soups.train.compare import cook
 from ich_soups.core import BadInput, Config
-from ich_soups.data import image_dls
-from ich_soups.export import (
+from ich_soups.data.collections import image_dls
+from ich_soups.app.export import (
     Classifier,
     as_classifier,
     int8_loss,
@@ -19,10 +19,10 @@ from ich_soups.export import (
     to_learner,
     to_onnx,
 )
-from ich_soups.models import create_model
-from ich_soups.scenes import scenes17
-from ich_soups.soups import Soup
-from ich_soups.training import evaluate, get_run, predict_logits
+from ich_soups.train.models import create_model
+from ich_soups.data.scenes import scenes17
+from ich_soups.soups.recipes import Soup
+from ich_soups.train.runs import evaluate, get_run, predict_logits
 
 
 @pytest.fixture(scope='module')
@@ -288,7 +288,10 @@ def test_the_architectures_of_this_package_are_loadable_by_timm_once_it_is_impor
             Soup(model.state_dict(), [], [], info=dict(arch=arch, size=32, classes=list('abc'))),
             tmp_path / arch,
         )
-        assert 'import ich_soups.models' in blocks((folder / 'README.md').read_text(encoding='utf-8'))['timm']
+        assert (
+            'import ich_soups.train.models'
+            in blocks((folder / 'README.md').read_text(encoding='utf-8'))['timm']
+        )
     Image.new('RGB', (50, 40), 'red').save(folder / 'photo.jpg')
     code = blocks((folder / 'README.md').read_text(encoding='utf-8'))['timm'] + '\nprint(*probs.tolist())'
     out = subprocess.run(

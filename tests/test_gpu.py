@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from ich_soups import bench, gpu
+from ich_soups.companion import bench
+from ich_soups.companion import gpu
 from ich_soups.core import device_name
 
 # a speed is timed against a process of its own, the others are the same function
@@ -171,7 +172,7 @@ def test_without_a_gpu_one_sentence(monkeypatch, capsys, device, args):
     assert (
         e.value.code == 2
         and len(said) == 1
-        and 'ICH_SOUPS_DEVICE=cpu python -m ich_soups.gpu --small' in said[0]
+        and 'ICH_SOUPS_DEVICE=cpu python -m ich_soups.companion.gpu --small' in said[0]
     )
 
 

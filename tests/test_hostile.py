@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from fastai.callback.core import Callback
-from ich_soups import training
-from ich_soups.audit import inspect
+from ich_soups.train import runs as training
+from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput, Config, cache_dir
-from ich_soups.data import check_folder, decode, image_dls, load_pictures, read_photos
-from ich_soups.training import get_run
+from ich_soups.data.collections import check_folder, decode, image_dls, load_pictures, read_photos
+from ich_soups.train.runs import get_run
 
 pytestmark = pytest.mark.quick
 

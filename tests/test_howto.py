@@ -6,7 +6,7 @@ import yaml
 from PIL import Image
 from conftest import ROOT
 from ich_soups.core import BadInput
-from ich_soups.data import fetch_archive, list_archive, load_pictures
+from ich_soups.data.collections import fetch_archive, list_archive, load_pictures
 
 pytestmark = pytest.mark.quick
 
@@ -104,8 +104,8 @@ def test_the_notebook_downloads_its_birds(home, tmp_path, drawn, server, monkeyp
     site, url, asked = server
     digest = pack(site, drawn)
     scope = {}
-    exec(definition('35_another_field', 'import os\n'), scope)
-    exec(definition('35_another_field', 'def birds').split('\ntmp = ')[0], scope)
+    exec(definition('howto/05_another_field', 'import os\n'), scope)
+    exec(definition('howto/05_another_field', 'def birds').split('\ntmp = ')[0], scope)
     monkeypatch.delenv('BIRDS', raising=False)
     monkeypatch.delenv('ICH_SOUPS_DOWNLOAD', raising=False)
     with pytest.raises(BadInput, match='ICH_SOUPS_DOWNLOAD=1 to fetch'):
@@ -117,7 +117,7 @@ def test_the_notebook_downloads_its_birds(home, tmp_path, drawn, server, monkeyp
     assert scope['birds']() == 'elsewhere'
 
 
-JOB = yaml.safe_load(definition('34_cook_in_ci', 'WORKFLOW').split("'''")[1])['jobs']['soup']
+JOB = yaml.safe_load(definition('howto/04_cook_in_ci', 'WORKFLOW').split("'''")[1])['jobs']['soup']
 
 
 def judge(cwd, difference, **env):
@@ -172,7 +172,7 @@ def test_the_job_stops_where_a_command_fails(tmp_path):
 def test_the_commands_of_the_job_are_commands():
     "Every ich-soups line of the workflow has options that exist."
     import typer.main
-    from ich_soups.cli import app
+    from ich_soups.app.cli import app
 
     known = typer.main.get_command(app).commands
     lines = [

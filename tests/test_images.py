@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 import ich_soups
-from ich_soups import audit, cli, data
+from ich_soups.app import audit
+from ich_soups.app import cli
+from ich_soups.data import collections as data
 from ich_soups.core import BadInput, cache_dir
-from ich_soups.data import Pictures, check_folder, decode, load_pictures, open_picture, read_photos
+from ich_soups.data.collections import (
+    Pictures,
+    check_folder,
+    decode,
+    load_pictures,
+    open_picture,
+    read_photos,
+)
 
 PACKAGE = Path(ich_soups.__file__).parent
 
@@ -77,8 +86,8 @@ def opens(path):
 
 
 def test_every_open_names_its_formats():
-    found = [(f.name, line, how) for f in sorted(PACKAGE.glob('*.py')) for line, how in opens(f)]
-    assert len(found) >= 6 and {n for n, *_ in found} >= {'data.py', 'audit.py', 'report.py'}
+    found = [(f.name, line, how) for f in sorted(PACKAGE.rglob('*.py')) for line, how in opens(f)]
+    assert len(found) >= 6 and {n for n, *_ in found} >= {'collections.py', 'audit.py', 'report.py'}
     for name, line, how in found:
         assert how and 'formats' in how, f'{name}:{line} lets Pillow try every format it knows'
         given = how['formats']

@@ -4,14 +4,17 @@ import csv, io, os, shutil
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups import audit, cli, export, report
-from ich_soups.audit import inspect
-from ich_soups.compare import cook
+from ich_soups.app import audit
+from ich_soups.app import cli
+from ich_soups.app import export
+from ich_soups.app import report
+from ich_soups.app.audit import inspect
+from ich_soups.train.compare import cook
 from ich_soups.core import Config
-from ich_soups.data import load_pictures, visible
-from ich_soups.export import Classifier, model_card
-from ich_soups.models import create_model
-from ich_soups.training import get_run
+from ich_soups.data.collections import load_pictures, visible
+from ich_soups.app.export import Classifier, model_card
+from ich_soups.train.models import create_model
+from ich_soups.train.runs import get_run
 
 FORMULAS = ('$\\bad$', '$\\frac{1}', '$x$ and $\\', '\\$', '$$', 'a_b^c')
 HIDDEN = '\u202e\u200b\u2066\u2069\ufeff\u200f\u061c\u00ad\u2060\u202a'
@@ -192,7 +195,7 @@ def test_onnx_runtime_tells_nobody(monkeypatch, tmp_path):
     pytest.importorskip('onnxruntime')
     monkeypatch.delenv('ORT_DISABLE_TELEMETRY', raising=False)
     assert export._needs_onnx() and os.environ['ORT_DISABLE_TELEMETRY'] == '1'
-    code = "from ich_soups.export import _needs_onnx; _needs_onnx()"
+    code = "from ich_soups.app.export import _needs_onnx; _needs_onnx()"
     import subprocess, sys
 
     subprocess.run(

@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from conftest import ROOT
 from ich_soups.core import BadInput
-from ich_soups.models import RELATIVES, create_model
-from ich_soups.paper import main
-from ich_soups.scenes import scenes17
+from ich_soups.train.models import RELATIVES, create_model
+from ich_soups.companion.paper import main
+from ich_soups.data.scenes import scenes17
 
 SIZE = 32
 
@@ -160,7 +160,7 @@ def test_the_second_time_trains_nothing_and_a_third_seed_trains_its_own(place, m
 
 
 def test_the_weights_are_those_of_the_folder(place, made):
-    from ich_soups.checkpoints import load_weights
+    from ich_soups.soups.checkpoints import load_weights
 
     for a in RELATIVES:
         body, theirs = (
@@ -198,7 +198,7 @@ def test_no_download_is_one_sentence(place):
         p.returncode
         and len(said) == 1
         and 'timm/coatnet_0_rw_224.sw_in1k' in said[0]
-        and 'python -m ich_soups.models FOLDER' in said[0]
+        and 'python -m ich_soups.train.models FOLDER' in said[0]
         and 'Traceback' not in p.stderr
     )
 

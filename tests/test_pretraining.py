@@ -4,13 +4,13 @@ import json, shutil
 from contextlib import suppress
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
-from ich_soups import pretraining
+from ich_soups.companion import pretraining
 from ich_soups.core import BadInput
-from ich_soups.distil import Distil
-from ich_soups.models import RELATIVES, WEIGHTS, bundled_weights, create_model
-from ich_soups.motifs import motifs
-from ich_soups.pretraining import Beginning, Enough, source_config
-from ich_soups.training import get_run, predict_logits
+from ich_soups.train.distil import Distil
+from ich_soups.train.models import RELATIVES, WEIGHTS, bundled_weights, create_model
+from ich_soups.data.motifs import motifs
+from ich_soups.companion.pretraining import Beginning, Enough, source_config
+from ich_soups.train.runs import get_run, predict_logits
 
 TOLD = json.loads((WEIGHTS / 'weights.json').read_text(encoding='utf-8'))
 
@@ -40,7 +40,7 @@ def test_each_rate_was_the_best_of_a_grid_that_holds_it(long_rates):
 
 @pytest.fixture
 def long_rates():
-    from ich_soups.tables import long_table
+    from ich_soups.evidence.tables import long_table
     import pandas as pd
 
     df = pd.read_csv(long_table() / 'source.csv')

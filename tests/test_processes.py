@@ -4,13 +4,14 @@ import itertools, json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from ich_soups.core import BadInput, Config
-from ich_soups.training import Run, get_run
+from ich_soups.train.runs import Run, get_run
 
 CFG = Config.scratch(data='scenes17:300', size=32, bs=32, epochs=5, k=1, cycle=2)
 SERVER = """
 import json, os, resource, signal, sys
 import torch
-from ich_soups import core, training
+from ich_soups import core
+from ich_soups.train import runs as training
 from ich_soups.core import BadInput, Config
 torch.set_num_threads(1)
 
@@ -232,7 +233,7 @@ def test_files_that_are_gone_or_damaged(tmp_path, trainer, whole, finished, dama
 
 
 def test_two_processes_train_one_run_once(tmp_path, trainer):
-    code = f'from ich_soups.core import Config; from ich_soups.training import get_run; get_run({CFG!r}, {str(tmp_path / "shared")!r})'
+    code = f'from ich_soups.core import Config; from ich_soups.train.runs import get_run; get_run({CFG!r}, {str(tmp_path / "shared")!r})'
     two = [
         subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL)
         for _ in range(2)

@@ -1,6 +1,7 @@
 "The project is what it says: notebooks and modules, figures and their notebooks, imports that only look back."
 
 import ast, json, os, re
+from importlib.util import resolve_name
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -8,9 +9,26 @@ from ich_soups.core import in_smoke
 
 pytestmark = pytest.mark.quick
 
-NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+NBS, PACKAGE = ROOT / 'nbs', ROOT / 'ich_soups'
+NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 COMMITTED = ROOT / 'figures'
 FRESH = ROOT / 'build' / 'figures'
+TOLD = ('chapters', 'howto')  # folders of notebooks that are read and make no module
+
+# Which room may import which; its own always. Nothing imports the companion, and the heart knows no training.
+MAY = {
+    '': '',
+    'data': ' ',
+    'evidence': ' ',
+    'soups': ' ',
+    'train': ' data evidence soups',
+    'app': ' data evidence soups train',
+    'companion': ' data evidence soups train app',
+}
+
+
+def name(p):
+    return str(p.relative_to(NBS).with_suffix(''))
 
 
 def code(nb):
@@ -18,60 +36,65 @@ def code(nb):
 
 
 def exports(nb):
-    return next((m[1] for s in code(nb) if (m := re.match(r'#\|\s*default_exp (\w+)', s))), None)
+    return next((m[1] for s in code(nb) if (m := re.match(r'#\|\s*default_exp ([\w.]+)', s))), None)
+
+
+def modules():
+    "Every module by its dotted name below the package."
+    files = [p for p in PACKAGE.rglob('*.py') if not p.stem.startswith('_')]
+    return {'.'.join(p.relative_to(PACKAGE).with_suffix('').parts): p for p in files}
 
 
 def test_the_notebooks_are_there():
-    assert len(NOTEBOOKS) >= 18  # nbdev_test finds nothing and is content when its path is wrong
+    assert len(NOTEBOOKS) >= 50  # nbdev_test finds nothing and is content when its path is wrong
     assert all(re.fullmatch(r'\d\d_\w+|index', p.stem) for p in NOTEBOOKS)
+    assert {p.parent.name for p in NOTEBOOKS} == {'nbs', *MAY, *TOLD} - {''}
+    numbers = [(p.parent, p.stem[:2]) for p in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers), 'two notebooks of a folder have one number'
 
 
 def test_every_module_has_its_notebook_and_the_other_way_round():
-    made = {exports(p) for p in NOTEBOOKS} - {None}
-    have = {p.stem for p in (ROOT / 'ich_soups').glob('*.py')} - {'__init__', '_modidx'}
-    assert made == have
-    assert not [p.name for p in NOTEBOOKS if p.name >= '2' and exports(p)]  # a chapter is no module
+    made = {exports(p): p for p in NOTEBOOKS if exports(p)}
+    assert made.keys() == modules().keys()
+    assert not [name(p) for p in NOTEBOOKS if p.parent.name in TOLD and exports(p)]
+    room = {m: p.parent.name.replace('nbs', '') for m, p in made.items()}
+    assert not [m for m, r in room.items() if m.rpartition('.')[0] != r]
 
 
-def imported(py):
-    "Sibling modules that a module imports at its top."
-    tree = ast.parse(py.read_text())
-    return {n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 1}
+def imported(module, path, lazy=True):
+    "Modules of the package that a module imports: at its top, and with `lazy` inside of its functions too."
+    tree = ast.parse(path.read_text())
+    found, room = set(), 'ich_soups.' + module.rpartition('.')[0] if '.' in module else 'ich_soups'
+    for n in ast.walk(tree) if lazy else tree.body:
+        if isinstance(n, ast.ImportFrom):
+            package = resolve_name('.' * n.level + (n.module or ''), room) if n.level else n.module
+            found |= {package.rstrip('.'), *(f"{package.rstrip('.')}.{a.name}" for a in n.names)}
+    return {f.removeprefix('ich_soups.') for f in found} & modules().keys()
 
 
-def test_modules_import_only_lower_numbers():
-    number = {exports(p): p.name[:2] for p in NOTEBOOKS if exports(p)}
+@pytest.mark.parametrize('room', MAY)
+def test_rooms_import_only_what_lies_below_them(room):
+    "Inside of functions too: a lazy import upward hides a cycle."
+    allowed = {'', room, *MAY[room].split()}
+    for m, p in modules().items():
+        if m.rpartition('.')[0] == room:
+            up = {i for i in imported(m, p) if i.rpartition('.')[0] not in allowed}
+            assert not up, f'{m} imports {up}'
+
+
+def test_modules_import_only_lower_numbers_of_their_room():
+    number = {exports(p): p.stem[:2] for p in NOTEBOOKS if exports(p)}
+    same = lambda a, b: a.rpartition('.')[0] == b.rpartition('.')[0]
     bad = [
-        (m, s) for m, n in number.items() for s in imported(ROOT / 'ich_soups' / f'{m}.py') if number[s] >= n
+        (m, s) for m, p in modules().items() for s in imported(m, p) if same(m, s) and number[s] >= number[m]
     ]
     assert not bad
-
-
-@pytest.mark.parametrize(
-    'module, may',
-    [
-        ('ensembles', ''),
-        ('metrics', ''),
-        ('plots', 'core locks'),
-        ('scenes', ''),
-        ('published', ''),
-        ('pickles', ''),
-        ('checkpoints', 'core pickles'),
-        ('averaging', 'core checkpoints records'),
-        ('scorers', 'core checkpoints'),
-        ('soups', 'core checkpoints averaging records scorers'),
-        ('bias_variance', 'core'),
-        ('diversity', 'core bias_variance'),
-    ],
-)
-def test_the_heart_knows_nothing_of_data_and_training(module, may):
-    assert imported(ROOT / 'ich_soups' / f'{module}.py') <= set(may.split())
 
 
 def test_notebooks_are_small_and_have_their_outputs():
     for p in NOTEBOOKS:
         assert p.stat().st_size < 500_000, f'{p.name} has {p.stat().st_size // 1000} kB'
-        if p.name >= '2':
+        if p.parent.name in TOLD:
             assert any(c.get('outputs') for c in json.loads(p.read_text())['cells']), (
                 f'{p.name} has no outputs; make figures'
             )
@@ -91,7 +114,7 @@ def test_the_front_page_has_its_numbers():
 def test_figures_are_complete_and_each_has_one_notebook():
     index = json.loads((COMMITTED / 'index.json').read_text())
     drawn = {
-        n: [p.stem for p in NOTEBOOKS if any(re.search(rf"save_fig\([^)]*'{n}'", s) for s in code(p))]
+        n: [name(p) for p in NOTEBOOKS if any(re.search(rf"save_fig\([^)]*'{n}'", s) for s in code(p))]
         for n in index
     }
     assert drawn == {n: [v['notebook']] for n, v in index.items()}
@@ -107,7 +130,7 @@ def test_nothing_names_a_machine():
     text = {
         p: p.read_text(errors='ignore')
         for d in ('nbs', 'ich_soups', 'tests')
-        for p in (ROOT / d).glob('*.*')
+        for p in (ROOT / d).rglob('*.*')
         if p.suffix in ('.ipynb', '.py')
     }
     home = os.path.expanduser('~')

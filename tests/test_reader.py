@@ -10,9 +10,9 @@ import numpy as np
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from ich_soups import averaging, checkpoints
-from ich_soups.averaging import average, side_by_side
-from ich_soups.checkpoints import MOST, load_weights, save_weights
+from ich_soups.soups import averaging, checkpoints
+from ich_soups.soups.averaging import average, side_by_side
+from ich_soups.soups.checkpoints import MOST, load_weights, save_weights
 from ich_soups.core import BadInput
 
 MIB = 1 << 20
@@ -921,7 +921,7 @@ def test_one_number_is_no_gigabyte(tmp_path):
 
 LIMITED = '''
 import os, resource, sys, time
-from ich_soups.averaging import average
+from ich_soups.soups.averaging import average
 from ich_soups.core import BadInput
 for f in sys.argv[1:]:
     sys.stdout.flush()

@@ -3,14 +3,14 @@
 import copy, json, math, re, shutil
 from pathlib import Path
 import pytest, torch
-from ich_soups import cli
-from ich_soups.checkpoints import Checkpoint, load_weights, save_weights
-from ich_soups.compare import cook
+from ich_soups.app import cli
+from ich_soups.soups.checkpoints import Checkpoint, load_weights, save_weights
+from ich_soups.train.compare import cook
 from ich_soups.core import BadInput, Config, write_json
-from ich_soups.export import Classifier
-from ich_soups.records import read_done, read_state, soup_header
-from ich_soups.soups import Soup, greedy_soup
-from ich_soups.training import Run, get_run
+from ich_soups.app.export import Classifier
+from ich_soups.soups.records import read_done, read_state, soup_header
+from ich_soups.soups.recipes import Soup, greedy_soup
+from ich_soups.train.runs import Run, get_run
 
 NAN, INF, ROOT = float('nan'), float('inf'), Path(__file__).resolve().parent.parent
 NESTED = json.loads('[' * 400 + ']' * 400)
@@ -107,7 +107,7 @@ def test_the_header_of_a_soup_is_kept_as_it_was(made, parts):
 
 
 def test_the_folder_for_a_hub(made, tmp_path):
-    from ich_soups.export import save_pretrained
+    from ich_soups.app.export import save_pretrained
 
     folder = save_pretrained(made / 'soup.safetensors', tmp_path / 'm')
     assert len(Classifier.load(folder).classes) == 17
@@ -199,7 +199,7 @@ def test_a_state_of_something_else(tmp_path):
 
 def test_a_state_of_another_network(home, tmp_path, monkeypatch):
     "Everything is of its kind, and does not fit all the same."
-    from ich_soups import training
+    from ich_soups.train import runs as training
 
     cfg = Config.scratch(data='scenes17:200', size=32, epochs=2, bs=32)
     write = training.write_json
@@ -232,7 +232,7 @@ def test_a_duration_is_never_negative(home, tmp_path, monkeypatch):
 
 def test_headers_are_read_in_one_place():
     "Nobody else looks for a soup in a header, or takes JSON apart that came from outside."
-    for p in sorted((ROOT / 'ich_soups').glob('*.py')):
+    for p in sorted((ROOT / 'ich_soups').rglob('*.py')):
         code = p.read_text(encoding='utf-8')
         looks = r"meta\.get\('soup'|meta\['soup'\]|'soup' (not )?in [^\n]*meta"
         if p.stem not in ('records', '_modidx'):

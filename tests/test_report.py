@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups import report
-from ich_soups.compare import Candidate, table
+from ich_soups.app import report
+from ich_soups.train.compare import Candidate, table
 from ich_soups.core import BadInput, Config
-from ich_soups.data import Pictures
-from ich_soups.report import Evidence, same_data, write_report
-from ich_soups.training import get_run
+from ich_soups.data.collections import Pictures
+from ich_soups.app.report import Evidence, same_data, write_report
+from ich_soups.train.runs import get_run
 
 HOSTILE = ('<script>alert(1)<', 'Đờn ca tài tử', 'two\nlines "q" & \'s\'', '$x^{_ **bold** `code`')
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()

@@ -3,15 +3,15 @@
 import json, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
-import ich_soups.export as export
-from ich_soups.checkpoints import load_weights
-from ich_soups.cli import main
-from ich_soups.compare import Candidate, cook, table
+import ich_soups.app.export as export
+from ich_soups.soups.checkpoints import load_weights
+from ich_soups.app.cli import main
+from ich_soups.train.compare import Candidate, cook, table
 from ich_soups.core import BadInput, Config
-from ich_soups.data import load_pictures
-from ich_soups.snapshots import Snapshot, kept_epochs
-from ich_soups.soups import RECIPES, Soup, average, greedy_soup
-from ich_soups.training import Run, get_run
+from ich_soups.data.collections import load_pictures
+from ich_soups.train.snapshots import Snapshot, kept_epochs
+from ich_soups.soups.recipes import RECIPES, Soup, average, greedy_soup
+from ich_soups.train.runs import Run, get_run
 
 NAN = float('nan')
 CFG = Config.scratch(data='scenes17:300', size=32, epochs=4, bs=32, schedule='flat:1.0', fixed=(2, 3, 4))
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_never_look_like_a_score(copy):
     lost = Snapshot(a.path, a.epoch, a.scores, a.sha256, copy / 'lost.npy')
     hits = r.targs('val') == 0
     assert hits.any()  # so many would the first class get right
-    from ich_soups.soups import _singles, _logits
+    from ich_soups.soups.recipes import _singles, _logits
 
     assert _singles([lost, *rest], score, None, _logits([lost, *rest], score))[0] == -np.inf
 
@@ -190,7 +190,7 @@ def test_an_older_run_that_kept_a_lost_epoch_is_cooked_without_it(copy):
     lost, *rest = r.snapshots
     want = cook(r, 'uniform', snapshots=rest).weights
     w = load_weights(lost.path)
-    from ich_soups.snapshots import SnapshotStore
+    from ich_soups.train.snapshots import SnapshotStore
 
     SnapshotStore(copy / 'snapshots').put(
         lost.epoch,

@@ -3,20 +3,24 @@
 import ast, hashlib, json, os, random, re, subprocess, sys
 import pytest
 from conftest import ROOT
-from ich_soups.bench import _own_environment
+from ich_soups.companion.bench import _own_environment
 from ich_soups.core import BadInput, Config, in_smoke, refuse_smoke
-from ich_soups.study import noise_of
-from ich_soups.tables import long_table, one_more, read_rows
-from ich_soups.training import get_run
+from ich_soups.companion.study import noise_of
+from ich_soups.evidence.tables import long_table, one_more, read_rows
+from ich_soups.train.runs import get_run
 
 FRESH = ROOT / 'build' / 'figures'
-CHAPTERS = sorted((ROOT / 'nbs').glob('2*.ipynb')) + sorted((ROOT / 'nbs').glob('30*.ipynb'))
+CHAPTERS = sorted((ROOT / 'nbs' / 'chapters').glob('*.ipynb'))
 AGAIN = """
 import json, os, sys, types
 sys.path.insert(0, sys.argv[1])
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-from ich_soups import build, cache, export, plots, training
+from ich_soups.companion import build
+from ich_soups import cache
+from ich_soups.app import export
+from ich_soups.evidence import plots
+from ich_soups.train import runs as training
 passes, figures, trained = {}, [], []
 now = [None]
 def count(): passes[now[0]] = passes.get(now[0], 0) + 1
@@ -130,7 +134,7 @@ def test_a_smoke_run_of_the_chapters_is_refused_before_anything_is_trained(tmp_p
     before = state()
     env = os.environ | dict(ICH_SOUPS_PROFILE='smoke', ICH_SOUPS_FIGURES=str(to))
     out = subprocess.run(
-        [sys.executable, '-m', 'ich_soups.build', 'figures'],
+        [sys.executable, '-m', 'ich_soups.companion.build', 'figures'],
         env=env,
         cwd=ROOT,
         capture_output=True,
@@ -189,7 +193,7 @@ def imports(source):
 @pytest.mark.quick
 def test_in_every_notebook_the_package_comes_before_torch():
     "`nbdev_test` and Jupyter start no process of ours: the first import has to do it."
-    for p in sorted((ROOT / 'nbs').glob('*.ipynb')):
+    for p in sorted((ROOT / 'nbs').rglob('*.ipynb')):
         cells = [
             ''.join(c['source'])
             for c in json.loads(p.read_text(encoding='utf-8'))['cells']

@@ -2,8 +2,8 @@
 
 import time
 import pytest
-from ich_soups.bench import averaging_speed, busy_speed, jpeg_folder, keeping_speed, training_speed
-from ich_soups.scenes import scenes17
+from ich_soups.companion.bench import averaging_speed, busy_speed, jpeg_folder, keeping_speed, training_speed
+from ich_soups.data.scenes import scenes17
 
 pytestmark = pytest.mark.slow
 

@@ -3,10 +3,11 @@
 import errno, fcntl, json, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from ich_soups import cli, locks
+from ich_soups.app import cli
+from ich_soups import locks
 from ich_soups.core import Config, _machine, atomic, scratch, sweep_temporary, write_json
 from ich_soups.locks import locked
-from ich_soups.training import get_run
+from ich_soups.train.runs import get_run
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = "import sys; from ich_soups.locks import locked\nwith locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
@@ -78,7 +79,7 @@ def test_a_file_system_without_locks(code, home, tmp_path, monkeypatch):
 
 
 def test_all_locks_are_of_one_kind():
-    for p in (*(ROOT / 'ich_soups').glob('*.py'), *(ROOT / 'nbs').glob('*.ipynb')):
+    for p in (*(ROOT / 'ich_soups').rglob('*.py'), *(ROOT / 'nbs').rglob('*.ipynb')):
         if p.stem not in ('locks', '01_locks'):
             assert 'FileLock(' not in p.read_text(encoding='utf-8'), p.name
 
@@ -99,7 +100,7 @@ READS = """
 import ctypes, os, sys
 from pathlib import Path
 if os.getuid() == 0: ctypes.CDLL(None).capset((ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)())     # root without its privileges
-from ich_soups import cli
+from ich_soups.app import cli
 run, home, out = sys.argv[1:]
 assert not os.access(run, os.W_OK) and not os.access(home, os.W_OK)
 photo = next(Path(out).parent.glob('*.png'))
@@ -164,7 +165,7 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
 
 
 def test_an_export_that_is_killed_between_two_names_takes_nothing_away(home, tmp_path):
-    from ich_soups.export import _rescue
+    from ich_soups.app.export import _rescue
 
     left = tmp_path / f'.{killed()}.{_machine()}000001.model'
     (left / 'old').mkdir(parents=True)
@@ -176,7 +177,7 @@ def test_an_export_that_is_killed_between_two_names_takes_nothing_away(home, tmp
 
 
 def test_a_memory_of_another_kind_is_made_again(home, photos):
-    from ich_soups.data import _memo, load_pictures
+    from ich_soups.data.collections import _memo, load_pictures
 
     want = load_pictures(photos).digests
     f = _memo(photos, 'digests', 'json')

@@ -4,7 +4,12 @@ import os, re, subprocess, sys, zipfile
 import pytest
 from conftest import ROOT
 
-MODULES = sorted(p.stem for p in (ROOT / 'ich_soups').glob('*.py') if not p.stem.startswith('_'))
+PACKAGE = ROOT / 'ich_soups'
+MODULES = sorted(
+    '.'.join(p.relative_to(PACKAGE).with_suffix('').parts)
+    for p in PACKAGE.rglob('*.py')
+    if not p.stem.startswith('_')
+)
 ABSENT = (
     'nbdev',
     'execnb',
@@ -41,7 +46,7 @@ def wheel(tmp_path_factory):
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split('/')[0] for n in names if '.dist-info' not in n} == {'ich_soups'}
-    assert {f'ich_soups/{m}.py' for m in MODULES} <= set(names)
+    assert {f"ich_soups/{m.replace('.', '/')}.py" for m in MODULES} <= set(names)
     meta = next(zipfile.ZipFile(wheel).read(n).decode() for n in names if n.endswith('METADATA'))
     needed = {
         re.split(r'[^\w-]', l.removeprefix('Requires-Dist: '))[0]
@@ -49,7 +54,7 @@ def test_contents(wheel):
         if l.startswith('Requires-Dist') and 'extra ==' not in l
     }
     assert not needed & set(ABSENT) and {'torch', 'timm', 'fastai', 'typer'} <= needed
-    assert b'ich-soups = ich_soups.cli:main' in next(
+    assert b'ich-soups = ich_soups.app.cli:main' in next(
         zipfile.ZipFile(wheel).read(n) for n in names if n.endswith('entry_points.txt')
     )
 
@@ -63,7 +68,7 @@ assert fastai.__version__ == sys.argv[1], fastai.__version__
 assert ich_soups.__file__.startswith(sys.argv[2]), ich_soups.__file__
 for m in {MODULES!r}: importlib.import_module('ich_soups.' + m)
 from ich_soups.core import home
-from ich_soups.cli import main
+from ich_soups.app.cli import main
 def do(*args):
     try: main(list(args))
     except SystemExit as e: assert not e.code, (args, e.code)

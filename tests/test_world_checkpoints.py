@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from ich_soups import cli
-from ich_soups.averaging import average
-from ich_soups.checkpoints import Checkpoint, contents, find_checkpoints, fit_names, load_weights
+from ich_soups.app import cli
+from ich_soups.soups.averaging import average
+from ich_soups.soups.checkpoints import Checkpoint, contents, find_checkpoints, fit_names, load_weights
 from ich_soups.core import BadInput, Config
-from ich_soups.soups import RECIPES, Soup, ema_soup, last_soup, uniform_soup
+from ich_soups.soups.recipes import RECIPES, Soup, ema_soup, last_soup, uniform_soup
 
 
 def sd(v, **more):
@@ -512,7 +512,7 @@ def fitted(learn, *fits):
 
 
 def test_one_callback_for_several_fits(tmp_path):
-    from ich_soups.snapshots import SnapshotCallback, SnapshotStore
+    from ich_soups.train.snapshots import SnapshotCallback, SnapshotStore
 
     keep = lambda name, **kw: SnapshotCallback(tmp_path / name, k=9, **kw)
     learn, cb = learner(), keep('a')
@@ -534,7 +534,7 @@ def test_one_callback_for_several_fits(tmp_path):
 
 
 def test_a_new_training_does_not_eat_the_old(tmp_path):
-    from ich_soups.snapshots import SnapshotCallback
+    from ich_soups.train.snapshots import SnapshotCallback
 
     cb = SnapshotCallback(tmp_path / 'a')
     fitted(learner(), lambda l: l.fit(2, cbs=cb))
@@ -546,7 +546,7 @@ def test_a_new_training_does_not_eat_the_old(tmp_path):
 
 @pytest.mark.parametrize('rate', [-1.0, float('nan'), float('inf')])
 def test_a_learner_is_told_at_the_start(tmp_path, rate):
-    from ich_soups.snapshots import SnapshotCallback
+    from ich_soups.train.snapshots import SnapshotCallback
 
     with pytest.raises(BadInput, match='learning rate is a positive number'):
         fitted(learner(), lambda l: l.fit(1, rate, cbs=SnapshotCallback(tmp_path / 'a')))

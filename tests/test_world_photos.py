@@ -14,10 +14,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from ich_soups import cli, data, demo
-from ich_soups.audit import inspect
+from ich_soups.app import cli
+from ich_soups.data import collections as data
+from ich_soups.app import demo
+from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
-from ich_soups.data import (
+from ich_soups.data.collections import (
     decode,
     files_of_list,
     load_pictures,

@@ -1,0 +1,1 @@
+"What people use: classifier, check, page, report, command line"

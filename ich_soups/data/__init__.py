@@ -1,0 +1,1 @@
+"Images: decoding, listing, splitting, loading; collections that are drawn"

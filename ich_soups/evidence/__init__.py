@@ -1,0 +1,1 @@
+"Scores, comparisons, diagnostics, plots: arrays and tables in, arrays and tables out"

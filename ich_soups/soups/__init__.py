@@ -1,0 +1,1 @@
+"Checkpoints, averaging, scoring, recipes: from many files to one model"

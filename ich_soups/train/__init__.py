@@ -1,0 +1,1 @@
+"Models, snapshots, training runs, runs on many machines"
