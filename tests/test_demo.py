@@ -4,7 +4,7 @@ import concurrent.futures, io, os, re, shutil, socket, struct, sys, threading, t
 from urllib.parse import urlparse
 import pytest
 from PIL import Image
-from ich_soups.train.compare import cook
+from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
 from ich_soups.train.runs import get_run
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 import ich_soups.app.export as export
-from ich_soups.train.compare import cook
+from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import image_dls
 from ich_soups.app.export import (

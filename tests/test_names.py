@@ -9,7 +9,7 @@ from ich_soups.app import cli
 from ich_soups.app import export
 from ich_soups.app import report
 from ich_soups.app.audit import inspect
-from ich_soups.train.compare import cook
+from ich_soups.soups.cook import cook
 from ich_soups.core import Config
 from ich_soups.data.collections import load_pictures, visible
 from ich_soups.app.export import Classifier, model_card

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from ich_soups.app import cli
 from ich_soups.soups.checkpoints import Checkpoint, load_weights, save_weights
-from ich_soups.train.compare import cook
+from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config, write_json
 from ich_soups.app.export import Classifier
 from ich_soups.soups.records import read_done, read_state, soup_header

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.app import report
-from ich_soups.train.compare import Candidate, table
+from ich_soups.evidence.comparison import Candidate, table
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import Pictures
 from ich_soups.app.report import Evidence, same_data, write_report

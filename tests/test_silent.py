@@ -6,7 +6,8 @@ from fastai.callback.core import Callback
 import ich_soups.app.export as export
 from ich_soups.soups.checkpoints import load_weights
 from ich_soups.app.cli import main
-from ich_soups.train.compare import Candidate, cook, table
+from ich_soups.evidence.comparison import Candidate, table
+from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.train.snapshots import Snapshot, kept_epochs

@@ -845,7 +845,8 @@ def _train_elsewhere(cfgs, plan, where, out, log):
 def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
-    from ich_soups.train.runs import _dls, get_run
+    from ich_soups.train.runs import get_run
+    from ich_soups.train.scoring import loaders
 
     todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists()]
     try:
@@ -854,7 +855,7 @@ def _train_here(cfgs, paths, plan, log):
             watchers, done, each = (
                 {p: log_cbs(log, p, c) for c, p in todo},
                 sum(_epochs_done(p) for _, p in todo),
-                epoch_seconds(c, _dls(c)),
+                epoch_seconds(c, loaders(c)),
             )
             for line in plan:
                 say(line)
@@ -891,30 +892,6 @@ def _told(run):
         device=run.provenance['device'],
         best=dict(epoch=b.epoch, **b.scores),
     )
-
-# %% ../../nbs/app/04_cli.ipynb #9bb04020
-def _guest(files, data, arch, size, precision='auto', split_seed=0):
-    "Foreign checkpoints with pictures and an architecture, as `cook` takes a run."
-    from ich_soups.core import Config, provenance
-    from ich_soups.train.runs import Run
-
-    class Guest(Run):
-        def __init__(self):
-            self.cfg, self.provenance = (
-                Config(
-                    profile='guest',
-                    data=data,
-                    arch=arch,
-                    size=size,
-                    precision=precision,
-                    split_seed=split_seed,
-                ),
-                provenance(),
-            )
-
-        snapshots = property(lambda self: files)
-
-    return Guest()
 
 # %% ../../nbs/app/04_cli.ipynb #40b2b266
 def _native_size(arch):
@@ -1172,7 +1149,7 @@ def cook(
         len(what) == 1 and not (arch or part) and (_is_run(what[0]) or not Path(what[0]).exists()),
     )
     if is_run:
-        soup, run = _cook_run(r := open_run(what[0], data), recipe or 'posthoc_ema', metric), r.path
+        soup, run = _cook_source(r := open_run(what[0], data), recipe or 'posthoc_ema', metric), r.path
         soup.info['run_at'] = _places(run, out)
     else:
         soup, run = _cook_files(what, data, arch, size, recipe, metric, part), None
@@ -1268,19 +1245,19 @@ def _replaceable(out):
 _TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)  # how many candidates those recipes score
 
 # %% ../../nbs/app/04_cli.ipynb #3b85c736
-def _cook_run(run, recipe, metric):
-    from ich_soups.train.compare import cook as cook_run
+def _cook_source(run, recipe, metric):
+    from ich_soups.soups.cook import cook as cook_source
 
     n = _TASTES.get(recipe)
     with _tasting(run, n and n(run.snapshots)):
-        soup = cook_run(run, recipe, metric)
-    soup.info |= dict(split_seed=run.cfg.split_seed, pictures=run.pictures.fingerprint)
+        soup = cook_source(run, recipe, metric)
     return soup
 
 # %% ../../nbs/app/04_cli.ipynb #4e629b74
 def _cook_files(what, data, arch, size, recipe, metric, part=None):
     from ich_soups.core import BadInput
     from ich_soups.soups.recipes import RECIPES
+    from ich_soups.train.scoring import Checkpoints
 
     if bool(data) != bool(arch):
         raise BadInput(
@@ -1296,9 +1273,7 @@ def _cook_files(what, data, arch, size, recipe, metric, part=None):
         for n in notes:
             say(n)
         _note_drawn(data)
-        soup = _cook_run(_guest(files, data, arch, size), recipe or 'greedy', metric)
-        soup.info.pop('run')  # there was none
-        return soup
+        return _cook_source(Checkpoints(files, data, arch, size), recipe or 'greedy', metric)
     recipe = recipe or 'uniform'
     if (
         'score' in inspect.signature(RECIPES[recipe]).parameters
@@ -1367,7 +1342,6 @@ def _moved(name, data):
 def _models(names, arch, size, pics, data=None):
     """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
     the classes of `pics`."""
-    from ich_soups.train.compare import describe
     from ich_soups.app.export import Classifier, as_classifier
     from ich_soups.soups.recipes import Soup
 
@@ -1377,7 +1351,7 @@ def _models(names, arch, size, pics, data=None):
         if _is_run(n) or not Path(n).exists():
             b = (run := open_run(n, _moved(n, data))).best()
             c = as_classifier(
-                Soup(b.weights(), [b.name], [1.0], 'single best', info=describe(run)), precision='auto'
+                Soup(b.weights(), [b.name], [1.0], 'single best', info=run.describe()), precision='auto'
             )
         else:
             c = Classifier.load(

@@ -38,7 +38,6 @@ from scipy.special import softmax
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from tqdm import tqdm
-from ..train.compare import describe
 from ..core import BadInput, atomic, cache_dir
 from ich_soups.data.collections import (
     IN_FLIGHT,
@@ -584,7 +583,7 @@ def best_single(
     "The run's best checkpoint by validation accuracy."
     s = run.best()
     return from_weights(
-        s.weights(), describe(run) | dict(temperature=temperature(s.logits(), run.targs('val'))), s.name
+        s.weights(), run.describe() | dict(temperature=temperature(s.logits(), run.targs('val'))), s.name
     )
 
 # %% ../../nbs/app/02_demo.ipynb #25b155e2

@@ -36,16 +36,9 @@ from scipy.stats import ttest_1samp
 from tqdm import tqdm
 from ..evidence.bias_variance import bias_variance, bootstrap_draws
 from ..soups.checkpoints import fit_names
-from ich_soups.train.compare import (
-    candidates,
-    cook,
-    fresh_bn,
-    in_words,
-    logits_on,
-    paper_soups,
-    pretty,
-    table,
-)
+from ..evidence.comparison import in_words, pretty, table
+from ..train.candidates import candidates, logits_on, paper_soups
+from ..soups.cook import cook
 from ..core import BadInput, amp_dtype, atomic, device_name, provenance
 from ..data.collections import visible
 from ..evidence.diversity import mds, model_distance
@@ -398,10 +391,6 @@ class Evidence:
 # %% ../../nbs/app/03_report.ipynb #61f8d29f
 REPORT_SOUPS = {'uniform soup': 'uniform', 'greedy soup': 'greedy'}  # and `default soup`, what `cook` makes
 
-
-def _cooked(run, bn):
-    return paper_soups(run, 'accuracy', bn, REPORT_SOUPS) | {'default soup': cook(run)}
-
 # %% ../../nbs/app/03_report.ipynb #9321f009
 def _given(run, soups):
     """Soups from outside under the names of the run's tensors; `BadInput` if they are of another network or
@@ -431,8 +420,11 @@ def gather(
     n: int = 2048,  # plain training pictures to look at
 ) -> Evidence:
     "All forward passes of a report."
-    bn, t = fresh_bn(run), run.targs('test')
-    soups = _cooked(run, bn) if soups is None else _given(run, soups)
+    bn, t = run.calibrator(), run.targs('test')
+    if soups is None:
+        soups = paper_soups(run, REPORT_SOUPS) | {'default soup': cook(run)}
+    else:
+        soups = _given(run, soups)
     cands = {
         k: v
         for k, v in candidates(run, soups, annealed, bn).items()
@@ -449,7 +441,7 @@ def gather(
     }
     if annealed:
         val |= {
-            k: of(annealed.weights('last'), fresh_bn(annealed) if 'fresh' in k else None, annealed)
+            k: of(annealed.weights('last'), annealed.calibrator() if 'fresh' in k else None, annealed)
             for k in cands
             if k.startswith('annealed')
         }

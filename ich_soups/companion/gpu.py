@@ -476,7 +476,7 @@ def accelerated(trial: Trial) -> dict:
 # %% ../../nbs/companion/10_gpu.ipynb #ae62b5ed
 def soup_file(trial: Trial) -> Path:
     "A soup of the run, cooked once."
-    from ich_soups.train.compare import cook
+    from ich_soups.soups.cook import cook
 
     path = trial.at / 'soup.safetensors'
     if not path.exists():

@@ -15,7 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from ..train.compare import Candidate, candidates, fresh_bn, paper_soups, table
+from ..evidence.comparison import Candidate, table
+from ..train.candidates import candidates, paper_soups
 from ..core import BadInput, Config, atomic, device_name, home
 from ..data.collections import SPLITS, _list_folder, load_pictures
 from ..evidence.metrics import newcombe, wilson
@@ -115,7 +116,7 @@ def paper_rows(
             'last epoch': Candidate('control', run.logits_of(run.weights('last'), 'test')),
         }
     else:
-        cands = candidates(run, paper_soups(run, 'accuracy', bn := fresh_bn(run)), control, bn)
+        cands = candidates(run, paper_soups(run), control, run.calibrator())
     what, how = origin(run)
     how['dtype'] = how.pop('precision')  # the other precision is a score
     how['training_seconds'] += control.provenance['seconds'] if control else 0

@@ -20,17 +20,20 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from .regime import keep_curve
+from ..core import atomic, BadInput, Config
+from ..data.collections import load_pictures, PixelDataset
 from ..evidence.bias_variance import bias_variance, bootstrap_draws
-from ..train.compare import Candidate, finish, fresh_bn, pool, table, with_bn
-from ..core import BadInput, Config, atomic
-from ..data.collections import PixelDataset, load_pictures
+from ..evidence.comparison import Candidate, table
 from ..evidence.ensembles import soft_voting
 from ..evidence.metrics import METRICS
-from ..train.models import RELATIVES
-from .regime import keep_curve
-from ..soups.recipes import recipe, uniform_soup
 from ..evidence.tables import add_rows, long_table, origin, over_seeds, read_rows
-from ..train.runs import get_run, predict_logits
+from ..soups.cook import cook, fresh_batchnorm
+from ..soups.recipes import uniform_soup
+from ..train.candidates import pool
+from ..train.models import RELATIVES
+from ..train.runs import get_run
+from ..train.scoring import predict_logits
 
 # %% ../../nbs/companion/04_study.ipynb #fafc8c5e
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _loader(run, images):
 def outputs(
     run,  # a `Run`
     weights: dict,  # a state dict
-    prepare=None,  # of `fresh_bn`
+    prepare=None,  # of `calibrator`
     scenes=JUDGES,  # of `judges`, for runs on small17
 ) -> dict:
     """Logits [N, C] on `val`, `test` and, for a run on small17, `scenes`; BatchNorm statistics are measured
@@ -153,7 +156,7 @@ def _together(outs):
 # %% ../../nbs/companion/04_study.ipynb #17ad0234
 def controls(
     run,
-    bn,  # of `fresh_bn`
+    bn,  # of `calibrator`
     which='',  # the pool that is voted on, if any
     scenes=JUDGES,
 ) -> dict:
@@ -196,15 +199,15 @@ def control_rows(run, bn, which='half', scenes=JUDGES) -> tuple:
 def soup_row(run, dish, bn, scenes=JUDGES) -> tuple:
     "Cook, give fresh statistics, score: the row and its logits."
     start = time.monotonic()
-    snaps, score = pool(run, dish.pool), run.scorer(dish.metric, 'val', bn if dish.bn else None)
-    soup = finish(run, recipe(dish.recipe)(snaps, score, **dish.options), bn)
+    how = 'each candidate' if dish.bn else 'reestimate'
+    soup = cook(run, dish.recipe, dish.metric, how, pool(run, dish.pool), **dish.options)
     if len(soup.ingredients) == 1:
-        soup.weights = with_bn(run, soup.weights, bn)  # as its references have them
+        soup.weights = fresh_batchnorm(run, soup.weights, bn)  # as its references have them
     took, out = time.monotonic() - start, outputs(run, soup.weights, None, scenes)
     what = dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric)
-    return what | dict(ingredients=len(soup.ingredients), cost=1, passes=score.passes, seconds=took) | scored(
-        run, out, scenes
-    ), out
+    return what | dict(
+        ingredients=len(soup.ingredients), cost=1, passes=soup.info.get('passes', 0), seconds=took
+    ) | scored(run, out, scenes), out
 
 # %% ../../nbs/companion/04_study.ipynb #c2983cd6
 KEPT = (
@@ -270,7 +273,7 @@ def study_run(
     if have and not todo:
         return []
     run, table = get_run(cfg), table_of(cfg)
-    bn, (what, how) = fresh_bn(run, 1024 if table == 'tuned' or cfg.data == 'scenes17' else 512), origin(run)
+    bn, (what, how) = run.calibrator(), origin(run)
     voted = '' if level in ('few', 'paper') else 'half' if table == 'recipes' else 'best'
     rows, made = ([], {}) if have else control_rows(run, bn, voted, scenes)
     for dish in todo:
@@ -630,7 +633,7 @@ def curve_rows(run, bn) -> list:
 def study_curve(cfg: Config) -> list:
     "Rows of the anytime table for one run: all its epochs, or for an annealed one its last."
     run = get_run(cfg)
-    rows, (what, how) = curve_rows(run, fresh_bn(run, 1024)), origin(run)
+    rows, (what, how) = curve_rows(run, run.calibrator()), origin(run)
     add_rows(long_table() / 'anytime.csv', [what | r | how for r in rows], (*OWN, 'epoch'))
     return rows
 
@@ -658,7 +661,7 @@ def study_baseline(cfg: Config) -> list:
     refs = {
         'single best': best_on_test(other),
         'single best, fresh BN': Candidate(
-            'control', other.logits_of(other.best().weights(), 'test', fresh_bn(other))
+            'control', other.logits_of(other.best().weights(), 'test', other.calibrator())
         ),
     }
     row, (what, how) = (

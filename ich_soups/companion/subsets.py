@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 from scipy.stats import combine_pvalues
-from ..train.compare import pool
+from ..train.candidates import pool
 from ..evidence.diversity import model_distance, subset_test
 from ..evidence.metrics import METRICS
 from ..soups.recipes import greedy_soup

@@ -43,7 +43,7 @@ from ich_soups.soups.checkpoints import (
 )
 from ..core import BadInput
 from .records import soup_header
-from .scorers import Scorer, Taste, slope
+from .scorers import NeedsScorer, Scorer, Taste, slope
 
 # %% ../../nbs/soups/05_recipes.ipynb #c9ee5ecc
 _all_ = ['average', 'load_weights']  # part of this module's face
@@ -289,7 +289,7 @@ def greedy_soup(
         raise BadInput(f"order is 'sorted' or 'best', ties 'reject' or 'accept'; got {order!r}, {ties!r}")
     logits, ties = _logits(snapshots, score), ties == 'accept'
     if screen and logits is None:
-        raise BadInput('screening needs snapshots with cached validation logits, and a Scorer')
+        raise NeedsScorer('screening needs snapshots with cached validation logits, and a Scorer')
     singles = _singles(snapshots, score, singles, logits)
     left = sorted(range(len(snapshots)), key=lambda i: (-singles[i], i))
     pot, chosen = _Pot(snapshots, names), [left.pop(0)]
@@ -648,7 +648,7 @@ def experts_soup(
     "Each checkpoint weighs as many classes as it is the best at."
     snapshots, names = _check(snapshots, score)
     if (logits := _logits(snapshots, score)) is None:
-        raise BadInput(
+        raise NeedsScorer(
             'class experts are found from cached validation logits; give snapshots of a run, and a Scorer'
         )
     f1 = class_scores(logits, score.targs)[:, np.unique(score.targs)]  # of the classes that are there
@@ -675,7 +675,7 @@ def exhaustive_soup(
     "The best of all subsets by averaged logits, verified as soups."
     snapshots, names = _check(snapshots, score)
     if (logits := _logits(snapshots, score)) is None:
-        raise BadInput(
+        raise NeedsScorer(
             'subsets are screened by cached validation logits; give snapshots of a run, and a Scorer'
         )
     looks, size, k = [], 1, len(names)
@@ -813,7 +813,7 @@ def learned_soup(
     if sign not in ('simplex', 'free') or per not in ('model', 'stage'):
         raise BadInput(f"sign is 'simplex' or 'free', per is 'model' or 'stage'; got {sign!r}, {per!r}")
     if not isinstance(score, Scorer):
-        raise BadInput('learned coefficients need a gradient; give a Scorer, not a plain function')
+        raise NeedsScorer('learned coefficients need a gradient; give a Scorer, not a plain function')
     label = (
         'learned' + ('' if sign == 'simplex' else ', free sign') + ('' if per == 'model' else ' per stage')
     )
