@@ -13,7 +13,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['ich_soups', 'ich_soups.*']), package_data={'ich_soups': ['weights/*']},
+    packages=find_packages(include=['ich_soups', 'ich_soups.*']), package_data={'ich_soups': ['py.typed', 'weights/*', 'app/templates/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),

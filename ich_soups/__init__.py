@@ -1,6 +1,7 @@
 "Model soups from one training run: a paper companion, and a tool for folders of photographs."
 __version__ = "0.1.0"
 
+import importlib as _importlib
 import os as _os
 
 # How long a thread of GNU OpenMP waits for the others by turning in a loop before it sleeps. As torch comes, it turns
@@ -11,3 +12,21 @@ if not {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & _os.environ.keys(): _os.environ['
 # Nothing is reported to anybody: these libraries would tell their makers how they are used. Who has set one keeps it.
 for _k, _v in dict(HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_ENABLED='False', RAY_USAGE_STATS_ENABLED='0',
                    ORT_DISABLE_TELEMETRY='1').items(): _os.environ.setdefault(_k, _v)
+
+# What most programs need, imported when it is asked for, so that `import ich_soups` stays quick.
+_FACE = dict(
+    BadInput='core', Config='core', Checkpoint='soups.checkpoints', Run='train.runs', Soup='soups.recipes',
+    SnapshotCallback='train.learner', average='soups.averaging', cook='soups.cook',
+    find_checkpoints='soups.checkpoints', get_run='train.runs', load_weights='soups.checkpoints',
+)
+__all__ = sorted(_FACE)
+
+
+def __getattr__(name):
+    if name not in _FACE:
+        raise AttributeError(f'ich_soups has no attribute {name!r}; it offers {", ".join(__all__)}')
+    return getattr(_importlib.import_module(f'ich_soups.{_FACE[name]}'), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]
