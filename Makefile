@@ -14,7 +14,7 @@ ROOMS = (data|soups|evidence|train|app|companion)$$
 # tests that want the machine for themselves
 ALONE = tests/test_cluster.py tests/test_speed.py
 
-.PHONY: figures full pretrain paper test test-all quick outputs bench gpu clean setup lint check
+.PHONY: figures full pretrain paper test test-all quick outputs bench gpu clean setup lint check site lock
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
 	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.companion.build figures $(if $(PROFILE),--profile $(PROFILE))
@@ -80,6 +80,15 @@ pretrain: setup           ## make the weights in the package anew: about 45 minu
 
 outputs: setup            ## run the notebooks of modules and the how-tos, and keep their outputs
 	$(BIN)/python -m ich_soups.companion.build outputs
+
+site: setup               ## the documentation site in build/site
+	$(BIN)/pip install --quiet "mkdocs-material>=9.5" "mkdocs-jupyter>=0.25"
+	$(BIN)/python -m ich_soups.companion.site
+
+lock: setup               ## write down this environment, with hashes: the one that the committed numbers are from
+	$(BIN)/pip install --quiet uv
+	mkdir -p build && $(BIN)/pip freeze --exclude-editable | grep -v '^uv==' > build/frozen.txt
+	$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-header --python $(BIN)/python build/frozen.txt -o requirements.lock
 
 setup: $(VENV)/.ready
 
