@@ -14,7 +14,7 @@ ROOMS = (data|soups|evidence|train|app|companion)$$
 # tests that want the machine for themselves
 ALONE = tests/test_cluster.py tests/test_speed.py
 
-.PHONY: figures full pretrain paper test test-all quick outputs bench gpu clean setup lint check site lock
+.PHONY: figures full pretrain paper test test-all quick outputs bench gpu clean setup lint check site lock screens
 
 figures: setup            ## train what is missing, cook, redraw every table and figure, write the README; PROFILE=smoke for a sketch in build/figures, REMEASURE=1 to time and weigh anew
 	$(if $(REMEASURE),ICH_SOUPS_REMEASURE=1) $(BIN)/python -m ich_soups.companion.build figures $(if $(PROFILE),--profile $(PROFILE))
@@ -80,6 +80,9 @@ pretrain: setup           ## make the weights in the package anew: about 45 minu
 
 outputs: setup            ## run the notebooks of modules and the how-tos, and keep their outputs
 	$(BIN)/python -m ich_soups.companion.build outputs
+
+screens: setup            ## the two pictures of the README, taken in Chromium
+	$(BIN)/python -m ich_soups.companion.screens
 
 site: setup               ## the documentation site in build/site
 	$(BIN)/pip install --quiet "mkdocs-material>=9.5" "mkdocs-jupyter>=0.25"

@@ -124,25 +124,25 @@ def run_all(
     print(f'{len(paths)} notebooks in {time.monotonic() - t0:.0f} s', flush=True)
 
 # %% ../../nbs/companion/01_build.ipynb #ef3a7025
+def _from_root(text: str) -> str:
+    "Links that are seen from `nbs/`, as they are seen from the root."
+    text = re.sub(r'\]\((?!\.\./|https?:|#|mailto:)', '](nbs/', text)
+    return text.replace('](../', '](').replace('src="../', 'src="')
+
+
 def readme_text() -> str:
     "README.md as it follows from nbs/index.ipynb, outputs included."
-    import nbformat, re
+    import nbformat
     from nbconvert import MarkdownExporter
 
     nb = nbformat.read(root() / 'nbs' / 'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide', c.source)]
-    silent = [c for c in nb.cells if re.match(r'#\|\s*echo:\s*false', c.source)]
-    for c in silent:
-        c.metadata['tags'] = ['silent']
-    exporter = MarkdownExporter(
-        config={'TagRemovePreprocessor': {'remove_input_tags': ['silent'], 'enabled': True}}
-    )
-    body, _ = exporter.from_notebook_node(nb)
-    body = re.sub(
-        r'\n{3,}',
-        '\n\n',
-        body.replace('../figures/', 'figures/').replace('](../', '](').replace('.ipynb)', '.ipynb)'),
-    )
+    for c in nb.cells:
+        if re.match(r'#\|\s*echo:\s*false', c.source):
+            c.metadata['tags'] = ['silent']
+    silent = dict(remove_input_tags=['silent'], enabled=True)
+    body, _ = MarkdownExporter(config={'TagRemovePreprocessor': silent}).from_notebook_node(nb)
+    body = re.sub(r'\n{3,}', '\n\n', _from_root(body))
     return '<!-- made from nbs/index.ipynb by make figures; do not edit -->\n' + body.strip() + '\n'
 
 # %% ../../nbs/companion/01_build.ipynb #c90bae87
