@@ -677,6 +677,11 @@ def _epochs_done(path):
 def _next(*words):
     return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
 
+
+def _at(run):
+    "The option that says where the pictures of a run are now, if they were moved."
+    return ['--data', run.source] if run.source else []
+
 # %% ../nbs/19_cli.ipynb #d7af6a60
 @command(
     (
@@ -824,7 +829,10 @@ def train(
         f"macro-F1 {100 * d['best']['f1']:.1f} %"
         for d in docs
     ]
-    return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
+    return docs[0] if seeds == 1 else dict(runs=docs), [
+        *lines,
+        _next('cook', docs[0]['path'], *_at(runs[0])),
+    ]
 
 # %% ../nbs/19_cli.ipynb #b109214e
 def _train_elsewhere(cfgs, plan, where, out, log):
@@ -1192,8 +1200,10 @@ def cook(
         f"in {duration(time.monotonic() - t0)}"
     ]
     if run and not len(r.pictures.idxs('test')):
-        return doc, [*lines, _next('eval', out, '--split', 'val')]
-    return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
+        return doc, [*lines, _next('eval', out, '--split', 'val', *_at(r))]
+    if run:
+        lines += [_next('report', run, '--soup', out, *_at(r)), _next('eval', out, *_at(r))]
+    return doc, lines
 
 # %% ../nbs/19_cli.ipynb #bd7f3b6f
 def _places(run, soup):
@@ -1364,7 +1374,7 @@ def _moved(name, data):
     return data if load_pictures(data, cfg.split_seed).fingerprint == was else None
 
 # %% ../nbs/19_cli.ipynb #c737c665
-def _models(names, arch, size, pics, data=None):
+def _models(names, arch, size, pics, data=None, part=None):
     """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
     the classes of `pics`."""
     from ich_soups.compare import describe
@@ -1386,6 +1396,7 @@ def _models(names, arch, size, pics, data=None):
                 classes=pics.classes if arch else None,
                 size=size or (_native_size(arch) if arch else None),
                 precision='auto',
+                part=part,
             )
         _fits(c, n, pics)
         out[n] = c
@@ -1579,6 +1590,12 @@ def eval_(
             '--size', help='For checkpoints: width and height of their pictures.', show_default=False
         ),
     ] = None,
+    part: Annotated[
+        Optional[str],
+        typer.Option(
+            '--part', help='For checkpoints: which of several networks in them.', show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')] = 0,
 ):
     """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests
@@ -1597,7 +1614,7 @@ def eval_(
             f"{data} has no {split} part; give --split {'val' if 'val' in pics.part else pics.part[0]}, or "
             "--split all"
         )
-    classifiers = _models(models, arch, size, pics, data)
+    classifiers = _models(models, arch, size, pics, data, part)
     seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
     for n in seen:
         _say_seen(n, seen[n], classifiers, pics, split)
@@ -1664,18 +1681,44 @@ def _pictures(names):
     return out
 
 # %% ../nbs/19_cli.ipynb #d268550c
-def _classifier(path, **kw):
-    "A `Classifier` that knows what it is of."
+def _several(path):
+    "The networks in a checkpoint by name, where there are several; `BadInput` if it is none."
+    from ich_soups.checkpoints import Checkpoint, Other
+
+    try:
+        found = Checkpoint(path).said.get('parts', ())
+    except Other as e:
+        found = e.parts
+        if not found:
+            raise
+    return list(found) if len(found) > 1 else []
+
+
+def _own_file(path, bare=False):
+    """`BadInput` for a checkpoint of others, or, unless the `bare` weights are enough, a soup of some, which
+    do not say their network and their classes."""
     from ich_soups.core import BadInput
-    from ich_soups.export import Classifier
     from ich_soups.records import soup_header
 
+    if not Path(path).is_file() or Path(path).suffix == '.onnx':
+        return
+    header = soup_header(path) if Path(path).suffix == '.safetensors' else None
+    if header and (bare or 'classes' in header.info):
+        return
+    parts = [] if header else _several(path)
+    which = f' and --part, one of {", ".join(map(repr, parts[:4]))}' if parts else ''
+    raise BadInput(
+        f'{path} does not say its network and its classes; cook it with --data and --arch{which}, or from '
+        'a run'
+    )
+
+
+def _classifier(path, **kw):
+    "A `Classifier` that knows what it is of."
+    from ich_soups.export import Classifier
+
     _no_pipe(path)
-    header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
-    if header is None or header and 'classes' not in header.info:
-        raise BadInput(
-            f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run'
-        )
+    _own_file(path)
     return Classifier.load(path, **kw)
 
 # %% ../nbs/19_cli.ipynb #128311f7
@@ -1893,8 +1936,8 @@ def export(
         Optional[str],
         typer.Option(
             '--data',
-            help='For int8: pictures to measure ranges on. Default: those of the run that the soup came '
-            'from.',
+            help='For int8: pictures to measure ranges on. For timm: where those of the run are now, if '
+            'they were moved. Default: those of the run that the soup came from.',
             show_default=False,
         ),
     ] = None,
@@ -1920,7 +1963,10 @@ def export(
     _known(to, tuple(_ENDS), 'format')
     if push and to != 'timm':
         raise BadInput('--push takes a folder with its model card; say --to timm')
+    if data and to not in ('int8', 'timm'):
+        raise BadInput(f'--to {to} looks at no pictures; leave --data out')
     _no_pipe(soup)
+    _own_file(soup, bare=to == 'safetensors')
     s, path = Soup.load(soup), Path(out or str(Path(soup).with_suffix('')) + _ENDS[to])
     if to != 'timm':
         ready(path)
@@ -1932,7 +1978,9 @@ def export(
     if to == 'timm':
         run = _run_of(s.info, soup)
         try:
-            save_pretrained(c, path, open_run(run) if run and (run / 'DONE').exists() else None, licence)
+            save_pretrained(
+                c, path, open_run(run, data) if run and (run / 'DONE').exists() else None, licence
+            )
         except BadInput as e:
             raise BadInput(
                 f'{path} could not be written: the disk is full; free some space and run the same command '
@@ -2033,9 +2081,13 @@ def demo(
 ):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing
     is uploaded anywhere."""
+    from ich_soups.core import BadInput
     from ich_soups.demo import serve
 
     _no_pipe(soup)
+    _own_file(soup)
+    if data and not run:
+        raise BadInput('--data says where the pictures of a run are now; say which run with --run')
     run = open_run(run, data) if run else None
     with contextlib.redirect_stdout(sys.stderr):
         serve(soup, run, host, port, password=password, no_password=no_password)

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import ich_soups
-from .checkpoints import fitting, load_weights, save_weights
+from .checkpoints import Other, fitting, load_weights, save_weights
 from .core import BadInput, read_json, seed_all, suggest
 
 # %% ../nbs/03_models.ipynb #f4b1a26b
@@ -199,7 +199,17 @@ def _given_weights(arch, model, pretrained, size):
         return pip_weights(arch, model)
     if pretrained == 'bundled':
         return bundled_weights(arch, size)
-    return load_weights(find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained)
+    file = find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained
+    try:
+        return load_weights(file)
+    except Other as e:
+        if not e.parts:
+            raise
+        names = ', '.join(map(repr, list(e.parts)[:4]))
+        raise BadInput(
+            f'{file} holds several networks, {names}; write one of them to a file of its own with ich-soups '
+            'cook FILE --part NAME --out one.safetensors, and give that'
+        ) from None
 
 # %% ../nbs/03_models.ipynb #675b7c55
 def _under_own_names(weights, own, head):
