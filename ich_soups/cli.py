@@ -668,10 +668,11 @@ def _readable(data):
 
 # %% ../nbs/19_cli.ipynb #3cee603e
 def _epochs_done(path):
-    "Epochs that an earlier, interrupted call has finished."
+    "Epochs that an earlier call, interrupted or for fewer of them, has finished."
     from ich_soups.records import epochs_done
 
-    return epochs_done(path) if (Path(path) / 'state.pt').exists() else 0
+    kept = any((Path(path) / n).exists() for n in ('state.pt', 'end.pt'))
+    return epochs_done(path) if kept else 0
 
 # %% ../nbs/19_cli.ipynb #247df7fa
 def _next(*words):
@@ -778,7 +779,8 @@ def train(
     would, and the evidence (notebook 30_from_scratch) finds the soup as good or better.
 
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
-    training trains nothing."""
+    training trains nothing; one with more --epochs and the same --out goes on for those, at the rate that it
+    ended with (flat) or in its cycles (restarts), and the run keeps a record of that."""
     from ich_soups.core import BadInput, Config, device, runs_dir
     from importlib.util import find_spec
 
@@ -853,9 +855,9 @@ def _train_elsewhere(cfgs, plan, where, out, log):
 def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
-    from ich_soups.training import _dls, get_run
+    from ich_soups.training import _dls, get_run, goes_on
 
-    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists()]
+    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists() or goes_on(c, p)]
     try:
         if todo:
             c, p = todo[0]
@@ -871,7 +873,10 @@ def _train_here(cfgs, paths, plan, log):
                 f"({device_name()}){f', {done} of {c.epochs * len(todo)} epochs are done' if done else ''}; "
                 "Ctrl-C keeps what is finished"
             )
-        return [get_run(c, p, watchers[p] if todo and p in watchers else ()) for c, p in zip(cfgs, paths)]
+        return [
+            get_run(c, p, watchers[p] if todo and p in watchers else (), more=True)
+            for c, p in zip(cfgs, paths)
+        ]
     except KeyboardInterrupt:
         _end_bars()
         p = next((p for _, p in todo if not (p / 'DONE').exists()), paths[-1])
@@ -1452,6 +1457,22 @@ def _source(names, data):
         raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
 
+# %% ../nbs/19_cli.ipynb #0421eab0
+def _pictures_of(names, data, **kw):
+    "Where the pictures are that models are looked at with, and the `Pictures`."
+    from ich_soups.core import BadInput
+    from ich_soups.data import is_named, load_pictures
+
+    at, split_seed, _ = _source(names, data)
+    try:
+        return at, load_pictures(at, split_seed, **kw)
+    except BadInput as e:
+        if data or is_named(at) or Path(at).exists():
+            raise
+        raise BadInput(
+            f'{e}; if the pictures of {names[0]} were moved, say where they are with --data'
+        ) from None
+
 # %% ../nbs/19_cli.ipynb #c85e8de6
 def _own_pictures(info, name, data):
     "The pictures that a model was trained on, in its own split, if they can be had."
@@ -1602,12 +1623,10 @@ def eval_(
     between models."""
     import numpy as np
     from ich_soups.core import BadInput
-    from ich_soups.data import load_pictures
     from ich_soups.metrics import paired_test, scores
 
     _known(split, ('train', 'val', 'test', 'all'), 'split')
-    data, split_seed, _ = _source(models, data)
-    pics = load_pictures(data, split_seed, scoring=True)
+    data, pics = _pictures_of(models, data, scoring=True)
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
     if not len(idx):
         raise BadInput(
@@ -2018,11 +2037,9 @@ def export(
 # %% ../nbs/19_cli.ipynb #c17bd3fd
 def _export_int8(c, soup, path, data):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
-    from ich_soups.data import load_pictures
     from ich_soups.export import int8_loss, to_int8, to_onnx
 
-    data, split_seed, _ = _source([soup], data)
-    pics = load_pictures(data, split_seed)
+    data, pics = _pictures_of([soup], data)
     _fits(c, soup, pics)
     px = pics.pixels(c.size)
     batches = lambda idx: [c.normalise(px[idx[i : i + 32]]).numpy() for i in range(0, len(idx), 32)]
