@@ -1,7 +1,8 @@
 "The page in a real browser: upload, answer, a bad file, two people at once; and what it must not do."
 
-import concurrent.futures, io, os, re, shutil, socket, struct, sys, threading, time, zlib
+import concurrent.futures, io, json, os, re, shutil, socket, struct, sys, threading, time, zlib
 from urllib.parse import urlparse
+import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.soups.cook import cook
@@ -329,6 +330,33 @@ def test_files_are_served_of_that_visit_alone(served, secret):
     os.unlink(up)
     os.symlink(secret[0], up)  # what was uploaded is something else now
     assert 'only what was uploaded' in asked(me)
+
+
+def test_the_photo_that_is_shown_is_what_the_model_sees(served):
+    "For every kind of file and every upload of a visit: its own pixels, upright, on white, of the model's size."
+    from test_world_photos import HEIC, uploads
+
+    blocks, url, run = served
+    me, you = (httpx.Client(base_url=url, headers={'accept': 'text/html'}, timeout=60) for _ in range(2))
+    for c in (me, you):
+        c.get('')
+    kinds = uploads() | (dict(heic=HEIC) if 'HEIF' in demo.Image.OPEN else {})
+    for kind, data in kinds.items():
+        up = me.post('gradio_api/upload', files=dict(files=(f'{kind}.jpg', data))).json()[0]
+        r = me.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
+        said = me.get(f"gradio_api/call/classify/{r.json()['event_id']}").text
+        _, photo = json.loads(said.split('data: ')[-1])
+        shown = me.get(f"gradio_api/file={photo['path']}")
+        assert shown.status_code == 200 and you.get(f"gradio_api/file={photo['path']}").status_code == 403
+        with Image.open(io.BytesIO(shown.content)) as im:
+            seen = np.asarray(im)
+        want = blocks.classifier.size
+        assert seen.shape == (want, want, 3), kind
+        assert abs(seen.astype(int) - demo.decode(data, want).astype(int)).max() == 0, kind
+    broken = me.post('gradio_api/upload', files=dict(files=('a.jpg', b'no picture'))).json()[0]
+    r = me.post('gradio_api/call/classify', json=dict(data=[dict(path=broken, meta=META)]))
+    said = me.get(f"gradio_api/call/classify/{r.json()['event_id']}").text
+    assert json.loads(said.split('data: ')[-1])[1] is None  # what is broken is not left standing
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,9 @@ def test_an_empty_folder_and_one_class(home, tmp_path, photos):
 
 
 def test_a_missing_split(home, tmp_path, photos):
-    for s in ('train', 'test'):
+    for s in ('val', 'test'):
         shutil.copytree(photos, tmp_path / 'split' / s)
-    message(lambda: load_pictures(tmp_path / 'split'), "no 'val' folder")
+    message(lambda: load_pictures(tmp_path / 'split'), "no 'train' folder")
 
 
 def test_bad_models_leave_no_run(home, photos):

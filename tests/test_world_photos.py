@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli
-from ich_soups.data import collections as data
+from ich_soups.data.collections import collections as data
 from ich_soups.app import demo
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
@@ -218,9 +218,38 @@ def test_parts_by_any_usual_name(names, home, photos, tmp_path):
 )
 def test_a_split_without_val_is_no_folder_of_two_classes(names, home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', **dict(zip(('train', 'test'), names)))
-    with pytest.raises(BadInput, match="no 'val' folder"):
+    pics, said = notes(lambda: load_pictures(root))
+    assert [len(pics.idxs(s)) for s in data.SPLITS] == [33, 3, 36] and 'in has no val part' in said
+    assert {c: n for c, n in Counter(pics.labels[pics.idxs('val')].tolist()).items()} == {0: 1, 1: 1, 2: 1}
+    tested = {Path(pics.items[i]).relative_to(root).parts[0] for i in pics.idxs('test')}
+    assert tested == {names[1].split('/')[0]}  # what was given for judging stays that
+    assert 'there is no val part: it is drawn from train' in texts(root)
+    assert load_pictures(root, scoring=True).fingerprint == pics.fingerprint  # found again by eval
+    assert load_pictures(root, 1).fingerprint != pics.fingerprint
+
+
+@pytest.mark.parametrize('kind', ['folder', 'list', 'flat test'])
+def test_a_train_part_alone_is_split(kind, home, photos, tmp_path):
+    root = source = split(photos, tmp_path / 'in', train='train')
+    if kind == 'flat test':
+        (root / 'test').mkdir()
+        shutil.copy(next(photos.rglob('*.jpg')), root / 'test' / '1.jpg')
+    if kind == 'list':
+        source = tmp_path / 'list.csv'
+        rows = ''.join(f'{p},{l},train\n' for p, l in rows_of(photos))
+        source.write_text('path,label,split\n' + rows, encoding='utf-8')
+    pics, said = notes(lambda: load_pictures(source))
+    assert [len(pics.idxs(s)) for s in data.SPLITS] == [29, 3, 4]
+    assert 'has no val part: val (3) and test (4) of its 36 training images' in said
+    assert 'there is no val and no test part: they are drawn from train' in texts(source)
+
+
+@pytest.mark.parametrize('parts', [('test',), ('val',), ('val', 'test')])
+def test_without_train_nothing_is_drawn(parts, home, photos, tmp_path):
+    root = split(photos, tmp_path / 'in', **{s: s for s in parts})
+    with pytest.raises(BadInput, match="no 'train' folder"):
         load_pictures(root)
-    assert 'there is no val part' in texts(root)
+    assert 'it cannot be trained on as it is' in texts(root)
 
 
 @pytest.mark.parametrize(

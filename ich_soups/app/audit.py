@@ -701,7 +701,9 @@ def _unsplit(src):
         return []
     what = (
         'it cannot be trained on as it is'
-        if gone != ['test']
+        if 'train' in gone
+        else f'{"they are" if len(gone) > 1 else "it is"} drawn from train when it is trained on'
+        if 'val' in gone
         else 'what is trained on it cannot be judged on images that no choice has seen'
     )
     return [f"there is no {' and no '.join(gone)} part: {what}"]

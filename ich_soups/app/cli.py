@@ -668,14 +668,20 @@ def _readable(data):
 
 # %% ../../nbs/app/04_cli.ipynb #3cee603e
 def _epochs_done(path):
-    "Epochs that an earlier, interrupted call has finished."
+    "Epochs that an earlier call, interrupted or for fewer of them, has finished."
     from ich_soups.soups.records import epochs_done
 
-    return epochs_done(path) if (Path(path) / 'state.pt').exists() else 0
+    kept = any((Path(path) / n).exists() for n in ('state.pt', 'end.pt'))
+    return epochs_done(path) if kept else 0
 
 # %% ../../nbs/app/04_cli.ipynb #247df7fa
 def _next(*words):
     return f"next: {shlex.join(['ich-soups', *map(str, words)])}"
+
+
+def _at(run):
+    "The option that says where the pictures of a run are now, if they were moved."
+    return ['--data', run.source] if run.source else []
 
 # %% ../../nbs/app/04_cli.ipynb #d7af6a60
 @command(
@@ -773,7 +779,8 @@ def train(
     would, and the evidence (notebook chapters/13_from_scratch) finds the soup as good or better.
 
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
-    training trains nothing."""
+    training trains nothing; one with more --epochs and the same --out goes on for those, at the rate that it
+    ended with (flat) or in its cycles (restarts), and the run keeps a record of that."""
     from ich_soups.core import BadInput, Config, device, runs_dir
     from importlib.util import find_spec
 
@@ -824,7 +831,10 @@ def train(
         f"macro-F1 {100 * d['best']['f1']:.1f} %"
         for d in docs
     ]
-    return docs[0] if seeds == 1 else dict(runs=docs), [*lines, _next('cook', docs[0]['path'])]
+    return docs[0] if seeds == 1 else dict(runs=docs), [
+        *lines,
+        _next('cook', docs[0]['path'], *_at(runs[0])),
+    ]
 
 # %% ../../nbs/app/04_cli.ipynb #b109214e
 def _train_elsewhere(cfgs, plan, where, out, log):
@@ -845,10 +855,10 @@ def _train_elsewhere(cfgs, plan, where, out, log):
 def _train_here(cfgs, paths, plan, log):
     "The runs, with an estimate before and one line when they are interrupted."
     from ich_soups.core import device_name
-    from ich_soups.train.runs import get_run
+    from ich_soups.train.runs import get_run, goes_on
     from ich_soups.train.scoring import loaders
 
-    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists()]
+    todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists() or goes_on(c, p)]
     try:
         if todo:
             c, p = todo[0]
@@ -864,7 +874,10 @@ def _train_here(cfgs, paths, plan, log):
                 f"({device_name()}){f', {done} of {c.epochs * len(todo)} epochs are done' if done else ''}; "
                 "Ctrl-C keeps what is finished"
             )
-        return [get_run(c, p, watchers[p] if todo and p in watchers else ()) for c, p in zip(cfgs, paths)]
+        return [
+            get_run(c, p, watchers[p] if todo and p in watchers else (), more=True)
+            for c, p in zip(cfgs, paths)
+        ]
     except KeyboardInterrupt:
         _end_bars()
         p = next((p for _, p in todo if not (p / 'DONE').exists()), paths[-1])
@@ -1169,8 +1182,10 @@ def cook(
         f"in {duration(time.monotonic() - t0)}"
     ]
     if run and not len(r.pictures.idxs('test')):
-        return doc, [*lines, _next('eval', out, '--split', 'val')]
-    return doc, [*lines, *([_next('report', run, '--soup', out), _next('eval', out)] if run else [])]
+        return doc, [*lines, _next('eval', out, '--split', 'val', *_at(r))]
+    if run:
+        lines += [_next('report', run, '--soup', out, *_at(r)), _next('eval', out, *_at(r))]
+    return doc, lines
 
 # %% ../../nbs/app/04_cli.ipynb #bd7f3b6f
 def _places(run, soup):
@@ -1339,7 +1354,7 @@ def _moved(name, data):
     return data if load_pictures(data, cfg.split_seed).fingerprint == was else None
 
 # %% ../../nbs/app/04_cli.ipynb #c737c665
-def _models(names, arch, size, pics, data=None):
+def _models(names, arch, size, pics, data=None, part=None):
     """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
     the classes of `pics`."""
     from ich_soups.app.export import Classifier, as_classifier
@@ -1360,6 +1375,7 @@ def _models(names, arch, size, pics, data=None):
                 classes=pics.classes if arch else None,
                 size=size or (_native_size(arch) if arch else None),
                 precision='auto',
+                part=part,
             )
         _fits(c, n, pics)
         out[n] = c
@@ -1414,6 +1430,22 @@ def _source(names, data):
     if not (data or cfg):
         raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0), info.get('pictures')
+
+# %% ../../nbs/app/04_cli.ipynb #0421eab0
+def _pictures_of(names, data, **kw):
+    "Where the pictures are that models are looked at with, and the `Pictures`."
+    from ich_soups.core import BadInput
+    from ich_soups.data.collections import is_named, load_pictures
+
+    at, split_seed, _ = _source(names, data)
+    try:
+        return at, load_pictures(at, split_seed, **kw)
+    except BadInput as e:
+        if data or is_named(at) or Path(at).exists():
+            raise
+        raise BadInput(
+            f'{e}; if the pictures of {names[0]} were moved, say where they are with --data'
+        ) from None
 
 # %% ../../nbs/app/04_cli.ipynb #c85e8de6
 def _own_pictures(info, name, data):
@@ -1553,25 +1585,29 @@ def eval_(
             '--size', help='For checkpoints: width and height of their pictures.', show_default=False
         ),
     ] = None,
+    part: Annotated[
+        Optional[str],
+        typer.Option(
+            '--part', help='For checkpoints: which of several networks in them.', show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option('--seed', help='Of the resamples behind the intervals.')] = 0,
 ):
     """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests
     between models."""
     import numpy as np
     from ich_soups.core import BadInput
-    from ich_soups.data.collections import load_pictures
     from ich_soups.evidence.metrics import paired_test, scores
 
     _known(split, ('train', 'val', 'test', 'all'), 'split')
-    data, split_seed, _ = _source(models, data)
-    pics = load_pictures(data, split_seed, scoring=True)
+    data, pics = _pictures_of(models, data, scoring=True)
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
     if not len(idx):
         raise BadInput(
             f"{data} has no {split} part; give --split {'val' if 'val' in pics.part else pics.part[0]}, or "
             "--split all"
         )
-    classifiers = _models(models, arch, size, pics, data)
+    classifiers = _models(models, arch, size, pics, data, part)
     seen = {n: _seen(c, n, data, pics, idx) for n, c in classifiers.items()}
     for n in seen:
         _say_seen(n, seen[n], classifiers, pics, split)
@@ -1638,18 +1674,44 @@ def _pictures(names):
     return out
 
 # %% ../../nbs/app/04_cli.ipynb #d268550c
-def _classifier(path, **kw):
-    "A `Classifier` that knows what it is of."
+def _several(path):
+    "The networks in a checkpoint by name, where there are several; `BadInput` if it is none."
+    from ich_soups.soups.checkpoints import Checkpoint, Other
+
+    try:
+        found = Checkpoint(path).said.get('parts', ())
+    except Other as e:
+        found = e.parts
+        if not found:
+            raise
+    return list(found) if len(found) > 1 else []
+
+
+def _own_file(path, bare=False):
+    """`BadInput` for a checkpoint of others, or, unless the `bare` weights are enough, a soup of some, which
+    do not say their network and their classes."""
     from ich_soups.core import BadInput
-    from ich_soups.app.export import Classifier
     from ich_soups.soups.records import soup_header
 
+    if not Path(path).is_file() or Path(path).suffix == '.onnx':
+        return
+    header = soup_header(path) if Path(path).suffix == '.safetensors' else None
+    if header and (bare or 'classes' in header.info):
+        return
+    parts = [] if header else _several(path)
+    which = f' and --part, one of {", ".join(map(repr, parts[:4]))}' if parts else ''
+    raise BadInput(
+        f'{path} does not say its network and its classes; cook it with --data and --arch{which}, or from '
+        'a run'
+    )
+
+
+def _classifier(path, **kw):
+    "A `Classifier` that knows what it is of."
+    from ich_soups.app.export import Classifier
+
     _no_pipe(path)
-    header = soup_header(path) if Path(path).suffix == '.safetensors' and Path(path).exists() else ()
-    if header is None or header and 'classes' not in header.info:
-        raise BadInput(
-            f'{path} does not say its network and its classes; cook it with --data and --arch, or from a run'
-        )
+    _own_file(path)
     return Classifier.load(path, **kw)
 
 # %% ../../nbs/app/04_cli.ipynb #128311f7
@@ -1867,8 +1929,8 @@ def export(
         Optional[str],
         typer.Option(
             '--data',
-            help='For int8: pictures to measure ranges on. Default: those of the run that the soup came '
-            'from.',
+            help='For int8: pictures to measure ranges on. For timm: where those of the run are now, if '
+            'they were moved. Default: those of the run that the soup came from.',
             show_default=False,
         ),
     ] = None,
@@ -1894,7 +1956,10 @@ def export(
     _known(to, tuple(_ENDS), 'format')
     if push and to != 'timm':
         raise BadInput('--push takes a folder with its model card; say --to timm')
+    if data and to not in ('int8', 'timm'):
+        raise BadInput(f'--to {to} looks at no pictures; leave --data out')
     _no_pipe(soup)
+    _own_file(soup, bare=to == 'safetensors')
     s, path = Soup.load(soup), Path(out or str(Path(soup).with_suffix('')) + _ENDS[to])
     if to != 'timm':
         ready(path)
@@ -1906,7 +1971,9 @@ def export(
     if to == 'timm':
         run = _run_of(s.info, soup)
         try:
-            save_pretrained(c, path, open_run(run) if run and (run / 'DONE').exists() else None, licence)
+            save_pretrained(
+                c, path, open_run(run, data) if run and (run / 'DONE').exists() else None, licence
+            )
         except BadInput as e:
             raise BadInput(
                 f'{path} could not be written: the disk is full; free some space and run the same command '
@@ -1944,11 +2011,9 @@ def export(
 # %% ../../nbs/app/04_cli.ipynb #c17bd3fd
 def _export_int8(c, soup, path, data):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
-    from ich_soups.data.collections import load_pictures
     from ich_soups.app.export import int8_loss, to_int8, to_onnx
 
-    data, split_seed, _ = _source([soup], data)
-    pics = load_pictures(data, split_seed)
+    data, pics = _pictures_of([soup], data)
     _fits(c, soup, pics)
     px = pics.pixels(c.size)
     batches = lambda idx: [c.normalise(px[idx[i : i + 32]]).numpy() for i in range(0, len(idx), 32)]
@@ -2007,9 +2072,13 @@ def demo(
 ):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing
     is uploaded anywhere."""
+    from ich_soups.core import BadInput
     from ich_soups.app.demo import serve
 
     _no_pipe(soup)
+    _own_file(soup)
+    if data and not run:
+        raise BadInput('--data says where the pictures of a run are now; say which run with --run')
     run = open_run(run, data) if run else None
     with contextlib.redirect_stdout(sys.stderr):
         serve(soup, run, host, port, password=password, no_password=no_password)

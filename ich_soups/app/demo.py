@@ -471,14 +471,20 @@ class Page:
 
     def __call__(self, data, visit='') -> str:
         "The answer to a photo (bytes, an image of Pillow) as HTML, or a friendly message to `visit`."
+        return self.look(data, visit)[0]
+
+    def look(self, data, visit='') -> tuple:
+        "The same, and the pixels that the (first) model sees of it, uint8 [size, size, 3]; None for no photo."
         if data is None:
-            return EMPTY
+            return EMPTY, None
         try:
             if isinstance(data, Image.Image):
                 data = _as_bytes(data)
-            return self._answer(data, visit)
+            pictures = self._decoded(data, visit)
+            return self._answer(pictures), pictures[next(iter(self.models.values())).size][0]
         except Refused as e:
-            return f'{SORRY} role="alert"><b>That did not work.</b><br>{html.escape(str(e))}</div>'
+            sorry = f'{SORRY} role="alert"><b>That did not work.</b><br>{html.escape(str(e))}</div>'
+            return sorry, None
 
 # %% ../../nbs/app/02_demo.ipynb #0fb002af
 class _Seen:
@@ -503,8 +509,7 @@ def _decoded(self: Page, data, visit):
     return out
 
 # %% ../../nbs/app/02_demo.ipynb #559ef5f9
-def _answer(self: Page, data, visit=''):
-    pictures = self._decoded(data, visit)
+def _answer(self: Page, pictures):
     with self.lock:
         seen = {n: _Seen(m, *pictures[m.size]) for n, m in self.models.items()}
         maps = {n: cam(seen[n].x, seen[n].best) for n, cam in self.cams.items()}
@@ -609,6 +614,13 @@ COOKIE = 'ich-soups-visit'
 NOT_YOURS = 'This page opens only what was uploaded to it in this visit; upload the picture itself.'
 
 # %% ../../nbs/app/02_demo.ipynb #373e12e9
+def _seen_file(pixels, folder):
+    "A file of some pixels, without loss, under a name that nobody can guess; its path."
+    path = Path(folder) / f'seen-{secrets.token_hex(16)}.png'
+    path.write_bytes(_as_bytes(Image.fromarray(pixels)))
+    return str(path)
+
+
 class Uploads:
     "The book of what was uploaded to a page, and in which visit."
 
@@ -635,6 +647,12 @@ class Uploads:
             self.kept.setdefault(visit, {})[path] = os.path.realpath(path)
             while sum(map(len, self.kept.values())) > self.most:
                 self._drop_one()
+
+    def put(self, pixels, visit) -> str:
+        "Keep what a model sees of an upload, uint8 [size, size, 3], as a file of that visit; its path."
+        path = _seen_file(pixels, self.folder)
+        self.add(path, visit)
+        return path
 
     def _drop_one(self):
         "The oldest of the visit that keeps most."
@@ -958,10 +976,11 @@ async def _as_it_is(path, *args, **kw):
     return str(path)
 
 # %% ../../nbs/app/02_demo.ipynb #c240c2af
-def _photo(gr):
-    "A place to drop a photo. Its value is the path that the client sent; nothing has been opened."
+def _photo(gr, size):
+    """A place to drop a photo. Its value is the path that the client sent; nothing has been opened. What is
+    shown once there is an answer is what the model sees."""
     photo = gr.Image(
-        label='Your photo',
+        label=f'Your photo, as the model sees it: {size} x {size} pixels',
         type='filepath',
         sources=['upload', 'clipboard'],
         height=300,
@@ -1066,20 +1085,22 @@ def _listen(gr, page, uploads, photo, answer):
             data = uploads.read(path, visit)
         except Refused as e:
             raise _refusal(gr, str(e)) from None
-        text = page(data, visit)
-        return text, None if SORRY in text else gr.skip()  # a broken picture is not left standing
+        text, pixels = page.look(data, visit)
+        return text, None if pixels is None else uploads.put(
+            pixels, visit
+        )  # not what the browser makes of it
 
     photo.upload(classify, photo, [answer, photo], api_name='classify').then(None, js=TO_ANSWER)
     photo.clear(lambda: EMPTY, None, answer, api_name=False)
 
 # %% ../../nbs/app/02_demo.ipynb #c8f3b988
-def _offer(gr, page, examples, files, gallery, photo, answer):
+def _offer(gr, page, examples, seen, gallery, photo, answer):
     "What happens when an example is taken."
 
     def take(event: gr.SelectData):
-        if event.index not in range(len(files)):
+        if event.index not in range(len(seen)):
             raise _refusal(gr, 'There is no such example.')
-        return files[event.index], page(_data(examples[event.index][0]))
+        return seen[event.index], page(_data(examples[event.index][0]))
 
     gallery.select(take, None, [photo, answer], api_name=False).then(None, js=TO_ANSWER)
 
@@ -1115,14 +1136,16 @@ def build(
         gr.HTML(head, elem_id='head', padding=False)
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                photo = _photo(gr)
+                photo = _photo(gr, c.size)
                 if examples:
                     gallery, files = _examples(gr, examples)
+                    seen = [_seen_file(decode(_data(p), c.size), uploads.folder) for p, _ in examples]
             with gr.Column(scale=7, min_width=300):
                 answer = gr.HTML(EMPTY, elem_id='answer', padding=False)
         _listen(gr, page, uploads, photo, answer)
         if examples:
-            _offer(gr, page, examples, files, gallery, photo, answer)
+            _offer(gr, page, examples, seen, gallery, photo, answer)
+            files = [*files, *seen]
     blocks.answers, blocks.classifier, blocks.uploads, blocks.own = page, c, uploads, files
     return blocks.queue(default_concurrency_limit=32, max_size=32, api_open=False)
 

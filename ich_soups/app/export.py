@@ -367,6 +367,7 @@ def load(
     precision: str = 'fp32',  # of torch: 'fp32', 'bf16', 'fp16', or 'auto' as in training
     device=None,  # of torch; default: the GPU if there is one
     threads: int = 0,  # of ONNX Runtime; 0: as many as it likes
+    part: str | None = None,  # of a checkpoint with several networks: which, as in `Checkpoint`
 ):
     "Any file or folder of this package as a `Classifier`. `BadInput` says what is missing or wrong."
     path = Path(path)
@@ -382,7 +383,7 @@ def load(
     elif path.suffix == '.safetensors' and soup_header(path):
         weights, info = (s := Soup.load(path)).weights, _soup_info(s)
     else:
-        weights, info = load_weights(path), {}
+        weights, info = load_weights(path, part), {}
     return from_weights(
         weights, _complete(info, path, arch=arch, classes=classes, size=size), path.name, precision, device
     )

@@ -817,13 +817,14 @@ def stratified_split(
     labels,  # int [N]
     seed: int = 0,
     n_val: int | None = None,  # default: the paper's share, 600 of 7,406
-    n_test: int | None = None,  # default: the paper's share, 749 of 7,406
+    n_test: int | None = None,  # default: the paper's share, 749 of 7,406; 0 for none at all
 ) -> np.ndarray:
     """The part of each picture, str [N] of 'train', 'val' or 'test': deterministic, stratified, safe for
     classes of one to three."""
     labels, r = np.asarray(labels), np.random.default_rng(seed)
     counts = np.bincount(labels)
     test = _allocate(counts, round(len(labels) * _SHARES['test']) if n_test is None else n_test)
+    test = np.zeros_like(test) if n_test == 0 else test
     val = _allocate(counts - test, round(len(labels) * _SHARES['val']) if n_val is None else n_val)
     part = np.full(len(labels), 'train', dtype='<U5')
     for c in range(len(counts)):
@@ -1420,6 +1421,20 @@ def _check_parts(path, part, given, classes, labels):
         )
         raise BadInput(f'class {absent[0]!r} has no training picture{more}')
 
+# %% ../../nbs/data/02_collections.ipynb #341393a2
+def _with_val(part, labels, seed, name):
+    "The parts of a split; where it has train but no val, val is drawn from train, test too if that lacks."
+    if 'val' in part or 'train' not in part:
+        return part
+    i, alone = np.flatnonzero(part == 'train'), 'test' not in part
+    out = part.astype('<U5')
+    out[i] = stratified_split(labels[i], seed, n_test=None if alone else 0)
+    n = ' and '.join(f'{s} ({(out == s).sum()})' for s in (('val', 'test') if alone else ('val',)))
+    _warn(
+        f'{name} has no val part: {n} of its {len(i)} training images are taken for it, drawn by the seed of the split'
+    )
+    return out
+
 # %% ../../nbs/data/02_collections.ipynb #4e802698
 def _alike_name(name):
     "What is left of a name without capitals, blanks and forms of Unicode."
@@ -1450,6 +1465,7 @@ def read_photos(
     labels = np.array([classes.index(names[i]) for i in keep])
     given = part is not None
     part = np.array([part[i] for i in keep]) if given else stratified_split(labels, seed)
+    part = _with_val(part, labels, seed, Path(path).name)
     if not scoring:
         for c, n in zip(classes, np.bincount(labels)):
             if n == 1:

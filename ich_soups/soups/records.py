@@ -268,14 +268,15 @@ def epochs_done(
         return 0
 
 # %% ../../nbs/soups/02_records.ipynb #1f118341
-_STATE = dict(epoch=whole(0, 10**6), data=optional(text()))
+_STATE = dict(epoch=whole(0, 10**6), data=optional(text()), planned=listed(whole(1, 10**6)))
 
 
 def read_state(
     path,  # the directory of a run
+    name: str = 'state.pt',  # 'end.pt' is what a finished run kept for more epochs
 ) -> dict | None:
     "What an interrupted run left, or None; `BadInput` if it is damaged."
-    f, advice = Path(path) / 'state.pt', f'delete {path} to train that run anew'
+    f, advice = Path(path) / name, f'delete {path} to train that run anew'
     if not f.exists():
         return None
     try:
@@ -288,7 +289,7 @@ def read_state(
         k for k in ('epoch', 'model', 'opt', 'averages', 'rows', 'entries', 'data') if k not in state
     ]:
         raise BadInput(f'{f} is damaged (it lacks {lacks[0]!r}); {advice}')
-    checked({k: state[k] for k in _STATE}, _STATE, f, advice)
+    checked({k: state[k] for k in _STATE if k in state}, _STATE, f, advice)
     if odd := [k for k in ('model', 'opt', 'averages', 'entries') if not isinstance(state[k], Mapping)]:
         raise BadInput(f'{f} is damaged ({odd[0]!r} is no table); {advice}')
     rows = state['rows']

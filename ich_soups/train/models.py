@@ -7,6 +7,7 @@ __all__ = ['PAPER_MODELS', 'WEIGHTS', 'RELATIVES', 'tiny_densenet', 'tiny_vit8',
            'fetch_weights', 'pip_weights', 'bundled_weights', 'data_stats', 'is_bn', 'has_bn', 'stage_summary', 'main']
 
 # %% ../../nbs/train/00_models.ipynb #e3daf25b
+import ich_soups
 import hashlib
 import importlib
 import re
@@ -19,12 +20,11 @@ import torch
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models import build_model_with_cfg, register_model
 from timm.models.densenet import DenseNet
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import checkpoint_filter_fn, VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-import ich_soups
-from ..soups.checkpoints import fitting, load_weights, save_weights
 from ..core import BadInput, read_json, seed_all, suggest
+from ..soups.checkpoints import fitting, load_weights, Other, save_weights
 
 # %% ../../nbs/train/00_models.ipynb #f4b1a26b
 PAPER_MODELS = {
@@ -199,7 +199,17 @@ def _given_weights(arch, model, pretrained, size):
         return pip_weights(arch, model)
     if pretrained == 'bundled':
         return bundled_weights(arch, size)
-    return load_weights(find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained)
+    file = find_weights(pretrained, arch) if Path(pretrained).is_dir() else pretrained
+    try:
+        return load_weights(file)
+    except Other as e:
+        if not e.parts:
+            raise
+        names = ', '.join(map(repr, list(e.parts)[:4]))
+        raise BadInput(
+            f'{file} holds several networks, {names}; write one of them to a file of its own with ich-soups '
+            'cook FILE --part NAME --out one.safetensors, and give that'
+        ) from None
 
 # %% ../../nbs/train/00_models.ipynb #675b7c55
 def _under_own_names(weights, own, head):

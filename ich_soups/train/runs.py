@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled', 'Compiled', 'MixOrCut', 'Averages',
-           'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'Run', 'get_run', 'batches_of_one']
+           'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'Run', 'goes_on', 'get_run',
+           'batches_of_one']
 
 # %% ../../nbs/train/03_runs.ipynb #246740e4
 import hashlib
@@ -70,6 +71,15 @@ def lr_schedule(cfg: Config):
     return combine_scheds(
         [0.25, 0.35, 0.4], [SchedCos(cfg.lr / 25, cfg.lr), SchedCos(cfg.lr, low), lambda pct: low]
     )
+
+# %% ../../nbs/train/03_runs.ipynb #b92b7584
+def _rates(cfg, planned=()):
+    """The same; of a training that was planned for fewer epochs, and made longer when they were over, with the
+    last rate of its plan held. Restarts go on in their cycles."""
+    if not planned or cfg.schedule == 'restarts':
+        return lr_schedule(cfg)
+    first = lr_schedule(cfg.replace(epochs=planned[0], fixed=()))
+    return lambda pct: first(min(1.0, pct * cfg.epochs / planned[0]))
 
 # %% ../../nbs/train/03_runs.ipynb #957fdd09
 class PlainTensors(Callback):
@@ -279,7 +289,7 @@ class Journal(Callback):
 
     order = 80
 
-    def __init__(self, path, title, start=0, rows=()):
+    def __init__(self, path, title, start=0, rows=(), planned=()):
         self.path, self.title, self.start, self.rows, self.scaler, self.moved = (
             Path(path),
             title,
@@ -288,6 +298,7 @@ class Journal(Callback):
             None,
             [],
         )
+        self.planned = list(planned)
 
     def before_fit(self):
         if self.scaler:
@@ -332,6 +343,8 @@ class Journal(Callback):
             data=self.dls.pictures.fingerprint,
             scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None,
         )
+        if self.planned:
+            state['planned'] = self.planned
         with atomic(self.path / 'state.pt') as tmp:
             torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
@@ -354,6 +367,7 @@ def make_learner(
     start: int = 0,  # epochs already done
     rows=(),  # of the history so far
     cbs=(),  # more fastai callbacks, which look on: a logger
+    planned=(),  # epochs that it was planned for before it was made longer, once or several times
 ) -> Learner:
     "The recipe as a fastai `Learner`; `fit` takes nothing but the number of epochs."
     model = create_model(cfg.arch, dls.c, cfg.size, cfg.pretrained, seed=cfg.seed).to(
@@ -362,7 +376,7 @@ def make_learner(
     cbs = [
         EpochSeed(cfg.seed),
         *precision_cbs(cfg.precision),
-        ParamScheduler({'lr': lr_schedule(cfg)}),
+        ParamScheduler({'lr': _rates(cfg, planned)}),
         Averages(cfg.ema, cfg.cycle, cfg.swa_from),
         SnapshotCallback(
             SnapshotStore(Path(path) / 'snapshots', torch.bfloat16 if cfg.store == 'bf16' else None),
@@ -371,7 +385,7 @@ def make_learner(
             cfg.fixed,
             start,
         ),
-        Journal(path, cfg.key, start, rows),
+        Journal(path, cfg.key, start, rows, planned),
         *cbs,
     ]
     if cfg.mix:
@@ -568,6 +582,33 @@ def _same_pictures(data, cfg, path):
     return was is not None and was == load_pictures(data, cfg.split_seed).fingerprint
 
 # %% ../../nbs/train/03_runs.ipynb #c243e1a0
+def _is_longer(old, cfg, path):
+    "Whether `cfg` is the training of a directory with more epochs, and nothing else."
+    if cfg.epochs <= old.epochs or old.replace(epochs=cfg.epochs, fixed=cfg.fixed, data=cfg.data) != cfg:
+        return False
+    return old.data == cfg.data or _same_pictures(cfg.data, cfg, path)
+
+
+def _why_not_longer(old, path):
+    "Why a training does not simply go on for more epochs; '' if it does."
+    if old.schedule == 'annealed':
+        return (
+            'its learning rate went down to zero with its epochs, so that more of them are another training'
+        )
+    if not (path / 'DONE').exists():
+        return 'finish it first, with the command that began it, and then ask for more'
+    if not (path / 'end.pt').exists():
+        return 'what more epochs would go on from was not kept (ich-soups train keeps it)'
+    return ''
+
+
+def _began_longer(old, path):
+    "Whether a directory was about to be made longer when the machine stopped."
+    if (path / 'DONE').exists():
+        return False
+    return ((read_state(path) or {}).get('planned') or [0])[-1] == old.epochs
+
+
 def _check_config(cfg, path):
     "`BadInput` if the directory holds another run; one whose pictures were moved is the same."
     if not (path / 'config.json').exists():
@@ -575,16 +616,52 @@ def _check_config(cfg, path):
     old = load_config(path / 'config.json')
     if old == cfg or old.replace(data=cfg.data) == cfg and _same_pictures(cfg.data, cfg, path):
         return
-    more = old.replace(epochs=cfg.epochs, fixed=cfg.fixed) == cfg and cfg.epochs > old.epochs
-    why = (
-        '; the learning rate was planned for its epochs, so that more of them are another training'
-        if more
-        else ''
-    )
+    longer = _is_longer(old, cfg, path)
+    if longer and _began_longer(old, path):
+        return
+    why = _why_not_longer(old, path) if longer else ''
     raise BadInput(
-        f'{path} holds another run ({old.key}): {_differences(old, cfg)}{why}; choose another directory, or '
-        f'delete {path}'
+        f'{path} holds another run ({old.key}): {_differences(old, cfg)}{"; " if why else ""}{why}; choose '
+        f'another directory, or delete {path}'
     )
+
+# %% ../../nbs/train/03_runs.ipynb #c73d6a48
+def goes_on(
+    cfg: Config,
+    path,  # the directory of a run
+) -> bool:
+    "Whether it holds the same training, finished after fewer epochs, which can be made longer."
+    path = Path(path)
+    if not ((path / 'config.json').exists() and (path / 'DONE').exists()):
+        return False
+    old = load_config(path / 'config.json')
+    return _is_longer(old, cfg, path) and not _why_not_longer(old, path)
+
+
+def _lengthen(cfg, path):
+    "Make of a finished run one that was interrupted where it ended."
+    state, old = read_state(path, 'end.pt'), load_config(path / 'config.json')
+    if state['epoch'] != old.epochs:
+        raise BadInput(
+            f'{path}/end.pt is of epoch {state["epoch"]}, and the run has {old.epochs}; choose another '
+            'directory for more epochs'
+        )
+    with atomic(path / 'state.pt') as tmp:
+        torch.save(state | dict(planned=[*state.get('planned', ()), old.epochs]), tmp)
+    (path / 'DONE').unlink()
+    now = _rates(cfg, [old.epochs])(1.0)
+    warnings.warn(
+        f'{path} goes on after epoch {old.epochs}, for which it was planned: '
+        + ('in its cycles' if cfg.schedule == 'restarts' else f'the learning rate stays at {now:g}')
+        + f'; a training of {cfg.epochs} epochs in one piece would differ, and the run keeps a record of this'
+    )
+
+
+def _put_away(path, keep):
+    "The state of a finished run, which more epochs may go on from, is kept or deleted."
+    if keep and (path / 'state.pt').exists():
+        os.replace(path / 'state.pt', path / 'end.pt')
+    (path / 'state.pt').unlink(missing_ok=True)
 
 # %% ../../nbs/train/03_runs.ipynb #ad031a42
 def _finished(cfg, path):
@@ -604,6 +681,7 @@ def get_run(
     cfg: Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
     cbs=(),  # fastai callbacks that look on while it is trained, such as a logger; they are no part of the run
+    more: bool = False,  # keep end.pt, from which more epochs can go on, and go on from one that is there
 ) -> Run:
     """The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to
     another run or is damaged, or the disk is full."""
@@ -612,13 +690,15 @@ def get_run(
         return _finished(cfg, path)
     make_folder(path)
     with locked(path / '.lock'):
+        if more and goes_on(cfg, path):
+            _lengthen(cfg, path)
         if (path / 'DONE').exists():
             _finished(cfg, path)
         else:
             _check_config(cfg, path)
             with _cpu_turn():
                 _train(cfg, path, cbs)
-        (path / 'state.pt').unlink(missing_ok=True)
+        _put_away(path, more and cfg.schedule != 'annealed')
     return Run(path, cfg.data)
 
 # %% ../../nbs/train/03_runs.ipynb #56672dca
@@ -651,6 +731,16 @@ def _leave_autocast(learn):
         ):
             cb.autocast.__exit__(None, None, None)
 
+# %% ../../nbs/train/03_runs.ipynb #3b871f7b
+def _plans(state, path, cbs):
+    "Epochs that a training was planned for before it was made longer; what was computed of it then is deleted."
+    planned = (state or {}).get('planned', [])
+    if planned and any(type(cb).__name__ == 'Ranks' for cb in cbs):
+        raise BadInput(f'{path} is being made longer, which one process does; go on with ich-soups train')
+    for f in (path / 'logits').glob('*.npy') if planned else ():
+        f.unlink(missing_ok=True)
+    return planned
+
 # %% ../../nbs/train/03_runs.ipynb #219a5287
 def _train(cfg, path, cbs=()):
     "Train from the start or from state.pt, and write DONE last."
@@ -663,13 +753,14 @@ def _train(cfg, path, cbs=()):
         raise BadInput(
             f'the pictures of {cfg.data} have changed since {path} was begun; restore them, or delete {path}'
         )
+    planned = _plans(state, path, cbs)
     write_json(path / 'config.json', asdict(cfg))
     if isinstance(dls.pictures.items[0], Path):
         write_split(dls.pictures, path / 'split.csv')
     write_json(
         path / 'snapshots' / 'manifest.json', state['entries'] if state else {}
     )  # what was listed when the state was written
-    learn = make_learner(cfg, dls, path, start, state['rows'] if state else (), cbs)
+    learn = make_learner(cfg, dls, path, start, state['rows'] if state else (), cbs, planned)
     learn.snapshot.store.restore(learn.snapshot.store.entries)
     if state:
         _write_history(path, state['rows'])
@@ -698,6 +789,8 @@ def _train(cfg, path, cbs=()):
     sizes = {n: f.stat().st_size for n, f in files.items()}
     hashes = {n: file_sha256(f) for n, f in files.items()}
     moved = dict(moved=learn.journal.moved) if learn.journal.moved else {}
+    if planned and planned[-1] < cfg.epochs:
+        moved |= dict(planned=planned)  # it was made longer
     write_json(
         path / 'DONE',
         surroundings()

@@ -21,7 +21,7 @@ import torch
 from fastai.callback.core import Callback
 from ..core import atomic, BadInput, suggest, sweep_temporary, write_json
 from ..evidence.metrics import METRICS
-from ..soups.checkpoints import load_weights, save_weights
+from ..soups.checkpoints import Checkpoint, load_weights, save_weights, without_prefix
 from ..soups.cook import is_sound
 from ..soups.records import read_manifest
 
@@ -103,6 +103,9 @@ def _run_folder(path):
     return folder.parent if (folder.parent / 'config.json').exists() else folder
 
 # %% ../../nbs/train/01_snapshots.ipynb #80cb6484
+_SNAPSHOT = re.compile(r'epoch_\d{3,}\.(safetensors|logits\.npy)')
+
+
 class SnapshotStore:
     "Snapshots of one run in a directory."
 
@@ -159,6 +162,34 @@ class SnapshotStore:
         self._check()
         self._write()
 
+    def check_mine(self):
+        """`BadInput` if somebody else has written into the directory: another training, or whoever put files
+        there that are called as snapshots are."""
+        now = read_manifest(self.path / 'manifest.json', self._root)
+        if {e: v['sha256'] for e, v in now.items()} != {e: v['sha256'] for e, v in self.entries.items()}:
+            raise BadInput(
+                f'another training writes its snapshots into {self.path} too; choose another directory for one '
+                'of them'
+            )
+        if (self.path / 'manifest.json').exists():
+            return
+        if odd := sorted(f.name for f in self.path.glob('epoch_*') if _SNAPSHOT.fullmatch(f.name)):
+            raise BadInput(
+                f'{self.path} holds {odd[0]} and perhaps more files that are called as snapshots are, but no '
+                'manifest.json; choose another directory, or move them away'
+            )
+
+    def check_fits(self, model):
+        "`BadInput` if the snapshots, which a training is about to go on from, are of another network."
+        for e in list(self.entries)[-1:]:
+            theirs = without_prefix({k: tuple(p.shape) for k, p in Checkpoint(self._file(e)).places.items()})
+            ours = without_prefix({k: tuple(v.shape) for k, v in model.state_dict().items()})
+            if odd := sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)):
+                raise BadInput(
+                    f'{self.path} holds snapshots of another network ({odd[0]!r} differs); choose another '
+                    'directory, or delete that one'
+                )
+
     def sweep(self):
         "Delete snapshot files, finished or not, that the manifest does not mention; nothing else is touched."
         mine = {f for e in self.entries for f in (self._file(e), self._logits(e))} | {
@@ -166,7 +197,7 @@ class SnapshotStore:
         }
         sweep_temporary(self.path)
         for f in self.path.glob('epoch_*') if self.path.exists() else []:
-            if f not in mine and re.fullmatch(r'epoch_\d{3,}\.(safetensors|logits\.npy)', f.name):
+            if f not in mine and _SNAPSHOT.fullmatch(f.name):
                 f.unlink(missing_ok=True)
 
     def _write(self):
@@ -288,16 +319,26 @@ class SnapshotCallback(Callback):
             getattr(self.learn, 'snapshot_store', None) is self.store
         )  # fine_tune and the like: several fits of one training
         self.before = self.learn.snapshot_epochs if again else 0
-        if old := [e for e in self.store.entries if e > max(self.start, self.before)]:
-            raise BadInput(
-                f'{self.store.path} already holds {len(old)} snapshots of another training; choose another '
-                'directory, or delete that one'
-            )
+        self._check_store(again)
         self.store.sweep()
         self.learn.snapshot_store = (
             self.store
         )  # this callback is gone when `fit` returns; the snapshots stay with the Learner
         self.learn.snapshot_epochs = self.before
+
+    def _check_store(self, again):
+        "`BadInput` for a directory that another training has filled; the first manifest makes it ours."
+        if old := [e for e in self.store.entries if e > max(self.start, self.before)]:
+            raise BadInput(
+                f'{self.store.path} already holds {len(old)} snapshots of another training; choose another '
+                'directory, delete that one, or, for more epochs of one training, give every fit the same '
+                'callback'
+            )
+        self.store.check_mine()
+        if not again:
+            self.store.check_fits(self.model)
+        if not self.store.entries:
+            self.store.keep(())
 
     def _check_batches(self):
         "`BadInput` for a training that cannot be: no batches, or a learning rate that is none."
@@ -312,6 +353,7 @@ class SnapshotCallback(Callback):
             raise BadInput(f'a learning rate is a positive number, not {odd[0]:g}; 1e-3 is usual')
 
     def before_epoch(self):
+        self.store.check_mine()
         self.store.sweep()  # by now whoever writes a state to resume from has written it
 
     def after_fit(self):
@@ -342,6 +384,7 @@ class SnapshotCallback(Callback):
         past = {e: v['scores'] for e, v in self.store.entries.items() if e < epoch} | {epoch: scores}
         keep = kept_epochs(past, self.monitor, self.k, self.epochs)
         self._say(epoch, scores)
+        self.store.check_mine()
         if epoch in keep:
             self.store.put(epoch, self.model.state_dict(), scores, logits)
         if keep != set(self.store.entries):
