@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
-from .core import BadInput, atomic, cache_dir, one_line
+from .core import BadInput, atomic, cache_dir, keep_array, kept_array, one_line
 from ich_soups.data import (
     FORMATS,
     MOST_PIXELS,
@@ -321,10 +321,9 @@ def _features(src, idx, arch, pretrained, size, bs=64):
     remembered by contents."""
     words = '\n'.join([arch, str(pretrained), str(size), *(src.digests[i] for i in idx)])
     path = cache_dir() / 'features' / f'{hashlib.sha256(words.encode()).hexdigest()[:20]}.npy'
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or cut short
+    found = kept_array(path)
+    if found is not None and len(found) == len(idx):
+        return found
     model, (mean, std) = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     out = []
@@ -336,8 +335,7 @@ def _features(src, idx, arch, pretrained, size, bs=64):
             stages = model.forward_intermediates((x / 255 - mean) / std, intermediates_only=True)
             out.append(torch.cat([f for s in stages for f in (s.mean((2, 3)), s.amax((2, 3)))], 1).float())
     out = torch.cat(out).numpy()
-    with atomic(path) as tmp, open(tmp, 'wb') as f:
-        np.save(f, out)
+    keep_array(path, out)
     return out
 
 # %% ../nbs/13_audit.ipynb #78869a91

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from tqdm.auto import tqdm
-from .averaging import average
+from .averaging import weighted_mean
 from ich_soups.core import (
     BadInput,
     Config,
@@ -491,7 +491,7 @@ class _Taster:
             self.open()
         if absent := set(epochs) - set(self.files):
             raise BadInput(f'{self.path} keeps no epoch {min(absent)}; it has {sorted(self.files)}')
-        return float(self.score(average([self.files[e] for e in epochs])))
+        return float(self.score(weighted_mean([self.files[e] for e in epochs])))
 
 # %% ../nbs/13_cluster.ipynb #a6e35c51
 def score_soups(

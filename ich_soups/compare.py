@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from .core import BadInput, amp_dtype, atomic, may_write
+from .core import BadInput, amp_dtype
 from .data import PixelDataset
 from .ensembles import soft_voting
 from ich_soups.metrics import (
@@ -221,14 +221,8 @@ def candidates(
 # %% ../nbs/17_compare.ipynb #a82cc3eb
 def fresh_logits(run, split, prepare) -> np.ndarray:
     "Logits of every snapshot with re-estimated statistics, float32 [M, N, C]; computed once."
-    f = run.path / 'logits' / f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
-    if not f.exists():
-        out = np.stack([run.logits_of(s.weights(), split, prepare) for s in run.snapshots])
-        if not may_write(f):
-            return out
-        with atomic(f) as tmp:
-            np.save(tmp, out)
-    return np.load(f)
+    name = f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}"
+    return run.kept_logits(name, lambda s: run.logits_of(s.weights(), split, prepare))
 
 # %% ../nbs/17_compare.ipynb #93da3d2b
 def _row(logits, targs):

@@ -39,7 +39,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from tqdm import tqdm
 from .compare import describe
-from .core import BadInput, atomic, cache_dir
+from .core import BadInput, cache_dir, keep_array, kept_array
 from .data import IN_FLIGHT, _pixels_ahead, decode, open_picture, read_file, to_look_at, visible
 from .export import Classifier, as_classifier, from_weights
 from .metrics import temperature
@@ -183,11 +183,8 @@ def _digest(c):
 # %% ../nbs/19_demo.ipynb #e674ecdc
 def _kept(path, rows):
     "Features of an earlier look; None if there are none, or not all of them."
-    try:
-        feats = np.load(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return feats if len(feats) == rows else None
+    feats = kept_array(path)
+    return feats if feats is not None and len(feats) == rows else None
 
 # %% ../nbs/19_demo.ipynb #779ae251
 class Neighbours:
@@ -222,8 +219,7 @@ class Neighbours:
             if feats[0] is None:
                 raise BadInput(f'{c.name} does not give the features that pictures are compared by')
             feats = np.concatenate(feats)
-            with atomic(f) as tmp, open(tmp, 'wb') as out:
-                np.save(out, feats)
+            keep_array(f, feats)
         self.nn = NearestNeighbors(metric='cosine').fit(feats)
 
     def __call__(

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.special import softmax
 from .bias_variance import bias_variance, bootstrap_draws
 from .compare import Candidate, finish, fresh_bn, pool, table, with_bn
-from .core import BadInput, Config, atomic
+from .core import BadInput, Config, atomic, kept_arrays
 from .data import PixelDataset, load_pictures
 from .ensembles import soft_voting
 from .metrics import METRICS
@@ -228,6 +228,14 @@ def keep_scenes(run, made):
     kept = {name: out['scenes'].astype(np.float32) for name, out in made.items() if name in KEPT}
     with atomic(_scenes_file(run)) as tmp, open(tmp, 'wb') as f:
         np.savez(f, **kept)
+
+
+def _kept_scenes(run):
+    "Those logits by name; `BadInput` if there are none, or no longer."
+    kept = kept_arrays(_scenes_file(run))
+    if kept is None:
+        raise BadInput(f'{run.path} has no logits on the scenes; run `python -m ich_soups.study anew`')
+    return kept
 
 # %% ../nbs/18_study.ipynb #008033e9
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'bootstrap', 'seed', 'name')
@@ -506,19 +514,9 @@ def scene_probs(
         runs = {'': get_run(cfg)} | (
             {'annealed': get_run(cfg.replace(schedule='annealed'))} if not cfg.bootstrap else {}
         )
-        for run in runs.values():
-            if not _scenes_file(run).exists():
-                raise BadInput(
-                    f'{run.path} has no logits on the scenes; run `python -m ich_soups.study anew`'
-                )
-        kept.append(
-            {**np.load(_scenes_file(runs['']))}
-            | (
-                {'annealed, last epoch': np.load(_scenes_file(runs['annealed']))['last epoch, fresh BN']}
-                if len(runs) > 1
-                else {}
-            )
-        )
+        each = {k: _kept_scenes(run) for k, run in runs.items()}
+        controls = {f'{k}, last epoch': v['last epoch, fresh BN'] for k, v in each.items() if k}
+        kept.append(each[''] | controls)
     return {name: softmax(np.stack([k[name] for k in kept]).astype(np.float64), -1) for name in kept[0]}
 
 # %% ../nbs/18_study.ipynb #6494c798
