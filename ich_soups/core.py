@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PROFILES', 'COLLECTIONS', 'one_line', 'BadInput', 'suggest', 'checkout', 'home', 'runs_dir', 'cache_dir', 'profile',
            'in_smoke', 'choose_profile', 'refuse_smoke', 'figures_dir', 'may_write', 'unwritable', 'make_folder',
-           'atomic', 'scratch', 'sweep_temporary', 'write_json', 'Odd', 'whole', 'number', 'text', 'matching', 'one_of',
-           'listed', 'anything', 'table', 'checked', 'parsed', 'read_json', 'Config', 'load_config', 'seed_all',
-           'device', 'device_name', 'amp_dtype', 'keep_memory', 'provenance']
+           'atomic', 'scratch', 'sweep_temporary', 'write_json', 'keep_array', 'kept_array', 'kept_arrays',
+           'file_state', 'changed_lately', 'Odd', 'whole', 'number', 'text', 'matching', 'one_of', 'listed', 'anything',
+           'table', 'checked', 'parsed', 'read_json', 'Config', 'load_config', 'seed_all', 'device', 'device_name',
+           'amp_dtype', 'keep_memory', 'provenance']
 
 # %% ../nbs/00_core.ipynb #658d7b31
 import ctypes
@@ -15,6 +16,7 @@ import difflib
 import errno
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -23,6 +25,7 @@ import random
 import re
 import shutil
 import time
+import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -335,6 +338,73 @@ def write_json(path, obj):
     "Write `obj` atomically, with sorted keys."
     with atomic(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False) + '\n', encoding='utf-8')
+
+# %% ../nbs/00_core.ipynb #c89a3582
+_SEAL = b'\nsha256 of the numbers above, and of what they are of: '
+
+
+def _seal(raw, of):
+    "A line that follows an array in its file."
+    return _SEAL + hashlib.sha256(raw + of.encode()).hexdigest().encode() + b'\n'
+
+
+def keep_array(
+    path,  # a .npy file
+    a: np.ndarray,
+    of: str = '',  # what it was computed from, such as the hashes of files
+):
+    "Write an array and a hash of it, atomically; NumPy reads the file too."
+    out = io.BytesIO()
+    np.save(out, a)
+    with atomic(path) as tmp:
+        tmp.write_bytes(out.getvalue() + _seal(out.getvalue(), of))
+
+
+def kept_array(
+    path,  # a .npy file
+    of: str = '',  # what it has to be computed from
+) -> np.ndarray | None:
+    "What `keep_array` wrote; None if there is nothing, and with a note if there is anything else."
+    path = Path(path)
+    if not path.is_file():
+        return None
+    raw = path.read_bytes()
+    body, mark, rest = raw.rpartition(_SEAL)
+    if mark and mark + rest == _seal(body, of):
+        return np.load(io.BytesIO(body), allow_pickle=False)
+    why = 'is not what was written there' if mark else 'has no hash, or has lost it'
+    warnings.warn(f'{path} {why}; it is computed anew')
+    return None
+
+# %% ../nbs/00_core.ipynb #9bf22366
+def kept_arrays(
+    path,  # a .npz file
+) -> dict | None:
+    "Its arrays by name, whose checksums are compared; None if there is no file, and with a note if it is damaged."
+    if not Path(path).is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in z.files}
+    except Exception:
+        warnings.warn(f'{path} is not what was written there; it is computed anew')
+    return None
+
+# %% ../nbs/00_core.ipynb #66b2a5d8
+def file_state(
+    s: os.stat_result,
+) -> tuple:
+    """Size and times of a file; another one when it was changed. Its time of modification can be set to what
+    it was, as copying does; that of its last change cannot, but on Windows, where it is that of its making."""
+    return s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def changed_lately(
+    s: os.stat_result,
+) -> bool:
+    "Whether another change may leave the times of a file as they are, since clocks of file systems tick."
+    ticks = ((t, 10**8 if t % 10**9 else 2 * 10**9) for t in (s.st_mtime_ns, s.st_ctime_ns))
+    return any(abs(time.time_ns() - t) < tick for t, tick in ticks)
 
 # %% ../nbs/00_core.ipynb #91b8a10c
 class Odd(ValueError):

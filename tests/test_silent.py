@@ -1,14 +1,17 @@
 "What would be wrong without a word: each kind of it is refused, or said in a sentence."
 
-import json, warnings
+import json, os, shutil, time, warnings
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 import ich_soups.app.export as export
-from ich_soups.soups.checkpoints import load_weights
+from ich_soups.data.collections import collections as data
+from ich_soups.soups.checkpoints import Checkpoint, find_checkpoints, load_weights
 from ich_soups.app.cli import main
 from ich_soups.evidence.comparison import Candidate, table
 from ich_soups.soups.cook import cook
-from ich_soups.core import BadInput, Config
+from ich_soups.train.candidates import fresh_logits
+from ich_soups.core import BadInput, Config, keep_array, kept_array
 from ich_soups.data.collections import load_pictures
 from ich_soups.train.snapshots import Snapshot, kept_epochs
 from ich_soups.soups.recipes import RECIPES, Soup, average, greedy_soup
@@ -266,6 +269,203 @@ def test_of_an_older_manifest_nothing_is_claimed(copy):
     assert r.best() and len(r.logits()) == len(r.snapshots) and r.weights('ema')
 
 
+def _rewritten(f, change):
+    np.save(f, change(np.load(f)))
+
+
+LOGITS = dict(
+    a_bit=lambda f: _flip(f, 300),
+    cut=lambda f: f.write_bytes(f.read_bytes()[:-5000]),
+    no_end=lambda f: f.write_bytes(f.read_bytes()[:-20]),
+    empty=lambda f: f.write_bytes(b''),
+    reversed=lambda f: _rewritten(f, lambda a: a[:, ::-1]),
+    fewer=lambda f: _rewritten(f, lambda a: a[:1]),
+    words=lambda f: f.write_text('no array'),
+)
+
+
+@pytest.mark.parametrize('fresh', (False, True))
+@pytest.mark.parametrize('damage', LOGITS)
+def test_logits_that_are_kept_beside_a_run_are_compared(copy, damage, fresh):
+    run = Run(copy)
+    bn = run.calibrator(64)
+    read = (lambda r: fresh_logits(r, 'test', bn)) if fresh else (lambda r: r.logits('test'))
+    want, said = notes(lambda: read(run))
+    (f,) = (copy / 'logits').glob('*.npy')
+    assert not said and f.name.startswith('test') and (np.load(f) == want).all()
+    LOGITS[damage](f)
+    got, said = notes(lambda: read(Run(copy)))
+    assert (got == want).all() and len(said) == 1 and f'{f} ' in said[0] and 'computed anew' in said[0]
+    assert notes(lambda: read(Run(copy)))[1] == []
+
+
+def test_kept_logits_belong_to_their_snapshots(copy, other):
+    want, theirs = Run(copy).logits('test'), Run(other).logits('test')
+    assert theirs.shape == want.shape
+    (copy / 'logits' / 'test.npy').write_bytes((other / 'logits' / 'test.npy').read_bytes())
+    got, said = notes(lambda: Run(copy).logits('test'))
+    assert (got == want).all() and 'is not what was written there' in said[0]
+
+
+def test_comparing_kept_logits_costs_little(tmp_path):
+    import time
+
+    a = np.random.default_rng(0).normal(size=(20, 2000, 17)).astype(np.float32)
+    keep_array(tmp_path / 'a.npy', a, 'of')
+    t0 = time.process_time()
+    for _ in range(10):
+        kept_array(tmp_path / 'a.npy', 'of')
+    assert time.process_time() - t0 < 1  # 27 MB; the forward passes would take minutes
+
+
+def test_logits_of_an_older_manifest_that_are_cut_short(copy):
+    d = json.loads((copy / 'snapshots' / 'manifest.json').read_text())
+    for e in d.values():
+        e.pop('logits_sha256')
+        e.pop('sizes')
+    (copy / 'snapshots' / 'manifest.json').write_text(json.dumps(d))
+    f = copy / 'snapshots' / 'epoch_003.logits.npy'
+    f.write_bytes(f.read_bytes()[:-400])
+    with pytest.raises(BadInput, match='epoch_003.logits.npy is damaged'):
+        Run(copy).logits()
+
+
+# snapshots that are named one by one
+
+
+FILES = dict(
+    average=lambda fs: average(fs),
+    load_weights=lambda fs: [load_weights(f) for f in fs],
+    as_text=lambda fs: average([str(f) for f in fs]),
+    opened=lambda fs: average([Checkpoint(f) for f in fs]),
+    recipe=lambda fs: RECIPES['uniform'](fs),
+    a_file=lambda fs: [find_checkpoints(f) for f in fs],
+    a_folder=lambda fs: find_checkpoints(fs[0].parent),
+    a_run=lambda fs: find_checkpoints(fs[0].parent.parent),
+)
+
+
+@pytest.mark.parametrize('way', FILES)
+def test_snapshots_that_are_named_as_files_are_compared(copy, way):
+    files = [s.path for s in Run(copy).snapshots]
+    FILES[way](files)
+    _flip(files[1], -400)
+    with pytest.raises(BadInput, match=f'{files[1].name} has changed since it was written'):
+        FILES[way](files)
+    for f in files:
+        f.rename(f.with_name('x' + f.name))  # under another name nothing is known of them
+    FILES[way]([f.with_name('x' + f.name) for f in files])
+
+
+def test_the_command_line_compares_named_snapshots(copy, sh, tmp_path):
+    files = [s.path for s in Run(copy).snapshots]
+    _flip(files[1], -400)
+    out = tmp_path / 's.safetensors'
+    refused(sh, 'cook', *files, '--out', out, says=f'{files[1].name} has changed since it was written')
+    refused(sh, 'cook', files[0].parent, '--out', out, says=f'{files[1].name} has changed')
+    assert sh('cook', files[0], files[2], '--out', out)[0] == 0
+
+
+def test_a_manifest_of_somebody_else_says_nothing(copy, tmp_path):
+    f = Run(copy).snapshots[0].path
+    there = tmp_path / 'theirs'
+    there.mkdir()
+    (there / f.name).write_bytes(f.read_bytes())
+    for words in ('{"name": "an app", "icons": []}', '[1]', 'no JSON', '{"1": 2}'):
+        (there / 'manifest.json').write_text(words)
+        assert len(load_weights(there / f.name)) > 3
+    (copy / 'snapshots' / 'manifest.json').write_text('no JSON')
+    with pytest.raises(BadInput, match='manifest.json is not readable'):
+        load_weights(f)
+
+
+# photographs that have changed
+
+
+def _as_before(f, content):
+    "Other content of the same length and time."
+    was = f.stat()
+    f.write_bytes(content[: was.st_size].ljust(was.st_size, b'\0'))
+    os.utime(f, ns=(was.st_atime_ns, was.st_mtime_ns))
+    now = f.stat()
+    assert (now.st_size, now.st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+
+
+def _replaced(f, content):
+    "The same through another file that takes its name."
+    twin = f.with_name('twin')
+    shutil.copy2(f, twin)
+    _as_before(twin, content)
+    os.replace(twin, f)
+
+
+needs_ctime = pytest.mark.skipif(os.name != 'posix', reason='the time of a change is not told here')
+
+
+@needs_ctime
+@pytest.mark.quick
+@pytest.mark.parametrize('change', (_as_before, _replaced))
+def test_a_photograph_that_changes_under_its_time_is_noticed(home, photos, change):
+    a, b = sorted(photos.rglob('*.jpg'), key=lambda f: f.stat().st_size)[:2]
+    time.sleep(0.2)
+    first = load_pictures(photos)
+    pixels = first.pixels(32).copy()
+    assert load_pictures(photos).fingerprint == first.fingerprint
+    change(b, a.read_bytes())
+    now = load_pictures(photos)
+    i = [Path(p) for p in now.items].index(b)
+    assert now.fingerprint != first.fingerprint and (now.pixels(32)[i] != pixels[i]).any()
+
+
+@needs_ctime
+def test_a_cache_of_pixels_that_changes_under_its_time_is_noticed(home, photos):
+    want = load_pictures(photos).pixels(32).copy()
+    (f,) = (home / 'cache' / 'pixels').glob('*.npy')
+    time.sleep(0.2)
+    load_pictures(photos).pixels(32)
+    _as_before(f, f.read_bytes()[:-500] + bytes(500))
+    got, said = notes(lambda: load_pictures(photos).pixels(32))
+    assert (got == want).all() and 'has changed since it was written' in said[0]
+
+
+@needs_ctime
+def test_a_snapshot_that_changes_under_its_time_is_noticed(copy):
+    s = Run(copy).snapshots[0]
+    time.sleep(0.2)
+    s.check()
+    raw = bytearray(s.path.read_bytes())
+    raw[-400] ^= 0x20
+    _as_before(s.path, bytes(raw))
+    with pytest.raises(BadInput, match='has changed since it was written'):
+        s.check()
+
+
+def test_what_is_known_of_pictures_stays_known(home, photos, monkeypatch):
+    read, looked = [], data._looked_at
+    monkeypatch.setattr(data, '_looked_at', lambda p, see=None: read.append(p) or looked(p, see))
+    time.sleep(0.2)
+    want, n = load_pictures(photos).fingerprint, len(read)
+    assert load_pictures(photos).fingerprint == want and len(read) == n
+    (memo,) = (home / 'cache' / 'digests').glob('*.json')
+    older = {p: [' '.join(v[0].split()[:2]), *v[1:]] for p, v in json.loads(memo.read_text()).items()}
+    memo.write_text(json.dumps(older))  # as before: without the time of the last change
+    assert load_pictures(photos).fingerprint == want and len(read) == 2 * n  # looked at again, once
+    assert load_pictures(photos).fingerprint == want and len(read) == 2 * n
+
+
+def test_a_copy_of_the_pictures_is_the_same(home, photos, tmp_path):
+    there = shutil.copytree(photos, tmp_path / 'there' / photos.name)
+    assert load_pictures(there).fingerprint == load_pictures(photos).fingerprint
+
+
+def test_a_photograph_that_changes_while_it_is_read(home, photos):
+    pics = load_pictures(photos)
+    a, b = sorted(photos.rglob('*.jpg'))[:2]
+    b.write_bytes(a.read_bytes())
+    with pytest.raises(BadInput, match=f'{b.name} changes while it is read; run the command again'):
+        pics.pixels(32)
+
+
 # a training that goes on elsewhere
 
 
@@ -513,6 +713,52 @@ def test_different_trainings_are_noted_with_what_the_mean_loses(lab, other, soup
     assert (
         f'scores {score(average(mixed)):.3f}, alone they score {score(load_weights(mixed[0])):.3f}' in said[0]
     )
+
+
+QUIET = ('uniform', 'last', 'swa', 'ema', 'stock')
+
+
+@pytest.mark.parametrize('name', QUIET)
+def test_recipes_that_do_not_choose_say_what_the_mean_loses(lab, other, name):
+    a, mixed = Run(lab / 'run'), [Run(lab / 'run').snapshots[-1], Run(other).snapshots[-1]]
+    _, said = notes(lambda: RECIPES[name](mixed))
+    assert len(said) == 1 and 'their mean may be worse' in said[0]
+    score = a.scorer('neg_nll')
+    _, said = notes(lambda: RECIPES[name](mixed, score))
+    assert len(said) == 1
+    mean, *alone = (score(average_of(o)) for o in (mixed, mixed[:1], mixed[1:]))
+    assert f'scores {mean:.3f}, alone they score {alone[0]:.3f} and {alone[1]:.3f}' in said[0]
+    assert notes(lambda: RECIPES[name](a.snapshots, score))[1] == []
+
+
+def average_of(snapshots):
+    return notes(lambda: average(snapshots))[0]
+
+
+def test_an_average_alone_says_it_too(lab, other, tmp_path):
+    a, b = (Run(r).snapshots[-1].path for r in (lab / 'run', other))
+    ways = (
+        lambda: average([a, b]),
+        lambda: average([a, b], [0.9, 0.1]),
+        lambda: average([load_weights(a), load_weights(b)], lambda k: [0.5, 0.5]),
+        lambda: average([a, b], out=tmp_path / 'm.safetensors'),
+        lambda: average([a, b], iter([0.5, 0.5])),
+    )
+    for f in ways:
+        _, said = notes(f)
+        assert len(said) == 1 and 'seem to be of different trainings' in said[0], said
+    assert notes(lambda: average([s.path for s in Run(lab / 'run').snapshots]))[1] == []
+    assert notes(lambda: average([a, b], [1.0, 0.0]))[1] == []  # of one alone
+
+
+def test_the_command_line_measures_what_the_mean_loses(lab, other, sh, tmp_path):
+    files = [tmp_path / f'epoch_{i}.safetensors' for i in (1, 2)]
+    for f, r in zip(files, (lab / 'run', other)):
+        shutil.copy(Run(r).snapshots[-1].path, f)
+    how = ('--data', CFG.data, '--arch', CFG.arch, '--size', CFG.size, '--out', tmp_path / 'm.safetensors')
+    for name in QUIET:
+        code, out, err = sh('cook', *files, '--recipe', name, *how)
+        assert code == 0 and 'alone they score' in err and err.count('seem to be of different') == 1, err
 
 
 def test_runs_of_two_networks_are_not_cooked_together(sh, lab, tmp_path):

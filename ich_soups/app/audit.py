@@ -15,33 +15,38 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from matplotlib.ticker import MaxNLocator
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
-from ..core import BadInput, atomic, cache_dir, one_line
+from ..core import atomic, BadInput, cache_dir, keep_array, kept_array, one_line
 from ich_soups.data.collections import (
-    FORMATS,
-    MOST_PIXELS,
-    SPLITS,
-    Pictures,
-    Told,
     _alike_name,
     _listing,
     _memo,
     _scan,
     _threaded,
+    decode,
+    FORMATS,
+    is_named,
+    load_pictures,
+    MOST_PIXELS,
+    Pictures,
+    SPLITS,
+    stratified_split,
+    Told,
+    visible,
+    write_split,
 )
-from ..data.collections import decode, is_named, load_pictures, stratified_split, visible, write_split
-from ..train.models import create_model, data_stats
 from ..evidence.plots import COLOURS
+from ..train.models import create_model, data_stats
 
 # %% ../../nbs/app/01_audit.ipynb #332c9bb8
 _BITS = np.array([bin(i).count('1') for i in range(1 << 16)], np.uint8)
@@ -321,10 +326,9 @@ def _features(src, idx, arch, pretrained, size, bs=64):
     remembered by contents."""
     words = '\n'.join([arch, str(pretrained), str(size), *(src.digests[i] for i in idx)])
     path = cache_dir() / 'features' / f'{hashlib.sha256(words.encode()).hexdigest()[:20]}.npy'
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or cut short
+    found = kept_array(path)
+    if found is not None and len(found) == len(idx):
+        return found
     model, (mean, std) = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     out = []
@@ -336,8 +340,7 @@ def _features(src, idx, arch, pretrained, size, bs=64):
             stages = model.forward_intermediates((x / 255 - mean) / std, intermediates_only=True)
             out.append(torch.cat([f for s in stages for f in (s.mean((2, 3)), s.amax((2, 3)))], 1).float())
     out = torch.cat(out).numpy()
-    with atomic(path) as tmp, open(tmp, 'wb') as f:
-        np.save(f, out)
+    keep_array(path, out)
     return out
 
 # %% ../../nbs/app/01_audit.ipynb #78869a91

@@ -32,23 +32,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 import numpy as np
 import torch
-from matplotlib import colormaps
 from PIL import Image
+from matplotlib import colormaps
 from scipy.special import softmax
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from tqdm import tqdm
-from ..core import BadInput, atomic, cache_dir
+from .export import as_classifier, Classifier, from_weights
+from ..core import BadInput, cache_dir, keep_array, kept_array
 from ich_soups.data.collections import (
-    IN_FLIGHT,
     _pixels_ahead,
     decode,
+    IN_FLIGHT,
     open_picture,
     read_file,
     to_look_at,
     visible,
 )
-from .export import Classifier, as_classifier, from_weights
 from ..evidence.metrics import temperature
 
 # %% ../../nbs/app/02_demo.ipynb #9070e508
@@ -190,11 +190,8 @@ def _digest(c):
 # %% ../../nbs/app/02_demo.ipynb #e674ecdc
 def _kept(path, rows):
     "Features of an earlier look; None if there are none, or not all of them."
-    try:
-        feats = np.load(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return feats if len(feats) == rows else None
+    feats = kept_array(path)
+    return feats if feats is not None and len(feats) == rows else None
 
 # %% ../../nbs/app/02_demo.ipynb #779ae251
 class Neighbours:
@@ -229,8 +226,7 @@ class Neighbours:
             if feats[0] is None:
                 raise BadInput(f'{c.name} does not give the features that pictures are compared by')
             feats = np.concatenate(feats)
-            with atomic(f) as tmp, open(tmp, 'wb') as out:
-                np.save(out, feats)
+            keep_array(f, feats)
         self.nn = NearestNeighbors(metric='cosine').fit(feats)
 
     def __call__(

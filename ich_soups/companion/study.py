@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 from .regime import keep_curve
-from ..core import atomic, BadInput, Config
+from ..core import atomic, BadInput, Config, kept_arrays
 from ..data.collections import load_pictures, PixelDataset
 from ..evidence.bias_variance import bias_variance, bootstrap_draws
 from ..evidence.comparison import Candidate, table
@@ -231,6 +231,16 @@ def keep_scenes(run, made):
     kept = {name: out['scenes'].astype(np.float32) for name, out in made.items() if name in KEPT}
     with atomic(_scenes_file(run)) as tmp, open(tmp, 'wb') as f:
         np.savez(f, **kept)
+
+
+def _kept_scenes(run):
+    "Those logits by name; `BadInput` if there are none, or no longer."
+    kept = kept_arrays(_scenes_file(run))
+    if kept is None:
+        raise BadInput(
+            f'{run.path} has no logits on the scenes; run `python -m ich_soups.companion.study anew`'
+        )
+    return kept
 
 # %% ../../nbs/companion/04_study.ipynb #008033e9
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'bootstrap', 'seed', 'name')
@@ -509,19 +519,9 @@ def scene_probs(
         runs = {'': get_run(cfg)} | (
             {'annealed': get_run(cfg.replace(schedule='annealed'))} if not cfg.bootstrap else {}
         )
-        for run in runs.values():
-            if not _scenes_file(run).exists():
-                raise BadInput(
-                    f'{run.path} has no logits on the scenes; run `python -m ich_soups.companion.study anew`'
-                )
-        kept.append(
-            {**np.load(_scenes_file(runs['']))}
-            | (
-                {'annealed, last epoch': np.load(_scenes_file(runs['annealed']))['last epoch, fresh BN']}
-                if len(runs) > 1
-                else {}
-            )
-        )
+        each = {k: _kept_scenes(run) for k, run in runs.items()}
+        controls = {f'{k}, last epoch': v['last epoch, fresh BN'] for k, v in each.items() if k}
+        kept.append(each[''] | controls)
     return {name: softmax(np.stack([k[name] for k in kept]).astype(np.float64), -1) for name in kept[0]}
 
 # %% ../../nbs/companion/04_study.ipynb #6494c798

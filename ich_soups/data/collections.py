@@ -35,19 +35,20 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageCms
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
-from fastai.vision import data as _fastai_shows_pictures  # noqa: F401  registers show_batch for pictures
 from fastcore.basics import chunked, patch
 from fasttransform import DisplayedTransform
-from PIL import Image, ImageCms
 from tqdm import tqdm
 from ich_soups.core import (
-    BadInput,
     atomic,
+    BadInput,
     cache_dir,
+    changed_lately,
     device as default_device,
+    file_state,
     may_write,
     one_line,
     read_json,
@@ -56,6 +57,7 @@ from ich_soups.core import (
     write_json,
 )
 from ..locks import locked
+from fastai.vision import data as _fastai_shows_pictures  # noqa: F401  registers show_batch for pictures
 
 # %% ../../nbs/data/02_collections.ipynb #6c5a2e2d
 def _register_heif():
@@ -619,9 +621,10 @@ def _remembered(path):
 
 # %% ../../nbs/data/02_collections.ipynb #fc571003
 def _state(path):
-    "Size and time of a file as text; `OSError` or `ValueError` if there is none."
+    """Size and times of a file as text, '' if it was changed so lately that they may stay when it changes
+    again; `OSError` or `ValueError` if there is none."""
     st = path.stat()
-    return f'{st.st_size} {st.st_mtime_ns}'
+    return '' if changed_lately(st) else ' '.join(map(str, file_state(st)))
 
 # %% ../../nbs/data/02_collections.ipynb #054759cc
 def _scan(root, files, see=None, guesses=None):
@@ -638,7 +641,7 @@ def _scan(root, files, see=None, guesses=None):
         v = memo.get(str(p))
         return (
             str(p),
-            [state, *(v[1:] if v and v[0] == state and not v[2] else _looked_at(p, see))],
+            [state, *(v[1:] if v and state and v[0] == state and not v[2] else _looked_at(p, see))],
         )  # a failure is looked at again
 
     new = dict(_threaded(known, files, 'reading pictures'))
@@ -885,7 +888,7 @@ def _whole(path, shape):
 
 # %% ../../nbs/data/02_collections.ipynb #54d34cbb
 @lru_cache(1 << 10)
-def _crc(path, inode, size, mtime):
+def _crc(path, inode, *state):
     crc = 0
     with open(path, 'rb') as f:
         while part := f.read(1 << 20):
@@ -895,7 +898,8 @@ def _crc(path, inode, size, mtime):
 
 def _sum_of(path):
     s = os.stat(path)
-    return _crc(str(path), s.st_ino, s.st_size, s.st_mtime_ns)
+    crc = _crc.__wrapped__ if changed_lately(s) else _crc
+    return crc(str(path), s.st_ino, *file_state(s))
 
 
 def _sum_file(path):
@@ -928,7 +932,7 @@ def _decode_all(self: Pictures, path, shape):
         _threaded(put, range(len(self)), 'decoding once')
         out.flush()
         del out
-        crc = _crc.__wrapped__(tmp, 0, 0, 0)
+        crc = _crc.__wrapped__(tmp, 0)
     write_json(_sum_file(path), dict(crc32=crc))
 
 # %% ../../nbs/data/02_collections.ipynb #ddc28a04
@@ -958,8 +962,17 @@ def pixels(
 @patch
 def _one(self: Pictures, i, size):
     if self.array is None:
-        return decode(self.items[i], size)
+        return self._decode_same(i, size)
     return np.asarray(Image.fromarray(self.array[i]).resize((size, size), Image.BICUBIC))
+
+# %% ../../nbs/data/02_collections.ipynb #4b1cf9b5
+@patch
+def _decode_same(self: Pictures, i, size):
+    "Decode a file; `BadInput` if it is not the one any more that was looked at."
+    with _reading(self.items[i]) as b:
+        if hashlib.blake2b(b, digest_size=12).hexdigest() == self.digests[i]:
+            return decode(b, size)
+    raise BadInput(f'{self.items[i]} changes while it is read; run the command again when it is at rest')
 
 # %% ../../nbs/data/02_collections.ipynb #50fd9a44
 _ALIASES = dict(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SAFE_TYPES', 'PARTS', 'INDEX', 'SUFFIXES', 'Other', 'Place', 'without_prefix', 'shards', 'Checkpoint',
-           'load_weights', 'is_beside', 'fitting', 'fit_names', 'check_names', 'save_weights', 'Contents', 'is_factor',
-           'contents_of', 'contents', 'find_checkpoints', 'training_times', 'once', 'ingredients']
+           'check_snapshot', 'compared', 'load_weights', 'is_beside', 'fitting', 'fit_names', 'check_names',
+           'save_weights', 'Contents', 'is_factor', 'contents_of', 'contents', 'find_checkpoints', 'training_times',
+           'once', 'ingredients']
 
 # %% ../../nbs/soups/01_checkpoints.ipynb #86766008
 import hashlib
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from safetensors.torch import save
-from ..core import BadInput, atomic
+from ..core import atomic, BadInput
 from .pickles import BUDGET, Cut, DIMS, Found, Inert, Machine, NoTensor, Refused, shown, whole
 
 # %% ../../nbs/soups/01_checkpoints.ipynb #cd62a1e8
@@ -1132,6 +1133,37 @@ def get(self: Checkpoint, name) -> torch.Tensor:
     self.verify(self.places[name].start)
     return t
 
+# %% ../../nbs/soups/01_checkpoints.ipynb #29637904
+_SNAPSHOT = re.compile(r'epoch_\d{3,9}\.safetensors')
+
+
+def check_snapshot(
+    path,  # of any checkpoint
+):
+    "`BadInput` if it is a snapshot of a run that is not what the manifest beside it lists."
+    path = Path(path)
+    if not (_SNAPSHOT.fullmatch(path.name) and (path.parent / 'manifest.json').exists()):
+        return
+    from ich_soups.train.snapshots import check_listed
+
+    check_listed(path)
+
+
+def compared(
+    o,  # a path, a `Checkpoint`, or an object with a `path`
+    part=None,  # as in `Checkpoint`
+) -> Checkpoint:
+    "The opened checkpoint; `BadInput` if it is a snapshot of a run that has changed since it was written."
+    path = getattr(o, 'path', o)
+    if isinstance(o, Checkpoint):
+        check_snapshot(path)
+        return o
+    if hasattr(o, 'check'):
+        o.check()  # a `Snapshot` knows its hash
+    else:
+        check_snapshot(path)
+    return Checkpoint(path, part)
+
 # %% ../../nbs/soups/01_checkpoints.ipynb #2e609812
 def load_weights(
     o,  # a path, a state dict, a `Checkpoint`, or an object with a `path`
@@ -1145,8 +1177,7 @@ def load_weights(
         if odd:
             raise BadInput(f'it names a tensor {shown(odd[0])}, which is no name')
         return without_prefix(weights)
-    getattr(o, 'check', bool)()  # of a snapshot, whose hash is known
-    c = o if isinstance(o, Checkpoint) else Checkpoint(getattr(o, 'path', o), part)
+    c = compared(o, part)
     read = {}
     for k, p in c.places.items():
         if p not in read:
@@ -1422,6 +1453,8 @@ def _candidates(folder):
         for f in folder.iterdir()
         if f.name.endswith((*SUFFIXES, INDEX)) and f.is_file() and not f.name.startswith('.')
     ]
+    for f in files:
+        check_snapshot(f)
     whole = [_index_of(f) or f if _SHARD.search(f.name) else f for f in files]
     return sorted(_by_file(sorted(set(whole), key=_number)), key=_number)
 
@@ -1466,6 +1499,7 @@ def find_checkpoints(
     none. Soups and states of optimizers are left out of a folder."""
     path = Path(path)
     if path.is_file():
+        check_snapshot(path)
         return [_index_of(path) or path if _SHARD.search(path.name) else path]
     if not path.exists():
         raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')

@@ -23,14 +23,16 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from ..core import BadInput
 from ich_soups.soups.averaging import (
-    TOGETHER,
     as_list,
     average,
     checkpoint_name,
-    mean_cosine,
     open_all,
     side_by_side,
+    strangers,
+    weighted_mean,
+    written_mean,
 )
 from ich_soups.soups.checkpoints import (
     Checkpoint,
@@ -41,9 +43,8 @@ from ich_soups.soups.checkpoints import (
     save_weights,
     training_times,
 )
-from ..core import BadInput
 from .records import soup_header
-from .scorers import NeedsScorer, Scorer, Taste, slope
+from .scorers import NeedsScorer, Scorer, slope, Taste
 
 # %% ../../nbs/soups/05_recipes.ipynb #c9ee5ecc
 _all_ = ['average', 'load_weights']  # part of this module's face
@@ -113,7 +114,7 @@ class Soup:
         meta = {k: getattr(self, k) for k in ('ingredients', 'coefs', 'recipe', 'history', 'info')}
         meta = dict(soup=json.dumps(meta))
         if isinstance(self._weights, Mix):
-            average(self._weights.snapshots, self._weights.coefs, path, meta=meta)
+            written_mean(self._weights.snapshots, self._weights.coefs, path, meta)
         else:
             save_weights(self.weights, path, meta)
 
@@ -134,7 +135,7 @@ class Soup:
 # %% ../../nbs/soups/05_recipes.ipynb #da335f83
 def _read_when_asked(self):
     if isinstance(self._weights, Mix):
-        self._weights = average(self._weights.snapshots, self._weights.coefs)
+        self._weights = weighted_mean(self._weights.snapshots, self._weights.coefs)
     return self._weights
 
 
@@ -191,19 +192,15 @@ def _singles(snapshots, score, singles, logits):
 def _note_strangers(snapshots, sources, names, score):
     """A note if the checkpoints seem to be of different trainings, with what the mean loses where there is
     a score."""
-    c = mean_cosine(sources)
-    if c >= TOGETHER:
+    said = strangers(sources, names)
+    if not said:
         return
-    said = (
-        f'{names[0]} to {names[-1]} seem to be of different trainings (mean cosine {c:.2f}, near 1 within '
-        'one)'
-    )
     if not callable(score):
         warnings.warn(f'{said}: their mean may be worse than any of them')
         return
     two = [snapshots[0], snapshots[-1]]
     alone = [_number(float(score(load_weights(s)))) for s in two]
-    mean = _number(float(score(average(two))))
+    mean = _number(float(score(weighted_mean(two))))
     warnings.warn(
         f'{said}: the mean of {names[0]} and {names[-1]} scores {mean:.3f}, alone they score '
         f'{alone[0]:.3f} and {alone[1]:.3f}'
@@ -267,7 +264,7 @@ class _Pot:
     def served(self, mean, chosen):
         """The mean as a soup's weights: types and whole numbers as `average` has them, and nobody else's
         tensors."""
-        like = average([self.snapshots[i] for i in chosen])
+        like = weighted_mean([self.snapshots[i] for i in chosen])
         return {
             k: v if k in self.infinite or not v.is_floating_point() else mean[k].to('cpu', v.dtype).clone()
             for k, v in like.items()
@@ -473,7 +470,7 @@ def _mixed(snapshots, names, ws, recipe, score=None, history=None, **info):
     ws = np.asarray(ws, float)[used] / np.sum(ws)
     mix = [snapshots[i] for i in used]
     on_disk = all(isinstance(s, (str, Path, Checkpoint)) for s in mix)
-    weights = Mix(mix, list(ws)) if on_disk and score is None and history is None else average(mix, ws)
+    weights = Mix(mix, list(ws)) if on_disk and score is None and history is None else weighted_mean(mix, ws)
     if history is None:
         history = (
             []
@@ -497,7 +494,7 @@ def uniform_soup(
     score=None,  # weights -> float; only noted in the history
 ) -> Soup:
     "The plain mean of all checkpoints."
-    snapshots, names = _check(snapshots)
+    snapshots, names = _check(snapshots, True if score is None else score)
     return _mixed(snapshots, names, np.ones(len(names)), 'uniform', score)
 
 # %% ../../nbs/soups/05_recipes.ipynb #31fc7d05
@@ -507,7 +504,7 @@ def last_soup(
     k: int = 5,  # so many of the last
 ) -> Soup:
     "The mean of the last `k` checkpoints in the order of training."
-    snapshots, names = _check(snapshots)
+    snapshots, names = _check(snapshots, True if score is None else score)
     if k < 1:
         raise BadInput(f'the last {k} checkpoints are none; k is a positive number')
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
@@ -521,7 +518,7 @@ def swa_soup(
     every: int = 1,  # and then one in so many epochs, e.g. the length of a cycle
 ) -> Soup:
     "The mean of the checkpoints after a share of the training."
-    snapshots, names = _check(snapshots)
+    snapshots, names = _check(snapshots, True if score is None else score)
     if every < 1 or not 0 <= start < 1:
         raise BadInput(
             'start is a share of the training from 0 to 1, and every a positive number of epochs; got '
@@ -538,7 +535,7 @@ def ema_soup(
     decay: float = 0.8,  # from one checkpoint to the one before
 ) -> Soup:
     "Coefficients that fall by `decay` from the last checkpoint backwards."
-    snapshots, names = _check(snapshots)
+    snapshots, names = _check(snapshots, True if score is None else score)
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
     return _mixed(snapshots, names, decay ** rank.astype(float), f'ema {decay:g}', score)
 
@@ -572,7 +569,7 @@ def posthoc_ema_soup(
         raise BadInput('there are no widths to try')
     for s in widths:
         ws = power_ema(_epochs(snapshots), s)
-        t = _taste(score, average(snapshots, ws), best and best[0], base=base)
+        t = _taste(score, weighted_mean(snapshots, ws), best and best[0], base=base)
         if better := t.exact and (best is None or t.score > best[0]):
             best, base = (t.score, ws, s), t.logits
         history.append(
@@ -594,7 +591,7 @@ def stock_soup(
     anchor=None,  # a checkpoint; default: the earliest of them
 ) -> Soup:
     "Between the mean and an anchor, for each tensor as far as the angles say."
-    snapshots, names = _check(snapshots)
+    snapshots, names = _check(snapshots, True if score is None else score)
     if anchor is None:
         i = int(np.argmin(_epochs(snapshots)))
         anchor, rest = snapshots[i], [j for j in range(len(names)) if j != i]
@@ -608,10 +605,10 @@ def stock_soup(
         d = torch.where(x[1:] == x[:1], torch.zeros(()), x[1:] - x[:1]).double()
         gram[n], size[n] = gram.get(n, 0) + d @ d.T, size.get(n, 0) + x.shape[1]
         if not torch.isfinite(gram[n]).all():
-            average([anchor, *snapshots])  # says who holds NaN
+            weighted_mean([anchor, *snapshots])  # says who holds NaN
     ts = {n: _stock_ratio(g.numpy()) for n, g in gram.items()}
     coefs = lambda n: [1 - ts.get(n, 1), *[ts.get(n, 1) / k] * k]
-    weights = average([anchor, *snapshots], coefs)
+    weights = weighted_mean([anchor, *snapshots], coefs)
     t = sum(ts[n] * size[n] for n in ts) / max(1, sum(size.values()))
     history = (
         []
@@ -700,7 +697,7 @@ def exhaustive_soup(
         ],
     )
     for look, sub in [l for l in looks if len(l[1]) > 1][:verify]:
-        t = _taste(score, average([snapshots[i] for i in sub]), best[0], base=best[2])
+        t = _taste(score, weighted_mean([snapshots[i] for i in sub]), best[0], base=best[2])
         if better := t.exact and t.score > best[0]:
             best = t.score, sub, t.logits
         history.append(
@@ -769,7 +766,7 @@ class _Mixer:
     def load(self):
         self.now = [c / c.sum() for c in self.coefs().detach().double().numpy()]
         self.score.model.load_state_dict(
-            fit_names(average(self.snapshots, self.of) | self.fixed, self.score.model)
+            fit_names(weighted_mean(self.snapshots, self.of) | self.fixed, self.score.model)
         )
         self.score.model.eval()
 
@@ -821,7 +818,7 @@ def learned_soup(
         raise BadInput(f'cross-validation needs two folds or more and a step; got {folds} and {steps}')
     if len(names) == 1:
         return _mixed(snapshots, names, [1.0], label)
-    score.load(average(snapshots))
+    score.load(weighted_mean(snapshots))
     stats = {
         k: v.detach().cpu().clone()
         for k, v in score.model.named_buffers()
@@ -857,7 +854,7 @@ def learned_soup(
     for s in range(n):
         m.step(everything)
     m.load()
-    weights = average(snapshots, m.of)
+    weights = weighted_mean(snapshots, m.of)
     size = torch.tensor(
         [float(sum(v.numel() for k, v in weights.items() if m.group[k] == g)) for g in m.groups]
     )
@@ -920,7 +917,7 @@ def bayes_soup(
         trial = study.ask(ranges)
         ws = -np.log([trial.params[n] for n in names_u])
         ws /= ws.sum()
-        t = _taste(score, average(snapshots, ws))
+        t = _taste(score, weighted_mean(snapshots, ws))
         study.tell(trial, t.score)
         if better := t.score > best[0]:
             best = t.score, ws

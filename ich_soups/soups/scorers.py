@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from .checkpoints import fit_names
 from ..core import BadInput
+from .checkpoints import fit_names
 
 # %% ../../nbs/soups/04_scorers.ipynb #c54c4112
 @dataclass

@@ -7,7 +7,7 @@ __all__ = ['PAPER_SOUPS', 'paper_soups', 'pool', 'logits_on', 'candidates', 'fre
 
 # %% ../../nbs/train/05_candidates.ipynb #c48ec2cb
 import numpy as np
-from ..core import atomic, BadInput, may_write
+from ..core import BadInput
 from ..data.collections import PixelDataset
 from ..evidence.comparison import Candidate
 from ..evidence.ensembles import soft_voting
@@ -130,11 +130,5 @@ def candidates(
 # %% ../../nbs/train/05_candidates.ipynb #a82cc3eb
 def fresh_logits(run, split, prepare) -> np.ndarray:
     "Logits of every snapshot with re-estimated statistics, float32 [M, N, C]; computed once."
-    f = run.path / 'logits' / f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}.npy"
-    if not f.exists():
-        out = np.stack([run.logits_of(s.weights(), split, prepare) for s in run.snapshots])
-        if not may_write(f):
-            return out
-        with atomic(f) as tmp:
-            np.save(tmp, out)
-    return np.load(f)
+    name = f"{split}-fresh{sum(map(len, prepare.keywords['dl']))}"
+    return run.kept_logits(name, lambda s: run.logits_of(s.weights(), split, prepare))

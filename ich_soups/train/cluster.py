@@ -31,11 +31,10 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from tqdm.auto import tqdm
-from ..soups.averaging import average
 from ich_soups.core import (
+    atomic,
     BadInput,
     Config,
-    atomic,
     home,
     load_config,
     runs_dir,
@@ -44,11 +43,12 @@ from ich_soups.core import (
     sweep_temporary,
     write_json,
 )
-from ..locks import locked
 from ..data.collections import load_pictures, write_split
-from .models import create_model, stage_summary
+from ..locks import locked
+from ..soups.averaging import weighted_mean
 from ..soups.records import epochs_done
-from .runs import Averages, Journal, Run, get_run, make_learner
+from .models import create_model, stage_summary
+from .runs import Averages, get_run, Journal, make_learner, Run
 from .scoring import loaders
 from .snapshots import SnapshotCallback
 
@@ -491,7 +491,7 @@ class _Taster:
             self.open()
         if absent := set(epochs) - set(self.files):
             raise BadInput(f'{self.path} keeps no epoch {min(absent)}; it has {sorted(self.files)}')
-        return float(self.score(average([self.files[e] for e in epochs])))
+        return float(self.score(weighted_mean([self.files[e] for e in epochs])))
 
 # %% ../../nbs/train/07_cluster.ipynb #a6e35c51
 def score_soups(

@@ -9,15 +9,15 @@ __all__ = ['TEACHER', 'teacher', 'seen_by', 'whole', 'patch_of', 'patches', 'tea
 import numpy as np
 import timm
 import torch
-from fastai.callback.core import Callback
 from PIL import Image
+from fastai.callback.core import Callback
 from torch import nn
 from torch.nn import functional as F
-from ..core import amp_dtype, atomic, cache_dir, device
-from ..locks import locked
-from ..data.collections import Pictures, collection, load_pictures, open_picture, to_look_at
-from .models import pip_weights
+from ..core import amp_dtype, atomic, cache_dir, device, kept_arrays
+from ..data.collections import collection, load_pictures, open_picture, Pictures, to_look_at
 from ..data.motifs import motifs
+from ..locks import locked
+from .models import pip_weights
 
 # %% ../../nbs/train/06_distil.ipynb #0c5fd1b7
 TEACHER = 'tf_efficientnet_lite0'
@@ -98,11 +98,13 @@ def _kept_patches(n, seed):
     path = cache_dir() / 'patches' / f'{n}-{seed}.npz'
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(f'{path}.lock'):
-        if not path.exists():
+        found = kept_arrays(path)
+        if found is None:
             images = patches(n, seed=seed)
+            found = dict(images=images, labels=teacher_labels(images))
             with atomic(path) as tmp, open(tmp, 'wb') as f:
-                np.savez(f, images=images, labels=teacher_labels(images))
-    return np.load(path)
+                np.savez(f, **found)
+    return found
 
 # %% ../../nbs/train/06_distil.ipynb #41ec7c70
 @collection('patches')

@@ -7,7 +7,6 @@ __all__ = ['PAPER_MODELS', 'WEIGHTS', 'RELATIVES', 'tiny_densenet', 'tiny_vit8',
            'fetch_weights', 'pip_weights', 'bundled_weights', 'data_stats', 'is_bn', 'has_bn', 'stage_summary', 'main']
 
 # %% ../../nbs/train/00_models.ipynb #e3daf25b
-import ich_soups
 import hashlib
 import importlib
 import re
@@ -23,6 +22,7 @@ from timm.models.densenet import DenseNet
 from timm.models.vision_transformer import checkpoint_filter_fn, VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+import ich_soups
 from ..core import BadInput, read_json, seed_all, suggest
 from ..soups.checkpoints import fitting, load_weights, Other, save_weights
 

@@ -40,7 +40,9 @@ from ich_soups.core import (
     Config,
     device,
     device_name,
+    keep_array,
     keep_memory,
+    kept_array,
     load_config,
     make_folder,
     may_write,
@@ -524,6 +526,25 @@ class Run(Scored):
     def __repr__(self):
         return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
 
+# %% ../../nbs/train/03_runs.ipynb #bc6bceaf
+@patch
+def kept_logits(
+    self: Run,
+    name: str,  # what the file in the directory `logits` of the run is called
+    make,  # a `Snapshot` -> its logits, float32 [N, C]
+) -> np.ndarray:
+    """Logits of every snapshot, float32 [M, N, C], by epoch: read, or computed where there are none, or where
+    they are not those that were written for these snapshots and images."""
+    f, snapshots = self.path / 'logits' / f'{name}.npy', self.snapshots
+    of = ' '.join([name, str(self.provenance.get('data')), *(s.sha256 for s in snapshots)])
+    found = kept_array(f, of)
+    if found is not None and found.ndim == 3 and len(found) == len(snapshots):
+        return found
+    out = np.stack([make(s) for s in snapshots])
+    if may_write(f):  # a run may be there to be read alone
+        keep_array(f, out, of)
+    return out
+
 # %% ../../nbs/train/03_runs.ipynb #bcf2d9dd
 @patch
 def logits(self: Run, split='val') -> np.ndarray:
@@ -531,14 +552,7 @@ def logits(self: Run, split='val') -> np.ndarray:
     others are computed once."""
     if split == 'val':
         return np.stack([s.logits() for s in self.snapshots])
-    f = self.path / 'logits' / f'{split}.npy'
-    if not f.exists():
-        out = np.stack([self.logits_of(s.weights(), split) for s in self.snapshots])
-        if not may_write(f):
-            return out  # a run that may only be read
-        with atomic(f) as tmp:
-            np.save(tmp, out)
-    return np.load(f)
+    return self.kept_logits(split, lambda s: self.logits_of(s.weights(), split))
 
 # %% ../../nbs/train/03_runs.ipynb #5e6979e0
 def _cpu_turn():
