@@ -302,6 +302,51 @@ def test_no_other_route_opens_files(served, secret, route, wrap):
         assert 'verdict' not in text and 'webp;base64' not in text and str(secret[0]) not in text, text
 
 
+NOBODY = (
+    'x',
+    '%5Cetc%5Cpasswd',
+    '%252e%252e%252fetc',
+    '..%2f..%2fetc',
+    'classify%00',
+    'v2/x',
+    'v3/classify',
+    '1',
+)
+
+
+@pytest.mark.parametrize('route', ('call', 'run', 'api'))
+@pytest.mark.parametrize('name', NOBODY)
+def test_a_call_of_what_is_not_there_is_no_error_of_the_page(served, route, name, capfd):
+    _, url, _ = served
+    r = httpx.post(f'{url}gradio_api/{route}/{name}', json=dict(data=[None]), timeout=30)
+    assert 400 <= r.status_code < 500, (r.status_code, r.text)
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('event', (None, 'x', dict(index='x'), dict(index=10**9)))
+@pytest.mark.parametrize('n', (-2, -1, 5, 10**9, None, 'x'))
+def test_a_function_that_is_not_there_is_no_error_of_the_page(served, n, event, capfd):
+    _, url, _ = served
+    call = dict(data=[None], fn_index=n, session_hash='nonsense', event_data=event)
+    r = httpx.post(f'{url}gradio_api/queue/join', json=call, timeout=30)
+    assert 400 <= r.status_code < 500, (r.status_code, r.text)
+    said = capfd.readouterr().err
+    assert 'Traceback' not in said and len(said) < 200, said
+
+
+def test_answers_tell_browsers_to_be_careful(served):
+    _, url, _ = served
+    for path, head in (
+        ('', {}),
+        ('config', {}),
+        ('gradio_api/file=/etc/passwd', {}),
+        ('', dict(host='evil')),
+    ):
+        r = httpx.get(f'{url}{path}', headers=head)
+        assert r.headers['x-content-type-options'] == 'nosniff'
+        assert r.headers['cross-origin-resource-policy'] == r.headers['referrer-policy'] == 'same-origin'
+
+
 def test_files_are_served_of_that_visit_alone(served, secret):
     "Neither what lies beside the uploads, nor the upload of another visit; an example of the page to everybody."
     blocks, url, run = served

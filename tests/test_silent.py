@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 import ich_soups.app.export as export
-from ich_soups.data.collections import collections as data
+from ich_soups.data import collections as data
 from ich_soups.soups.checkpoints import Checkpoint, find_checkpoints, load_weights
 from ich_soups.app.cli import main
 from ich_soups.evidence.comparison import Candidate, table

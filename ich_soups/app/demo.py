@@ -671,7 +671,9 @@ class Uploads:
 MOST_JSON, MOST_FILES = 100_000, 8  # bytes of a call, files of an upload
 _HERE = ('127.0.0.1', 'localhost', '[::1]')
 _HOST = re.compile(r'(\[[0-9a-f:.%]+\]|[^\[\]:@/\s,]+)(:\d{1,5})?')
-_WRITES = re.compile(r'/gradio_api/(upload|queue/join|call/.+|run/.+|api/.+|cancel|reset)/?|/login/?')
+_WRITES = re.compile(
+    r'/gradio_api/(upload|queue/join|call/(v2/)?classify|run/.+|api/.+|cancel|reset)/?|/login/?'
+)
 _FILES = re.compile(r'.*?/file[=/](.*)', re.S)
 
 
@@ -820,14 +822,35 @@ class Guard:
             receive = _bounded(scope, headers, receive)
         except Refusal as e:
             await _drain(dict(more_body=scope['method'] == 'POST'), receive)
-            return await PlainTextResponse(e.words, e.status)(scope, receive, send)
+            return await PlainTextResponse(e.words, e.status)(scope, receive, _with(send, *_CAREFUL))
         if _is_upload(scope):
             send = self._noting(send, visit)
             plain = [h for h in scope['headers'] if h[0] != b'accept-encoding']  # we read along
             scope = scope | dict(headers=plain)
         elif not visit and 'text/html' in headers.get('accept', ''):
-            send = _with_cookie(send)
-        await self.app(scope, receive, send)
+            send = _with(send, _cookie())
+        await self._answered(scope, receive, _with(send, *_CAREFUL))
+
+    async def _answered(self, scope, receive, send):
+        "What Gradio answers; where it stumbles over a call that makes no sense, a sentence to both sides."
+        from starlette.responses import PlainTextResponse
+
+        begun = fell = False
+
+        async def heard(message):
+            nonlocal begun, fell
+            fell = fell or not begun and message.get('status') == 500
+            if not fell:
+                begun = True
+                await send(message)
+
+        try:
+            await self.app(scope, receive, heard)
+        except Exception as e:
+            fell = True
+            _say(f'note: a request made no sense ({type(e).__name__}); it was refused')
+        if fell and not begun:
+            await PlainTextResponse('This request makes no sense here.', 400)(scope, receive, send)
 
     def _noting(self, send, visit):
         "Pass an answer on, and write the paths in it into the book."
@@ -858,13 +881,25 @@ def visit_of(
     return m[1] if m else ''
 
 # %% ../../nbs/app/02_demo.ipynb #a092f50e
-def _with_cookie(send):
-    "An answer that begins a visit."
-    line = f'{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax'
+# no guessing what a file is, no address of this page for other pages, and none of its pictures in them
+_CAREFUL = (
+    (b'x-content-type-options', b'nosniff'),
+    (b'referrer-policy', b'same-origin'),
+    (b'cross-origin-resource-policy', b'same-origin'),
+)
+
+
+def _cookie():
+    "The header that begins a visit."
+    return b'set-cookie', f'{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax'.encode()
+
+
+def _with(send, *headers):
+    "An answer with these headers."
 
     async def given(message):
         if message['type'] == 'http.response.start':
-            message = message | dict(headers=[*message.get('headers', ()), (b'set-cookie', line.encode())])
+            message = message | dict(headers=[*message.get('headers', ()), *headers])
         await send(message)
 
     return given
