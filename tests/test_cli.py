@@ -6,7 +6,7 @@ import pytest, torch
 from PIL import Image
 from ich_soups.soups.checkpoints import load_weights
 from ich_soups.app.cli import main
-from ich_soups.soups.recipes import Soup
+from ich_soups.soups.soup import Soup
 
 SMALL = ('--size', '32', '--bs', '16', '--epochs', '2')
 ODD = 'tên lạ\n"x" [red]'

@@ -21,8 +21,9 @@ from ich_soups.app.export import (
 )
 from ich_soups.train.models import create_model
 from ich_soups.data.scenes import scenes17
-from ich_soups.soups.recipes import Soup
-from ich_soups.train.runs import evaluate, get_run, predict_logits
+from ich_soups.soups.soup import Soup
+from ich_soups.train.scoring import evaluate, predict_logits
+from ich_soups.train.runs import get_run
 
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from ich_soups.core import Config
 from ich_soups.data.collections import check_folder, image_dls, load_pictures
-from ich_soups.soups.recipes import uniform_soup
-from ich_soups.train.runs import evaluate, get_run
+from ich_soups.soups.weights import uniform_soup
+from ich_soups.train.scoring import evaluate
+from ich_soups.train.runs import get_run
 
 
 def test_the_collection_is_split_and_cached(home, ahe10):

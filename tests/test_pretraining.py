@@ -10,7 +10,8 @@ from ich_soups.train.distil import Distil
 from ich_soups.train.models import RELATIVES, WEIGHTS, bundled_weights, create_model
 from ich_soups.data.motifs import motifs
 from ich_soups.companion.pretraining import Beginning, Enough, source_config
-from ich_soups.train.runs import get_run, predict_logits
+from ich_soups.train.runs import get_run
+from ich_soups.train.scoring import predict_logits
 
 TOLD = json.loads((WEIGHTS / 'weights.json').read_text(encoding='utf-8'))
 

@@ -14,7 +14,10 @@ from ich_soups.train.candidates import fresh_logits
 from ich_soups.core import BadInput, Config, keep_array, kept_array
 from ich_soups.data.collections import load_pictures
 from ich_soups.train.snapshots import Snapshot, kept_epochs
-from ich_soups.soups.recipes import RECIPES, Soup, average, greedy_soup
+from ich_soups.soups.recipes import RECIPES
+from ich_soups.soups.soup import Soup
+from ich_soups.soups.averaging import average
+from ich_soups.soups.greedy import greedy_soup
 from ich_soups.train.runs import Run, get_run
 
 NAN = float('nan')
@@ -157,7 +160,8 @@ def test_logits_that_are_no_numbers_never_look_like_a_score(copy):
     lost = Snapshot(a.path, a.epoch, a.scores, a.sha256, copy / 'lost.npy')
     hits = r.targs('val') == 0
     assert hits.any()  # so many would the first class get right
-    from ich_soups.soups.recipes import _singles, _logits
+    from ich_soups.soups.recipes import _singles
+    from ich_soups.app.cli import _logits
 
     assert _singles([lost, *rest], score, None, _logits([lost, *rest], score))[0] == -np.inf
 

@@ -9,7 +9,9 @@ from ich_soups.app import cli
 from ich_soups.soups.averaging import average
 from ich_soups.soups.checkpoints import Checkpoint, contents, find_checkpoints, fit_names, load_weights
 from ich_soups.core import BadInput, Config
-from ich_soups.soups.recipes import RECIPES, Soup, ema_soup, last_soup, uniform_soup
+from ich_soups.soups.recipes import RECIPES
+from ich_soups.soups.soup import Soup
+from ich_soups.soups.weights import ema_soup, last_soup, uniform_soup
 
 
 def sd(v, **more):

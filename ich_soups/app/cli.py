@@ -1358,7 +1358,7 @@ def _models(names, arch, size, pics, data=None, part=None):
     """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
     the classes of `pics`."""
     from ich_soups.app.export import Classifier, as_classifier
-    from ich_soups.soups.recipes import Soup
+    from ich_soups.soups.soup import Soup
 
     out = {}
     for n in names:
@@ -1879,7 +1879,7 @@ def report(
 # %% ../../nbs/app/04_cli.ipynb #96a6b8de
 def _soups(files):
     "`{file's stem: Soup}`."
-    from ich_soups.soups.recipes import Soup
+    from ich_soups.soups.soup import Soup
 
     for f in files:
         _no_pipe(f)
@@ -1951,7 +1951,7 @@ def export(
     from ich_soups.soups.checkpoints import save_weights
     from ich_soups.core import BadInput
     from ich_soups.app.export import push_to_hub, save_pretrained, to_onnx, to_onnx_images
-    from ich_soups.soups.recipes import Soup
+    from ich_soups.soups.soup import Soup
 
     _known(to, tuple(_ENDS), 'format')
     if push and to != 'timm':

@@ -58,7 +58,8 @@ from ..data.collections import _why, decode, visible
 from ..evidence.metrics import paired_difference, paired_test, scores
 from ..train.models import blank_model, create_model, data_stats
 from ..soups.records import folder_info, onnx_info, read_info, soup_header
-from ..soups.recipes import Soup, bn_batches
+from ..soups.soup import Soup
+from ..soups.batchnorm import bn_batches
 
 # %% ../../nbs/app/00_export.ipynb #6a0430ba
 def _name(i, picture):

@@ -57,7 +57,7 @@ from ich_soups.evidence.plots import (
     shrink_png,
     use_style,
 )
-from ..soups.recipes import Soup
+from ..soups.soup import Soup
 from ..evidence.tables import over_seeds
 from ..train.runs import Run, lr_schedule
 

@@ -31,9 +31,10 @@ from ..soups.averaging import average
 from ..core import Config, amp_dtype, device, device_name, keep_memory, provenance
 from ..data.collections import image_dls, load_pictures
 from ..train.models import create_model
-from ..soups.recipes import greedy_soup
+from ..soups.greedy import greedy_soup
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import compiled as through_compiler, get_run, make_learner, predict_logits
+from ..train.runs import compiled as through_compiler, get_run, make_learner
+from ..train.scoring import predict_logits
 
 # %% ../../nbs/companion/08_bench.ipynb #c67383c0
 @contextlib.contextmanager

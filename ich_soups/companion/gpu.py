@@ -45,7 +45,8 @@ from ..train.cluster import Ranks, _accelerator, _environ, _watch, start_group
 from ..core import BadInput, Config, checkout, device, device_name, load_config
 from ..core import one_line, provenance, write_json
 from ..app.export import Classifier, to_onnx
-from ..soups.recipes import bn_batches, recalibrate_bn, recipe
+from ..soups.batchnorm import bn_batches, recalibrate_bn
+from ..soups.recipes import recipe
 from ..evidence.tables import add_rows, long_table
 from ..train.runs import Run, get_run
 

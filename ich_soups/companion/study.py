@@ -29,7 +29,7 @@ from ..evidence.ensembles import soft_voting
 from ..evidence.metrics import METRICS
 from ..evidence.tables import add_rows, long_table, origin, over_seeds, read_rows
 from ..soups.cook import cook, fresh_batchnorm
-from ..soups.recipes import uniform_soup
+from ..soups.weights import uniform_soup
 from ..train.candidates import pool
 from ..train.models import RELATIVES
 from ..train.runs import get_run

@@ -15,7 +15,7 @@ from scipy.stats import combine_pvalues
 from ..train.candidates import pool
 from ..evidence.diversity import model_distance, subset_test
 from ..evidence.metrics import METRICS
-from ..soups.recipes import greedy_soup
+from ..soups.greedy import greedy_soup
 from .study import DRAWS, scenes_cfg, tuned_run
 from ..evidence.tables import add_rows, long_table, origin, read_rows
 from ..train.runs import get_run

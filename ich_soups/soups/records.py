@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd
 import torch
-from .checkpoints import Checkpoint
 from ich_soups.core import (
-    BadInput,
-    Odd,
     anything,
+    BadInput,
     checked,
     listed,
     matching,
     number,
+    Odd,
     parsed,
     read_json,
     table,
     text,
     whole,
 )
+from .checkpoints import Checkpoint
 
 # %% ../../nbs/soups/02_records.ipynb #f20d982d
 def optional(kind):

@@ -18,7 +18,7 @@ from torch import nn
 from ..core import BadInput, provenance, suggest
 from ..evidence.metrics import metric as metric_fn, METRICS, temperature
 from ..soups.cook import BN_IMAGES, cook
-from ..soups.recipes import bn_batches, recalibrate_bn
+from ..soups.batchnorm import bn_batches, recalibrate_bn
 from ..soups.scorers import NeedsScorer, Scorer
 from .models import has_bn
 from .snapshots import lower_is_better, SnapshotCallback, SnapshotStore

@@ -18,7 +18,7 @@ from ..core import amp_dtype, BadInput, Config, device, provenance
 from ..data.collections import image_dls, load_pictures
 from ..evidence.metrics import metric, scores, temperature as best_temperature
 from ..soups.cook import BN_IMAGES
-from ..soups.recipes import bn_batches, recalibrate_bn
+from ..soups.batchnorm import bn_batches, recalibrate_bn
 from ..soups.scorers import Scorer
 from .models import create_model, data_stats, has_bn
 
