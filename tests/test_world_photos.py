@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli
-from ich_soups.data import collections as data
+from ich_soups.data.collections import collections as data
 from ich_soups.app import demo
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
@@ -666,3 +666,206 @@ def test_a_name_means_the_collection_everywhere(home, photos, monkeypatch):
     assert len(pics) == 36 and not said
     data._say_which('scenes17:40')
     assert 'give ./scenes17' in notes(lambda: data._say_which('scenes17'))[1]
+
+
+# Colours that are floating-point numbers, and formats that come and go.
+
+
+def float_tiff(a, order='<', predictor=1, packed=False, apart=False, strips=1, turn=1):
+    "A TIFF of float [H, W, n], as microscopes and renderers write it; checked against nothing but the standard."
+    h, w, n = a.shape
+    bits, rows = a.dtype.itemsize * 8, -(-h // strips)
+    planes = [a[..., k : k + 1] for k in range(n)] if apart else [a]
+    pieces = []
+    for p in planes:
+        for y in range(0, h, rows):
+            b = p[y : y + rows].astype(a.dtype.newbyteorder(order)).tobytes()
+            if predictor == 3:
+                be = p[y : y + rows].astype('>f4').tobytes()
+                b3 = np.frombuffer(be, np.uint8).reshape(len(p[y : y + rows]), -1, 4).transpose(0, 2, 1)
+                flat = b3.reshape(len(b3), -1, p.shape[2]).astype(np.int64)
+                b = np.diff(flat, axis=1, prepend=0).astype(np.uint8).tobytes()
+            pieces.append(zlib.compress(b) if packed else b)
+    fields = {
+        256: (4, [w]), 257: (4, [h]), 258: (3, [bits] * n), 259: (3, [8 if packed else 1]), 262: (3, [2]),
+        274: (3, [turn]), 277: (3, [n]), 278: (4, [rows]), 284: (3, [2 if apart else 1]), 317: (3, [predictor]),
+        339: (3, [3] * n),
+    }  # fmt: skip
+    if n == 4:
+        fields[338] = (3, [2])
+    body, places = b'', []
+    for p in pieces:
+        places.append(8 + len(body))
+        body += p
+    fields |= {273: (4, places), 279: (4, [len(p) for p in pieces])}
+    if predictor == 1:
+        del fields[317]
+    extra_at, entries, extra = 8 + len(body) + 2 + 12 * len(fields) + 4, b'', b''
+    for tag, (kind, v) in sorted(fields.items()):
+        packed_v = struct.pack(f'{order}{len(v)}{"H" if kind == 3 else "I"}', *v)
+        if len(packed_v) > 4:
+            packed_v, extra = struct.pack(order + 'I', extra_at + len(extra)), extra + packed_v
+        entries += struct.pack(order + 'HHI', tag, kind, len(v)) + packed_v.ljust(4, b'\0')
+    head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'I', 8 + len(body))
+    return head + body + struct.pack(order + 'H', len(fields)) + entries + bytes(4) + extra
+
+
+FLOATS = [
+    dict(),
+    dict(order='>'),
+    dict(packed=True),
+    dict(packed=True, strips=3),
+    dict(packed=True, predictor=3),
+    dict(packed=True, predictor=3, strips=4),
+    dict(packed=True, predictor=3, order='>'),
+    dict(packed=True, order='>'),
+    dict(apart=True),
+    dict(apart=True, strips=4),
+    dict(apart=True, packed=True, predictor=3),
+    dict(turn=6),
+    dict(top=4095.0),
+    dict(alpha=True),
+    dict(alpha=True, packed=True, predictor=3),
+    dict(odd=True),
+]
+
+
+@pytest.mark.parametrize('how', FLOATS, ids=lambda h: ' '.join(f'{k}={v}' for k, v in h.items()) or 'plain')
+def test_colours_of_floating_point(how, home, photos):
+    how = dict(how)
+    top, alpha, odd = (how.pop(k, d) for k, d in dict(top=1, alpha=0, odd=0).items())
+    y, x = np.mgrid[0:32, 0:40] / 40
+    a = np.stack([x, y, np.full_like(x, 0.25)], -1)
+    a[0, 0] = 1
+    want = (a * 255).round()
+    a = (a * top).astype('f4')
+    if alpha:
+        clear = np.ones((32, 40, 1), 'f4')
+        clear[:, 20:] = 0
+        a, want[:, 20:] = np.concatenate([a, clear], -1), 255
+    if odd:
+        a[5, 5], want[5, 5] = (np.nan, np.inf, -np.inf), (0, 255, 0)
+    b = float_tiff(a, **how)
+    if how.get('turn') == 6:
+        want = np.rot90(want, -1)
+    shown = np.asarray(to_look_at(open_picture(b), 64)).astype(int)
+    assert shown.shape == want.shape and abs(shown - want).max() <= 1, (shown[3, ::9], want[3, ::9])
+    assert decode(b, 16).shape == (16, 16, 3)
+    (photos / 'Chợ nổi' / 'float.tif').write_bytes(b)
+    assert 'taken as 0 to' in texts(photos) and len(load_pictures(photos)) == 37
+
+
+@pytest.mark.parametrize(
+    'b',
+    [
+        float_tiff(np.zeros((8, 8, 3), 'f2')),
+        float_tiff(np.zeros((8, 8, 3), 'f8')),
+        float_tiff(np.zeros((8, 8, 6), 'f4')),
+        float_tiff(np.zeros((9, 8, 3), 'f4'), apart=True, strips=2),
+    ],
+    ids=['half', 'double', 'six colours', 'uneven strips apart'],
+)
+def test_colours_of_floating_point_that_are_not_read(b, tmp_path):
+    (tmp_path / 'a.tif').write_bytes(b)
+    why = data._check_file(tmp_path / 'a.tif')[1]
+    assert why.startswith('it is a TIFF') and 'save it as' in why, why
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('packed', [False, True])
+def test_grey_of_floating_point_in_either_order(order, packed):
+    a = np.linspace(0, 1, 40, dtype='f4')[None, :, None].repeat(40, 0)
+    is_ramp(float_tiff(a, order, packed=packed).replace(*photometric(order)))
+
+
+def photometric(order):
+    "What makes grey of a TIFF that says it is RGB."
+    entry = lambda v: struct.pack(order + 'HHIHH', 262, 3, 1, v, 0)
+    return entry(2), entry(1)
+
+
+def test_a_broken_tiff_of_floating_point_is_one_sentence(tmp_path):
+    b = float_tiff(np.random.default_rng(0).random((8, 8, 3)).astype('f4'), packed=True)
+    for k in range(4, len(b), 29):
+        for spoilt in (b[:k], b[:k] + bytes([b[k] ^ 0xFF]) + b[k + 1 :]):
+            (tmp_path / 'a.tif').write_bytes(spoilt)
+            data._check_file(tmp_path / 'a.tif')  # a reason, or pixels; never more
+
+
+@pytest.mark.skipif('AVIF' not in data.FORMATS, reason='this Pillow reads no AVIF')
+@pytest.mark.parametrize('name', ['a.avif', 'a', 'a.jpg'])
+def test_avif(name, home, photos):
+    im = Image.fromarray(np.stack([ramp()] * 3, -1))
+    (photos / 'Chợ nổi' / name).write_bytes(saved(im, 'avif', quality=95))
+    assert len(load_pictures(photos)) == 37
+    is_ramp((photos / 'Chợ nổi' / name).read_bytes(), 10)
+
+
+@pytest.mark.parametrize(
+    'head, lost, says',
+    [
+        (b'\xff\x0a\xfa\x7f', 'JXL', 'JPEG XL'),
+        (b'\0\0\0\x0cJXL \r\n\x87\n', 'JXL', 'JPEG XL'),
+        (b'\0\0\0\x20ftypavif', 'AVIF', 'newer Pillow'),
+        (b'\0\0\0\x20ftypheic', 'HEIF', 'ich_soups[photos]'),
+    ],
+)
+def test_formats_that_are_not_read_here_are_named(head, lost, says, home, photos, monkeypatch, tmp_path):
+    formats = tuple(f for f in data.FORMATS if f != lost)
+    monkeypatch.setattr(data, 'FORMATS', formats)
+    (tmp_path / 'a.jpg').write_bytes(head + bytes(200))
+    why = data._check_file(tmp_path / 'a.jpg')[1]
+    assert says in why and why.startswith('it is '), why
+
+
+@needs_heif
+@pytest.mark.parametrize('turns', [0, 1, 2, 3])
+def test_heic_that_is_turned_by_its_container(turns):
+    "`irot` counts quarter turns against the clock; telephones write it beside an EXIF that says the same."
+    want = np.rot90(decode(HEIC, 64), turns)
+    got = decode(with_irot(HEIC, turns), 64)
+    assert abs(got.astype(int) - want.astype(int)).max() < 40
+
+
+def with_irot(b, turns):
+    "A HEIC whose first property says in what direction it lies."
+    assert b.count(b'ipco') == b.count(b'ipma') == 1
+    box = struct.pack('>I4sB', 9, b'irot', turns)
+    ipco = b.index(b'ipco') - 4
+    size = struct.unpack_from('>I', b, ipco)[0]
+    kinds, at = [], ipco + 8
+    while at < ipco + size:
+        kinds.append(b[at + 4 : at + 8])
+        at += struct.unpack_from('>I', b, at)[0]
+    new = b[: ipco + size] + box + b[ipco + size :]
+    number = len(kinds) + 1
+    if b'irot' in kinds:
+        raise AssertionError('it is turned already')
+    ipma = new.index(b'ipma') - 4
+    count = new[ipma + 4 + 4 + 4 + 4 + 2]
+    end = ipma + 19 + count
+    new = new[: ipma + 18] + bytes([count + 1]) + new[ipma + 19 : end] + bytes([0x80 | number]) + new[end:]
+    grown = {ipco: 9, ipma: 1}
+    for name, n in ((b'iprp', 10), (b'meta', 10)):
+        grown[new.index(name) - 4] = n
+    out = bytearray(new)
+    for place, n in grown.items():
+        struct.pack_into('>I', out, place, struct.unpack_from('>I', new, place)[0] + n)
+    return moved(bytes(out), 10)
+
+
+def moved(b, n):
+    "The same with the places of its data (`iloc`, version 0, one extent each) moved on."
+    at = b.index(b'iloc') + 4
+    version, sizes = b[at], struct.unpack_from('>H', b, at + 4)[0]
+    assert version in (0, 1) and sizes >> 12 == 4
+    base = (sizes >> 4) & 15
+    out, k = bytearray(b), at + 8
+    for _ in range(struct.unpack_from('>H', b, at + 6)[0]):
+        k += 2 + (2 if version else 0) + 2 + base
+        extents = struct.unpack_from('>H', b, k)[0]
+        k += 2
+        for _ in range(extents):
+            struct.pack_into('>I', out, k, struct.unpack_from('>I', b, k)[0] + n)
+            k += 4 + ((sizes >> 8) & 15)
+    return bytes(out)

@@ -35,7 +35,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
@@ -290,6 +290,124 @@ def _clear_in_eight(clear, raw):
         return min(255, clear * _STEPS[raw])
     return clear
 
+# %% ../../nbs/data/02_collections.ipynb #8995bee1
+_TIFF = {b'II*\0': '<', b'MM\0*': '>'}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of TIFF's types
+
+
+def _fields(data, order):
+    "Number of a field of a TIFF's first image -> (place of its entry, type, count, first number)."
+    at = struct.unpack_from(order + 'I', data, 4)[0]
+    out = {}
+    for k in range(struct.unpack_from(order + 'H', data, at)[0]):
+        entry = at + 2 + 12 * k
+        tag, kind, count = struct.unpack_from(order + 'HHI', data, entry)
+        size = _SIZES.get(kind, 1)
+        place = entry + 8 if size * count <= 4 else struct.unpack_from(order + 'I', data, entry + 8)[0]
+        letter = {1: 'B', 2: 'H', 4: 'I', 8: 'Q'}[size]
+        out[tag] = entry, kind, count, struct.unpack_from(order + letter, data, place)[0]
+    return out
+
+# %% ../../nbs/data/02_collections.ipynb #905ea633
+def _drop_field(out, entry, order):
+    "Overwrite an entry of a TIFF by the one before it: a field that stands there twice counts once."
+    out[entry : entry + 12] = out[entry - 12 : entry]
+
+
+def _as_grey(data, order, fields, n):
+    "The bytes of a TIFF that says that it is grey, `n` times as wide or as high, and without a predictor."
+    apart = fields.get(284, (0, 0, 0, 1))[3] == 2  # the colours follow one another
+    new = {257 if apart else 256: fields[257 if apart else 256][3] * n}
+    new |= {258: 32, 262: 1, 274: 1, 277: 1, 284: 1, 317: 1, 339: 3}
+    if apart and 278 in fields:
+        new[278] = min(fields[278][3], fields[257][3])
+    if 322 in fields:
+        new[322] = fields[322][3] * n
+    out = bytearray(data)
+    for tag, value in new.items():
+        if tag in fields:
+            struct.pack_into(order + 'HHII', out, fields[tag][0], tag, 4, 1, value)
+    for tag in (280, 281, 338, 340, 341):  # what is said of single colours
+        if tag in fields:
+            _drop_field(out, fields[tag][0], order)
+    return bytes(out)
+
+
+def _unpredicted(a, n, order):
+    "The numbers of rows that hold differences of their bytes, float32 [H, W * n]."
+    a = a.byteswap() if order == '>' else a  # libtiff has swapped what were no numbers yet
+    b = np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1, n)
+    b = np.cumsum(b, 1, dtype=np.uint8).reshape(len(a), 4, -1)  # highest bytes first
+    return np.ascontiguousarray(b.transpose(0, 2, 1)).view('>f4')[..., 0].astype(np.float32)
+
+
+_NO_TIFF = 'save it as a TIFF of 8 or 16 bits a colour, or as a PNG'
+
+
+def _float_numbers(data, order, fields, most):
+    "The floating-point numbers of a TIFF of several colours, [H, W, n]; `BadInput` for kinds that are not read."
+    width, height, bits, n = (fields[t][3] for t in (256, 257, 258, 277))
+    predictor, tiled = fields.get(317, (0, 0, 0, 1))[3], 322 in fields
+    apart, rows = fields.get(284, (0, 0, 0, 1))[3] == 2, fields.get(278, (0, 0, 0, height))[3]
+    _bounded((width, height), most // 4)  # they take four times the memory of bytes, and more
+    if bits != 32 or n > 4 or predictor not in (1, 3) or predictor == 3 and tiled:
+        raise BadInput(
+            f'it is a TIFF of {n} floating-point numbers of {bits} bits in a way that is not read; {_NO_TIFF}'
+        )
+    if apart and (tiled or rows < height and height % rows):
+        raise BadInput(
+            f'it is a TIFF whose floating-point colours lie apart in a way that is not read; {_NO_TIFF}'
+        )
+    with Image.open(io.BytesIO(_as_grey(data, order, fields, n)), formats=('TIFF',)) as im:
+        _in_own_order(im)
+        a = np.asarray(im)
+    if predictor == 3:
+        a = _unpredicted(a, 1 if apart else n, order)
+    return a.reshape(n, height, width).transpose(1, 2, 0) if apart else a.reshape(height, width, n)
+
+
+def _float_colours(data, most):
+    "An upright RGB image of a TIFF of floating-point colours; None for any other file."
+    order = _TIFF.get(data[:4])
+    fields = _fields(data, order) if order else {}
+    if fields.get(339, (0, 0, 0, 1))[3] != 3 or fields.get(277, (0, 0, 0, 1))[3] < 3:
+        return
+    a = _float_numbers(data, order, fields, most)
+    rgb, seen = a[..., :3], np.isfinite(a[..., :3])
+    low, high, guess = _range(rgb[seen], {}) if seen.any() else (0, 1, 'no number in it is finite')
+    with np.errstate(all='ignore'):
+        scaled = np.nan_to_num((rgb - low) * (255 / (high - low)), nan=0, posinf=255, neginf=0)
+    im = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    if a.shape[2] == 4:
+        im.putalpha(Image.fromarray((np.nan_to_num(a[..., 3]).clip(0, 1) * 255).round().astype(np.uint8)))
+    turn = _TURNS.get(fields.get(274, (0, 0, 0, 1))[3])
+    im = im if turn is None else im.transpose(turn)
+    im.format, im.said = 'TIFF', dict(guess=guess)
+    return im
+
+# %% ../../nbs/data/02_collections.ipynb #72dc662d
+_JXL = rb'\xff\x0a|\0\0\0\x0cJXL '
+_UNREAD = (
+    ('JXL', 'a JPEG XL image, which is not read; save it as a JPEG or PNG'),
+    ('AVIF', 'an AVIF image; a newer Pillow reads it (pip install -U pillow)'),
+    ('HEIF', "a HEIC image; pip install 'ich_soups[photos]' reads those"),
+)
+
+
+def _say_unread(data):
+    "`BadInput` for an image of a known kind that is not read here."
+    marks = _BRANDS | dict(JXL=_JXL)
+    for kind, words in _UNREAD:
+        if kind not in FORMATS and re.match(marks[kind], data, re.S):
+            raise BadInput(f'it is {words}')
+
+# %% ../../nbs/data/02_collections.ipynb #be824b3c
+def _in_own_order(im):
+    "Numbers of a compressed TIFF reach Pillow in the order of this machine, which it does not know of those wide ones."
+    wide = {'F;32BF': 'F;32NF', 'I;32B': 'I;32N', 'I;32BS': 'I;32NS'}
+    if getattr(im, 'tile', None) and im.tile[0][0] == 'libtiff' and _raw_mode(im) in wide:
+        im.tile = [(c, box, at, (wide[args[0]], *args[1:])) for c, box, at, args in im.tile]
+
 # %% ../../nbs/data/02_collections.ipynb #f65228a8
 def open_picture(
     src,  # a path, or the bytes of a picture file
@@ -303,7 +421,13 @@ def open_picture(
     except Image.DecompressionBombError as e:
         pixels = int(re.search(r'\d+', str(e))[0])
         _refuse(f'{pixels / 1e6:,.0f} million pixels', most)
+    except UnidentifiedImageError:
+        _say_unread(data)
+        if (im := _float_colours(data, most)) is None:
+            raise
+        return im
     _bounded(im.size, most)
+    _in_own_order(im)
     im.said = _said_by(im)
     if im.said.get('raw') in _OTHER_BYTE:
         im.said['lower'] = lambda: _lower_bytes(data, im.said['raw'])
@@ -415,7 +539,8 @@ def _squeezed(im, size):
 # %% ../../nbs/data/02_collections.ipynb #551b27dc
 def _flat(im):
     "An upright RGB copy of eight bits with white behind it, and what was guessed."
-    said, guess = getattr(im, 'said', None) or _said_by(im), ''
+    said = getattr(im, 'said', None) or _said_by(im)
+    guess = said.get('guess', '')
     im = _upright(im)
     if im.mode == 'La':
         im = im.convert('LA')
