@@ -319,7 +319,7 @@ def cli(args, env={}, **kw):
 
 
 def test_help_is_quick():
-    code = "import sys; from ich_soups.app.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'gradio') if m in sys.modules], file=sys.stderr)"
+    code = "import sys; from ich_soups.app.cli import main; main(sys.argv[1:]); print([m for m in ('torch', 'fastai', 'timm', 'numpy', 'pandas', 'statsmodels', 'gradio') if m in sys.modules], file=sys.stderr)"
     spent = lambda: sum(
         resource.getrusage(resource.RUSAGE_CHILDREN)[:2]
     )  # of the processor: other programs may want it too

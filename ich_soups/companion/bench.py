@@ -59,7 +59,7 @@ def _wait():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
-
+# %% ../../nbs/companion/08_bench.ipynb #36405f27
 def _now():
     _wait()
     return time.perf_counter()
@@ -67,7 +67,8 @@ def _now():
 # %% ../../nbs/companion/08_bench.ipynb #710fbf25
 def _bare(cfg, model, opt, batches):
     "Forward, backward and step on batches in memory, same precision and layout."
-    dtype, t0 = amp_dtype(cfg.precision), _now()
+    dtype = amp_dtype(cfg.precision)
+    t0 = _now()
     for x, y in batches:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             out = model(x)
@@ -86,7 +87,8 @@ class _Clock(Callback):
         self.rates = []
 
     def before_train(self):
-        self.t0, self.n = _now(), 0
+        self.t0 = _now()
+        self.n = 0
 
     def after_batch(self):
         self.n += len(self.xb[0]) if self.training else 0
@@ -100,6 +102,19 @@ def _plain(photos, cfg):
     it in a process of its own."""
     dev = device()
     half = dev.type == 'cuda'
+    dl = _plain_batches(photos, cfg, half)
+    classes = len(dl.dataset.classes)
+    model = _plain_model(cfg, classes).to(dev)
+    train = _PlainLoop(model, cfg, classes, dev, half)
+    train([next(iter(dl))] * (1 if dev.type == 'cpu' and cfg.size > 128 else 3))
+    if half:
+        train(dl)  # a GPU is done before its workers have started
+    t0 = _now()
+    return train(dl) / (_now() - t0)
+
+# %% ../../nbs/companion/08_bench.ipynb #9bb445df
+def _plain_batches(photos, cfg, half):
+    "Every JPEG decoded and cropped by workers, in every epoch."
     tfms = v2.Compose(
         [
             v2.RandomResizedCrop(cfg.size, (cfg.crop_min, 1.0)),
@@ -109,9 +124,8 @@ def _plain(photos, cfg):
             v2.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    files = ImageFolder(str(photos), tfms)
-    dl = torch.utils.data.DataLoader(
-        files,
+    return torch.utils.data.DataLoader(
+        ImageFolder(str(photos), tfms),
         cfg.bs // cfg.accum,
         shuffle=True,
         num_workers=min(8, os.cpu_count() or 2),
@@ -119,51 +133,60 @@ def _plain(photos, cfg):
         pin_memory=half,
         persistent_workers=half,
     )
-    kw = dict(num_classes=len(files.classes))
-    try:
-        model = timm.create_model(cfg.arch, img_size=cfg.size, **kw).to(dev)
-    except TypeError:
-        model = timm.create_model(cfg.arch, **kw).to(dev)
-    mix, scaler = (
-        v2.RandomChoice([v2.MixUp(**kw), v2.CutMix(**kw)]),
-        torch.amp.GradScaler('cuda', enabled=half),
-    )
-    opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd)
 
-    def loop(batches):
+# %% ../../nbs/companion/08_bench.ipynb #e09631d8
+def _plain_model(cfg, classes):
+    "A model of timm; those that take any size of image have no argument `img_size`."
+    try:
+        return timm.create_model(cfg.arch, img_size=cfg.size, num_classes=classes)
+    except TypeError:
+        return timm.create_model(cfg.arch, num_classes=classes)
+
+# %% ../../nbs/companion/08_bench.ipynb #118434c1
+class _PlainLoop:
+    "The usual loop: MixUp or CutMix, a loss in half precision on a GPU, clipped gradients, AdamW."
+
+    def __init__(self, model, cfg, classes, dev, half):
+        self.model, self.cfg, self.dev, self.half = model, cfg, dev, half
+        self.mix = v2.RandomChoice([v2.MixUp(num_classes=classes), v2.CutMix(num_classes=classes)])
+        self.scaler = torch.amp.GradScaler('cuda', enabled=half)
+        self.opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd)
+
+    def __call__(self, batches):
+        "Train on the batches; how many images they had."
         n = 0
         for i, (x, y) in enumerate(batches, 1):
-            x, y = x.to(dev, non_blocking=True), y.to(dev, non_blocking=True)
-            if random.random() < cfg.mix:
-                x, y = mix(x, y)
-            with torch.autocast('cuda', torch.float16, enabled=half):
-                loss = nn.functional.cross_entropy(model(x), y)
-            scaler.scale(loss / cfg.accum).backward()
+            self._backward(x.to(self.dev, non_blocking=True), y.to(self.dev, non_blocking=True))
             n += len(x)
-            if i % cfg.accum:
-                continue
-            scaler.unscale_(opt)
-            nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-            scaler.step(opt)
-            scaler.update()
-            opt.zero_grad()
+            if i % self.cfg.accum == 0:
+                self._step()
         return n
 
-    loop([next(iter(dl))] * (1 if dev.type == 'cpu' and cfg.size > 128 else 3))
-    if half:
-        loop(dl)  # a GPU is done before its workers have started
-    t0 = _now()
-    return loop(dl) / (_now() - t0)
+    def _backward(self, x, y):
+        if random.random() < self.cfg.mix:
+            x, y = self.mix(x, y)
+        with torch.autocast('cuda', torch.float16, enabled=self.half):
+            loss = nn.functional.cross_entropy(self.model(x), y)
+        self.scaler.scale(loss / self.cfg.accum).backward()
+
+    def _step(self):
+        self.scaler.unscale_(self.opt)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
+        self.scaler.step(self.opt)
+        self.scaler.update()
+        self.opt.zero_grad()
 
 # %% ../../nbs/companion/08_bench.ipynb #d065315c
+def _in_new_process(code, *args, **kw) -> str:
+    "What a fresh process prints that runs this Python code."
+    command = [sys.executable, '-W', 'ignore', '-c', code, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **kw).stdout
+
+# %% ../../nbs/companion/08_bench.ipynb #18400dd3
 def _plain_elsewhere(photos, cfg):
-    "The same in a fresh process, so that none of our settings speeds it up."
+    "`_plain` in a fresh process, so that none of our settings speeds it up."
     code = f'from ich_soups.companion.bench import _plain, Config; print(_plain({str(photos)!r}, {cfg!r}))'
-    return float(
-        subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
-        ).stdout.split()[-1]
-    )
+    return float(_in_new_process(code).split()[-1])
 
 # %% ../../nbs/companion/08_bench.ipynb #7206a055
 def training_speed(
@@ -171,40 +194,45 @@ def training_speed(
     cfg: Config = Config.scratch(),  # architecture, size, batch size, precision
     rounds: int = 3,  # each way is timed so often, in turns
 ) -> pd.DataFrame:
-    """Pictures a second of the bare model, of our training, and of the plain way, and the ratios; medians
+    """Images a second of the bare model, of our training, and of the plain way, and the ratios; medians
     over rounds."""
     keep_memory()
     dls = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min)
-    new = lambda: create_model(cfg.arch, dls.c, cfg.size, seed=0)
-    adamw = lambda m: torch.optim.AdamW(m.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
-    bare = new().to(dls.device, memory_format=torch.channels_last)
     batches = [tuple(t.as_subclass(torch.Tensor) for t in b) for b in dls.train]
-    opt, rows = adamw(bare), []
-    for i in range(rounds + 1):
-        with tempfile.TemporaryDirectory() as d:
-            clock = _Clock()
-            learn = make_learner(cfg.replace(epochs=1), dls, d).add_cb(clock)
-            with learn.no_bar(), learn.no_logging():
-                learn.fit(1)
-        rows.append(
-            dict(
-                bare=_bare(cfg, bare, opt, batches),
-                ours=clock.rates[0],
-                plain=_plain_elsewhere(photos, cfg) if i else 1.0,
-            )
-        )
-    df = pd.DataFrame(rows[1:])  # the first round warms up
-    ratio = lambda a, b: (df[a] / df[b]).median()
+    model, opt = _bare_model(cfg, dls.c, dls.device)
+    rows = []
+    for i in range(rounds + 1):  # the first round warms up
+        ours = _our_rate(cfg, dls)
+        bare = _bare(cfg, model, opt, batches)
+        rows.append(dict(bare=bare, ours=ours, plain=_plain_elsewhere(photos, cfg) if i else 1.0))
+    return _rates(pd.DataFrame(rows[1:]))
+
+# %% ../../nbs/companion/08_bench.ipynb #a93d9e9b
+def _bare_model(cfg, classes, dev):
+    "A model and its optimiser."
+    model = create_model(cfg.arch, classes, cfg.size, seed=0).to(dev, memory_format=torch.channels_last)
+    return model, torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
+
+# %% ../../nbs/companion/08_bench.ipynb #e921c4db
+def _our_rate(cfg, dls) -> float:
+    "Images a second of one epoch of our training."
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as d:
+        learn = make_learner(cfg.replace(epochs=1), dls, d).add_cb(clock)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+    return clock.rates[0]
+
+# %% ../../nbs/companion/08_bench.ipynb #226ca998
+def _rates(df) -> pd.DataFrame:
+    "Medians of the three ways, and of their ratios within a round."
+    to_bare = df.div(df.bare, axis=0).median()
+    to_plain = (df.ours / df.plain).median()
     return pd.DataFrame(
         [
             dict(way='bare model', rate=df.bare.median()),
-            dict(
-                way='ours',
-                rate=df.ours.median(),
-                to_bare=ratio('ours', 'bare'),
-                to_plain=ratio('ours', 'plain'),
-            ),
-            dict(way='plain torchvision', rate=df.plain.median(), to_bare=ratio('plain', 'bare')),
+            dict(way='ours', rate=df.ours.median(), to_bare=to_bare.ours, to_plain=to_plain),
+            dict(way='plain torchvision', rate=df.plain.median(), to_bare=to_bare.plain),
         ]
     )
 
@@ -235,7 +263,7 @@ class _Stamp(Callback):
         self.log.append((f'{event} {self.side}', _now()))
 
 # %% ../../nbs/companion/08_bench.ipynb #87bad32e
-for _e in (
+_EVENTS = (
     'before_train',
     'before_batch',
     'after_pred',
@@ -245,7 +273,8 @@ for _e in (
     'before_step',
     'after_step',
     'after_batch',
-):
+)
+for _e in _EVENTS:
     setattr(_Stamp, _e, lambda self, _e=_e: self._note(_e))
 
 # %% ../../nbs/companion/08_bench.ipynb #b22bdc9f
@@ -254,8 +283,25 @@ def time_shares(
     cfg: Config = Config.scratch(),  # architecture, size, batch size, precision
 ) -> pd.DataFrame:
     "Milliseconds a batch and the share of each part of a training step, the second of two epochs."
-    dls, log, read = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min), [], []
-    ds = dls.train.dataset
+    dls = image_dls(load_pictures(photos), cfg.size, cfg.bs // cfg.accum, cfg.crop_min)
+    log = []
+    read = _time_reading(dls.train.dataset)
+    with tempfile.TemporaryDirectory() as d:
+        learn = make_learner(cfg.replace(epochs=2), dls, d).add_cbs([_Stamp('in', log), _Stamp('out', log)])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2)
+    log = log[max(i for i, (e, _) in enumerate(log) if e == 'before_train out') :]
+    n = sum(e == 'after_batch in' for e, _ in log)
+    sums = _seconds_of_parts(log)
+    sums['reading the batch'] = sum(read[-n:])
+    sums['crop, flip, normalise'] -= sums['reading the batch']
+    df = pd.DataFrame([dict(part=k, ms=1000 * v / n, share=v / sum(sums.values())) for k, v in sums.items()])
+    return df.sort_values('ms', ascending=False, ignore_index=True)
+
+# %% ../../nbs/companion/08_bench.ipynb #8d76e5a2
+def _time_reading(ds) -> list:
+    "From now on, the seconds that a data set takes to read each batch."
+    read = []
 
     def timed(idxs, batch=ds.batch):
         t0 = time.perf_counter()
@@ -265,19 +311,16 @@ def time_shares(
             read.append(time.perf_counter() - t0)
 
     ds.batch = timed
-    with tempfile.TemporaryDirectory() as d:
-        learn = make_learner(cfg.replace(epochs=2), dls, d).add_cbs([_Stamp('in', log), _Stamp('out', log)])
-        with learn.no_bar(), learn.no_logging():
-            learn.fit(2)
-    log = log[max(i for i, (e, _) in enumerate(log) if e == 'before_train out') :]
-    n, sums = sum(e == 'after_batch in' for e, _ in log), {}
+    return read
+
+# %% ../../nbs/companion/08_bench.ipynb #b6458936
+def _seconds_of_parts(log) -> dict:
+    "Sum of the seconds between neighbouring events, by part of the step."
+    sums = {}
     for (a, t0), (b, t1) in zip(log, log[1:]):
         part = _PARTS.get((a, b), 'other callbacks')
         sums[part] = sums.get(part, 0) + t1 - t0
-    sums['reading the batch'] = sum(read[-n:])
-    sums['crop, flip, normalise'] -= sums['reading the batch']
-    df = pd.DataFrame([dict(part=k, ms=1000 * v / n, share=v / sum(sums.values())) for k, v in sums.items()])
-    return df.sort_values('ms', ascending=False, ignore_index=True)
+    return sums
 
 # %% ../../nbs/companion/08_bench.ipynb #b799c428
 class _Halt(Exception):
@@ -293,25 +336,13 @@ class _Meter(Callback):
         self.stop, self.rows = stop, []
 
     def before_fit(self):
-        for part, cb, event in (
-            ('snapshot', self.snapshot, 'before_epoch'),
-            ('snapshot', self.snapshot, 'after_pred'),
-            ('snapshot', self.snapshot, 'after_epoch'),
-            ('state', self.journal, 'after_epoch'),
-        ):
-            setattr(cb, event, self._timed(part, getattr(cb, event)))
+        _time_events(self, 'snapshot', self.snapshot, 'before_epoch', 'after_pred', 'after_epoch')
+        _time_events(self, 'state', self.journal, 'after_epoch')
         self._open()
 
     def _open(self):
-        self.t0, self.row = _now(), dict(training=0.0, validation=0.0, snapshot=0.0, state=0.0)
-
-    def _timed(self, part, f):
-        def event():
-            t0 = _now()
-            f()
-            self.row[part] += _now() - t0
-
-        return event
+        self.t0 = _now()
+        self.row = dict(training=0.0, validation=0.0, snapshot=0.0, state=0.0)
 
     def before_train(self):
         self.t1 = _now()
@@ -333,6 +364,21 @@ class _Meter(Callback):
             raise _Halt('measured')
         self._open()
 
+# %% ../../nbs/companion/08_bench.ipynb #ae079d71
+def _time_events(meter, part, cb, *events):
+    "Let the meter add up the seconds that a callback spends in these events."
+
+    def timed(f):
+        def event():
+            t0 = _now()
+            f()
+            meter.row[part] += _now() - t0
+
+        return event
+
+    for e in events:
+        setattr(cb, e, timed(getattr(cb, e)))
+
 # %% ../../nbs/companion/08_bench.ipynb #87b318c0
 def keeping_speed(
     cfg: Config = Config.scratch(),
@@ -343,7 +389,8 @@ def keeping_speed(
     cfg = cfg.replace(epochs=epochs + 2, k=epochs + 2)
 
     def halted(stop):
-        meter, t0 = _Meter(stop), _now()
+        meter = _Meter(stop)
+        t0 = _now()
         with contextlib.suppress(_Halt):
             get_run(cfg, d, [meter])
         return meter, t0
@@ -361,28 +408,28 @@ def model_speed(
     batches: int = 2,  # measured, after one to warm up
     compiled: bool = False,  # by `torch.compile`
 ) -> dict:
-    "`train` and `score`, pictures a second of the bare model; `first`, seconds of the first step; `params`."
+    "`train` and `score`, images a second of the bare model; `first`, seconds of the first step; `params`."
     keep_memory()
-    dev, bs = device(), cfg.bs // cfg.accum
-    model = create_model(cfg.arch, n_classes, cfg.size, seed=0).to(dev, memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.wd, fused=True)
-    batch = (
-        torch.randn(bs, 3, cfg.size, cfg.size, device=dev).contiguous(memory_format=torch.channels_last),
-        torch.randint(n_classes, (bs,), device=dev),
-    )
+    model, opt = _bare_model(cfg, n_classes, device())
+    batch = _random_batch(cfg, n_classes)
     run = through_compiler(model) if compiled else model
     t0 = _now()
     _bare(cfg, run, opt, [batch])
-    first, train = _now() - t0, _bare(cfg, run, opt, [batch] * batches)
+    first = _now() - t0
+    train = _bare(cfg, run, opt, [batch] * batches)
     predict_logits(model, [batch], cfg.precision)
     t0 = _now()
     predict_logits(model, [batch] * batches, cfg.precision)
-    return dict(
-        train=train,
-        score=bs * batches / (_now() - t0),
-        first=first,
-        params=sum(p.numel() for p in model.parameters()),
-    )
+    score = len(batch[0]) * batches / (_now() - t0)
+    return dict(train=train, score=score, first=first, params=sum(p.numel() for p in model.parameters()))
+
+# %% ../../nbs/companion/08_bench.ipynb #52c5a6ff
+def _random_batch(cfg, n_classes):
+    "Random images and labels, as many as one forward pass takes."
+    bs = cfg.bs // cfg.accum
+    images = torch.randn(bs, 3, cfg.size, cfg.size, device=device())
+    labels = torch.randint(n_classes, (bs,), device=device())
+    return images.contiguous(memory_format=torch.channels_last), labels
 
 # %% ../../nbs/companion/08_bench.ipynb #5838f432
 def compile_speed(
@@ -390,23 +437,20 @@ def compile_speed(
     batches: int = 20,  # measured each time
     rounds: int = 3,  # of each, in turns
 ) -> pd.DataFrame:
-    """Pictures a second of the bare model as it is and compiled, the ratio, and the seconds that the
+    """Images a second of the bare model as it is and compiled, the ratio, and the seconds that the
     compilation takes."""
     from torch._inductor.utils import fresh_cache
 
+    measured = dict(eager=[], compiled=[])
     with fresh_cache():
-        rows = [
-            dict(
-                eager=model_speed(cfg, batches=batches),
-                compiled=model_speed(cfg, batches=batches, compiled=True),
-            )
-            for _ in range(rounds)
-        ]
-    rate = {k: np.median([r[k]['train'] for r in rows]) for k in rows[0]}
+        for _ in range(rounds):
+            for way, found in measured.items():
+                found.append(model_speed(cfg, batches=batches, compiled=way == 'compiled'))
+    rate = {way: np.median([m['train'] for m in found]) for way, found in measured.items()}
     return pd.DataFrame(
         [
-            dict(way=k, rate=v, ratio=v / rate['eager'], first_step_s=rows[0][k]['first'])
-            for k, v in rate.items()
+            dict(way=way, rate=v, ratio=v / rate['eager'], first_step_s=measured[way][0]['first'])
+            for way, v in rate.items()
         ]
     )
 
@@ -417,15 +461,14 @@ _BUSY = 'while True: sum(range(100_000))'
 def _quiet_and_busy(cfg, batches, rounds):
     """Images a second of the bare model, alone and beside one busy process, in turns. Call it in a process of
     its own."""
-    rate = lambda: model_speed(cfg, batches=batches)['train']
-    rate()
+    model_speed(cfg, batches=batches)
     quiet, busy = [], []
     for _ in range(rounds):
-        quiet.append(rate())
+        quiet.append(model_speed(cfg, batches=batches)['train'])
         other = subprocess.Popen([sys.executable, '-c', _BUSY])
         time.sleep(0.3)
         try:
-            busy.append(rate())
+            busy.append(model_speed(cfg, batches=batches)['train'])
         finally:
             other.kill()
         other.wait()
@@ -444,7 +487,7 @@ SPINS = {
     'long turning': dict(GOMP_SPINCOUNT='100000'),
 }
 
-
+# %% ../../nbs/companion/08_bench.ipynb #c791c69e
 def busy_speed(
     cfg: Config = Config.scratch(),
     batches: int = 15,  # timed at once
@@ -453,36 +496,26 @@ def busy_speed(
 ) -> pd.DataFrame:
     """Images a second of the bare model on a quiet machine and beside one busy process; `of_quiet` is the
     share of the quiet speed that is left, `of_torch` the quiet speed against torch's own setting."""
-    rows = []
-    for way in ways:
-        first = 'import torch' if way == 'as torch comes' else 'import ich_soups'
-        code = (
-            f'{first}; from ich_soups.companion.bench import _quiet_and_busy, Config; '
-            f'print(*_quiet_and_busy({cfg!r}, {batches}, {rounds}))'
-        )
-        out = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code],
-            env=_own_environment(**SPINS[way]),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        quiet, busy = map(float, out.split()[-2:])
-        rows.append(
-            dict(
-                way=way,
-                quiet=quiet,
-                busy=busy,
-                of_quiet=busy / quiet,
-                of_torch=quiet / (rows[0]['quiet'] if rows else quiet),
-            )
-        )
-    return pd.DataFrame(rows)
+    df = pd.DataFrame([_busy_row(way, cfg, batches, rounds) for way in ways])
+    return df.assign(of_quiet=df.busy / df.quiet, of_torch=df.quiet / df.quiet[0])
+
+# %% ../../nbs/companion/08_bench.ipynb #f7dda2ea
+def _busy_row(way, cfg, batches, rounds) -> dict:
+    "`_quiet_and_busy` in a fresh process with one of `SPINS`."
+    first = 'import torch' if way == 'as torch comes' else 'import ich_soups'
+    code = (
+        f'{first}; from ich_soups.companion.bench import _quiet_and_busy, Config; '
+        f'print(*_quiet_and_busy({cfg!r}, {batches}, {rounds}))'
+    )
+    out = _in_new_process(code, env=_own_environment(**SPINS[way]))
+    quiet, busy = map(float, out.split()[-2:])
+    return dict(way=way, quiet=quiet, busy=busy)
 
 # %% ../../nbs/companion/08_bench.ipynb #46e8bf48
 def _floor(files, out):
     "Seconds to read the files and to write one as large as the first."
-    t0, view = time.perf_counter(), memoryview(bytearray(1 << 20))
+    t0 = time.perf_counter()
+    view = memoryview(bytearray(1 << 20))
     for f in files:
         with open(f, 'rb', buffering=0) as h:
             while h.readinto(view):
@@ -495,14 +528,7 @@ def _floor(files, out):
     return time.perf_counter() - t0
 
 # %% ../../nbs/companion/08_bench.ipynb #8b424b0d
-def peak_memory(
-    imports: str,  # Python code that does not count
-    work: str,  # and the code that does; both see `args`
-    *args,  # anything that JSON can carry
-) -> float:
-    """Peak of the resident memory of `work` in a fresh process above what it had after `imports`, MiB; Linux
-    only."""
-    code = f"""
+_PEAK = """
 import json
 import sys
 args = json.loads(sys.argv[1])
@@ -513,14 +539,17 @@ before = now('VmRSS')
 {work}
 print(now('VmHWM')-before)
 """
-    return float(
-        subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code, json.dumps(args)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()[-1]
-    )
+
+# %% ../../nbs/companion/08_bench.ipynb #7cc8b9f3
+def peak_memory(
+    imports: str,  # Python code that does not count
+    work: str,  # and the code that does; both see `args`
+    *args,  # anything that JSON can carry
+) -> float:
+    """Peak of the resident memory of `work` in a fresh process above what it had after `imports`, MiB; Linux
+    only."""
+    code = _PEAK.format(imports=imports, work=work)
+    return float(_in_new_process(code, json.dumps(args)).split()[-1])
 
 # %% ../../nbs/companion/08_bench.ipynb #8accb033
 def averaging_speed(
@@ -530,62 +559,73 @@ def averaging_speed(
     rounds: int = 3,  # the floor and we in turns
 ) -> pd.DataFrame:
     "Seconds of the floor and of `average` to a file, their ratio (medians), and the peak of memory in MiB."
-    rows, sd = (
-        [],
-        create_model(
-            arch, 1000, int(arch.split('_')[-1]) if arch[-3:].isdigit() else 64, seed=0
-        ).state_dict(),
-    )
     with tempfile.TemporaryDirectory() as d:
+        sets = _sets_of_files(_random_weights(arch), d, k, more)
+        return pd.DataFrame([dict(what=what) | _averaging_row(files, d, rounds) for what, files in sets])
 
-        def measure(what, files):
-            pairs = []
-            for _ in range(rounds + 1):
-                a, t0 = _floor(files, f'{d}/floor'), time.perf_counter()
-                average(files, out=f'{d}/soup.safetensors')
-                pairs.append((a, time.perf_counter() - t0))
-            a, b = np.array(pairs[1:]).T
-            rows.append(
-                dict(
-                    what=what,
-                    checkpoints=len(files),
-                    MiB_read=sum(map(os.path.getsize, files)) / 2**20,
-                    floor=np.median(a),
-                    ours=np.median(b),
-                    ratio=np.median(b / a),
-                    peak_MiB=peak_memory(
-                        'import torch, safetensors.torch; from ich_soups.soups.averaging import average',
-                        'average(args[0], out=args[1])',
-                        files,
-                        f'{d}/soup.safetensors',
-                    ),
-                )
-            )
+# %% ../../nbs/companion/08_bench.ipynb #16d2ea08
+def _random_weights(arch) -> dict:
+    "The state dict of a new model; a size at the end of the name is that of its images."
+    size = int(arch.split('_')[-1]) if arch[-3:].isdigit() else 64
+    return create_model(arch, 1000, size, seed=0).state_dict()
 
-        def write(kind, dtype=None):
-            for i in range(k):
-                torch.manual_seed(i)
-                w = {
-                    n: (v + torch.randn_like(v) * 0.01).to(dtype or v.dtype) if v.is_floating_point() else v
-                    for n, v in sd.items()
-                }
-                save_file(
-                    w, f'{d}/{i}.{kind}', metadata=dict(epoch=str(i))
-                ) if kind == 'safetensors' else torch.save(dict(model_state_dict=w), f'{d}/{i}.{kind}')
-            return [f'{d}/{i}.{kind}' for i in range(k)]
+# %% ../../nbs/companion/08_bench.ipynb #aad5fff4
+def _sets_of_files(weights, folder, k, more):
+    """What is averaged, `(name, files)`; each set is written when it is asked for and may replace the one
+    before."""
+    files = _write_checkpoints(weights, folder, k)
+    yield 'equal headers', files
+    for n in more:
+        yield 'equal headers', (files * n)[:n]
+    pth = _write_checkpoints(weights, folder, k, 'pth')
+    yield '.pth', pth
+    yield 'half of each', files[: k // 2] + pth[k // 2 :]
+    for f in pth:
+        os.unlink(f)
+    for dtype in (torch.float16, torch.bfloat16):
+        files = _write_checkpoints(weights, folder, k, dtype=dtype)
+        yield str(dtype).removeprefix('torch.'), files
 
-        files = write('safetensors')
-        measure('equal headers', files)
-        for n in more:
-            measure('equal headers', (files * n)[:n])
-        pth = write('pth')
-        measure('.pth', pth)
-        measure('half of each', files[: k // 2] + pth[k // 2 :])
-        for f in pth:
-            os.unlink(f)
-        for t in (torch.float16, torch.bfloat16):
-            measure(str(t).removeprefix('torch.'), write('safetensors', t))
-    return pd.DataFrame(rows)
+# %% ../../nbs/companion/08_bench.ipynb #6fc454b3
+def _write_checkpoints(weights, folder, k, kind='safetensors', dtype=None) -> list:
+    "Files of the weights with a little noise."
+    files = [f'{folder}/{i}.{kind}' for i in range(k)]
+    for i, f in enumerate(files):
+        torch.manual_seed(i)
+        w = {n: _with_noise(v, dtype) for n, v in weights.items()}
+        if kind == 'safetensors':
+            save_file(w, f, metadata=dict(epoch=str(i)))
+        else:
+            torch.save(dict(model_state_dict=w), f)
+    return files
+
+# %% ../../nbs/companion/08_bench.ipynb #dbfbeb85
+def _with_noise(v, dtype):
+    "A tensor with a little noise; counts as they are."
+    if not v.is_floating_point():
+        return v
+    return (v + torch.randn_like(v) * 0.01).to(dtype or v.dtype)
+
+# %% ../../nbs/companion/08_bench.ipynb #5621d0ed
+def _averaging_row(files, folder, rounds) -> dict:
+    "The floor and `average` in turns, after one round to warm up; medians."
+    soup = f'{folder}/soup.safetensors'
+    pairs = []
+    for _ in range(rounds + 1):
+        floor = _floor(files, f'{folder}/floor')
+        t0 = time.perf_counter()
+        average(files, out=soup)
+        pairs.append((floor, time.perf_counter() - t0))
+    floor, ours = np.array(pairs[1:]).T
+    imports = 'import torch, safetensors.torch; from ich_soups.soups.averaging import average'
+    return dict(
+        checkpoints=len(files),
+        MiB_read=sum(map(os.path.getsize, files)) / 2**20,
+        floor=np.median(floor),
+        ours=np.median(ours),
+        ratio=np.median(ours / floor),
+        peak_MiB=peak_memory(imports, 'average(args[0], out=args[1])', files, soup),
+    )
 
 # %% ../../nbs/companion/08_bench.ipynb #e2a2bc2b
 def _naive(snaps, score):
@@ -595,8 +635,9 @@ def _naive(snaps, score):
     rank = sorted(range(len(ws)), key=lambda i: (-alone[i], i))
     pick, best = rank[:1], alone[rank[0]]
     for i in rank[1:]:
-        if (v := score(average([ws[j] for j in pick + [i]]))) > best:
-            pick, best = pick + [i], v
+        value = score(average([ws[j] for j in pick + [i]]))
+        if value > best:
+            pick, best = pick + [i], value
     return [snaps[i].name for i in pick]
 
 # %% ../../nbs/companion/08_bench.ipynb #9dc745e3
@@ -611,41 +652,47 @@ def search_speed(
     for cfg in configs:
         run = get_run(cfg)
         for k in ks:
-            snaps = (
-                sorted(run.snapshots, key=lambda s: -s.scores['accuracy'])[:k]
-                if k <= 8
-                else run.snapshots[-k:]
-            )
+            snaps = _some_snapshots(run, k)
             for m in metrics:
-                score, full = run.scorer(m), run.scorer(m)
-                full.early = False
-                full.load(snaps[0].weights())
-
-                def bare():
-                    t0 = time.perf_counter()
-                    with torch.inference_mode(), score._autocast():
-                        for x, _ in run.dls[1]:
-                            run.model(x.as_subclass(torch.Tensor))
-                    return time.perf_counter() - t0
-
-                one = np.median([bare() for _ in range(5)])
-                t0 = time.perf_counter()
-                soup = greedy_soup(snaps, score)
-                spent = time.perf_counter() - t0
-                rows.append(
-                    dict(
-                        schedule=cfg.schedule,
-                        seed=cfg.seed,
-                        K=k,
-                        metric=m,
-                        passes=score.passes,
-                        naive=2 * k - 1,
-                        ratio=score.passes / (2 * k - 1),
-                        same=soup.ingredients == _naive(snaps, full),
-                        time_to_bare=spent / (score.passes * one),
-                    )
-                )
+                what = dict(schedule=cfg.schedule, seed=cfg.seed, K=k, metric=m)
+                rows.append(what | _search_row(run, snaps, m))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/companion/08_bench.ipynb #c0d8e2f6
+def _some_snapshots(run, k) -> list:
+    "The best snapshots if they are few, else the last."
+    if k > 8:
+        return run.snapshots[-k:]
+    return sorted(run.snapshots, key=lambda s: -s.scores['accuracy'])[:k]
+
+# %% ../../nbs/companion/08_bench.ipynb #366ebf83
+def _search_row(run, snaps, metric) -> dict:
+    "One greedy search beside the naive one."
+    score = run.scorer(metric)
+    full = run.scorer(metric)
+    full.early = False
+    full.load(snaps[0].weights())
+    one = np.median([_forward_seconds(run, score) for _ in range(5)])
+    t0 = time.perf_counter()
+    soup = greedy_soup(snaps, score)
+    spent = time.perf_counter() - t0
+    naive = 2 * len(snaps) - 1
+    return dict(
+        passes=score.passes,
+        naive=naive,
+        ratio=score.passes / naive,
+        same=soup.ingredients == _naive(snaps, full),
+        time_to_bare=spent / (score.passes * one),
+    )
+
+# %% ../../nbs/companion/08_bench.ipynb #d7ce821b
+def _forward_seconds(run, score) -> float:
+    "Seconds of a bare forward pass over the images for validation."
+    t0 = time.perf_counter()
+    with torch.inference_mode(), score._autocast():
+        for x, _ in run.dls[1]:
+            run.model(x.as_subclass(torch.Tensor))
+    return time.perf_counter() - t0
 
 # %% ../../nbs/companion/08_bench.ipynb #3cc718b8
 def _large():
@@ -687,7 +734,7 @@ def _bench_compile(folder, keep):
         )
         _show(compile_speed(cfg, n), title, keep=keep, table='compile', arch=cfg.arch, size=cfg.size)
 
-
+# %% ../../nbs/companion/08_bench.ipynb #436f49fa
 def _small():
     return dict(arch=Config.scratch().arch, size=Config.scratch().size)
 
@@ -697,7 +744,7 @@ def _bench_keeping(folder, keep):
     title = 'seconds of an epoch of the tiny profile, and of what it costs that nothing is lost'
     _show(keeping_speed(), title, 4, keep, table='keeping', **_small())
 
-
+# %% ../../nbs/companion/08_bench.ipynb #fd435f1c
 def _bench_busy(folder, keep):
     "One busy neighbour."
     title = 'images a second of the bare tiny model, alone and beside one busy process; medians of 3 rounds'
@@ -724,8 +771,8 @@ def _bench_averaging(folder, keep):
 # %% ../../nbs/companion/08_bench.ipynb #816f6394
 def _bench_search(folder, keep):
     "The greedy search against the naive one."
-    every = lambda s: Config.scratch(schedule=s, fixed=tuple(range(1, 31)))
-    df = search_speed([every(s) for s in ('restarts', 'flat:0.3', 'annealed')])
+    every = dict(fixed=tuple(range(1, 31)))
+    df = search_speed([Config.scratch(schedule=s, **every) for s in ('restarts', 'flat:0.3', 'annealed')])
     title = (
         f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time '
         f'{df.time_to_bare.mean():.2f}'
@@ -745,8 +792,8 @@ _BENCHES = dict(
 
 # %% ../../nbs/companion/08_bench.ipynb #df7be3bb
 def main(args=None):
-    """python -m ich_soups.companion.bench training [FOLDER] | keeping | busy | compile | runs | averaging | search;
-    with `keep`, all but the last also go into the long table"""
+    """python -m ich_soups.companion.bench training [FOLDER] | keeping | busy | compile | runs | averaging |
+    search; with `keep`, all but the last also go into the long table"""
     what, *rest = (sys.argv[1:] if args is None else args) or ['']
     if what not in _BENCHES:
         sys.exit(f'what to measure? {main.__doc__}')

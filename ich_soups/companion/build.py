@@ -42,8 +42,10 @@ def run_notebook(
     def skip(cell):
         return cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M)
 
-    path, here = Path(path).resolve(), os.getcwd()
-    nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
+    path = Path(path).resolve()
+    here = os.getcwd()
+    nb = read_nb(path)
+    shell = CaptureShell(path, mpl_format='png')
     try:
         os.chdir(path.parent)
         shell.run_all(nb, exc_stop=True, preproc=skip)
@@ -59,11 +61,11 @@ def run_notebook(
 
 # %% ../../nbs/companion/01_build.ipynb #7d0ea596
 def _small(output):
-    "The output, a picture in it in 256 colours."
-    if png := output.get('data', {}).get('image/png'):
-        output['data']['image/png'] = (
-            base64.b64encode(shrink_png(base64.b64decode(''.join(png)))).decode() + '\n'
-        )
+    "The output, an image in it in 256 colours."
+    png = output.get('data', {}).get('image/png')
+    if png:
+        small = shrink_png(base64.b64decode(''.join(png)))
+        output['data']['image/png'] = base64.b64encode(small).decode() + '\n'
     return output
 
 # %% ../../nbs/companion/01_build.ipynb #0d57c050
@@ -73,12 +75,12 @@ ROOMS = ('data', 'soups', 'evidence', 'train', 'app', 'companion')  # folders of
 def _notebooks(*folders) -> list:
     return [p for f in folders for p in sorted((root() / 'nbs' / f).glob('[0-9]*.ipynb'))]
 
-
+# %% ../../nbs/companion/01_build.ipynb #0006cd9d
 def chapters() -> list:
     "The notebooks that draw the figures, and the front page."
     return _notebooks('chapters') + [root() / 'nbs' / 'index.ipynb']
 
-
+# %% ../../nbs/companion/01_build.ipynb #ba7bb084
 def other_notebooks() -> list:
     "Modules and how-tos, which draw nothing that is kept elsewhere."
     return _notebooks('.', *ROOMS, 'howto')
@@ -108,9 +110,11 @@ def run_all(
     save: bool = True,  # whether they are overwritten with their outputs
 ):
     "Run each in a process of its own, with its time; stops at the first that fails."
-    t0, forks = time.monotonic(), _forks()
+    t0 = time.monotonic()
+    forks = _forks()
     for i, p in enumerate(paths, 1):
-        t, name = time.monotonic(), f'[{i}/{len(paths)}] {p.name}'
+        t = time.monotonic()
+        name = f'[{i}/{len(paths)}] {p.name}'
         print(f'{name} ...', flush=True)
         one = forks.Process(target=run_notebook, args=(p, save))
         one.start()
@@ -154,29 +158,41 @@ def out_of_sync() -> list:
     "Files that differ from what their notebooks say: modules, notebooks that are not clean, README.md."
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        for f in ('nbs', 'ich_soups'):
-            shutil.copytree(
-                root() / f, d / f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
-            )
-        for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'):
-            shutil.copy(root() / f, d / f)
-        for p in (d / 'ich_soups').rglob('*.py'):
-            if p.name != '__init__.py':
-                p.unlink()
+        _copy_sources(d)
         for cmd in ('nbdev_export', 'nbdev_clean'):
-            subprocess.run(
-                [str(Path(sys.executable).parent / cmd)], cwd=d, check=True, stdout=subprocess.DEVNULL
-            )
+            program = Path(sys.executable).parent / cmd
+            subprocess.run([str(program)], cwd=d, check=True, stdout=subprocess.DEVNULL)
         (d / 'README.md').write_text(readme_text(), encoding='utf-8')
-        names = {
-            p.relative_to(r)
-            for r in (d, root())
-            for f in ('nbs', 'ich_soups')
-            for p in (r / f).rglob('*.*')
-            if p.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)
-        } | {Path('README.md')}
-        read = lambda p: p.read_bytes() if p.exists() else None
-        return sorted(str(n) for n in names if read(d / n) != read(root() / n))
+        names = {p.relative_to(r) for r in (d, root()) for p in _made_files(r)}
+        return sorted(str(n) for n in names if _bytes(d / n) != _bytes(root() / n))
+
+# %% ../../nbs/companion/01_build.ipynb #5ae52e90
+_LEFT_OUT = ('__pycache__', '.ipynb_checkpoints')
+
+
+def _copy_sources(to):
+    "Copy the notebooks, and of the package only what is not made from them."
+    for f in ('nbs', 'ich_soups'):
+        shutil.copytree(root() / f, to / f, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'):
+        shutil.copy(root() / f, to / f)
+    for p in (to / 'ich_soups').rglob('*.py'):
+        if p.name != '__init__.py':
+            p.unlink()
+
+# %% ../../nbs/companion/01_build.ipynb #21ba00dd
+def _made_files(folder):
+    "The files of a copy of the project that are compared."
+    yield folder / 'README.md'
+    for f in ('nbs', 'ich_soups'):
+        for p in (folder / f).rglob('*.*'):
+            if p.is_file() and not set(_LEFT_OUT) & set(p.parts):
+                yield p
+
+# %% ../../nbs/companion/01_build.ipynb #b6b5559b
+def _bytes(path):
+    "What is in a file, None if there is none."
+    return path.read_bytes() if path.exists() else None
 
 # %% ../../nbs/companion/01_build.ipynb #2daf9407
 _TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|whole command): (\d+)(?: secs| s)$', re.M)

@@ -44,7 +44,8 @@ KEYS = ('arch', 'share', 'draw', 'lr')
 def efficiency_row(arch: str, share: int, draw: int, lr=None) -> dict:
     "Train if need be; what the single best checkpoint scores on val, test and the ten thousand scenes."
     run = get_run(efficiency_config(arch, share, draw, lr))
-    what, how = dict(arch=arch, share=share, draw=draw, lr=run.cfg.lr), origin(run)[1]
+    what = dict(arch=arch, share=share, draw=draw, lr=run.cfg.lr)
+    how = origin(run)[1]
     what |= dict(images=len(run.pictures.idxs('train')), epochs=run.cfg.epochs, best_epoch=run.best().epoch)
     return what | scored(run, outputs(run, run.best().weights())) | how
 
@@ -67,8 +68,8 @@ def fill(
 
 # %% ../../nbs/companion/07_efficiency.ipynb #3c1b45c8
 def main(args=None):
-    """python -m ich_soups.companion.efficiency: make the rows of `efficiency.csv` that are missing; about an hour and a
-    half on two cores"""
+    """python -m ich_soups.companion.efficiency: make the rows of `efficiency.csv` that are missing; about an
+    hour and a half on two cores"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.efficiency', description=main.__doc__)
     p.add_argument('--share', default='0/1', help='2/4: every fourth row from the third on')
     share, of = map(int, p.parse_args(args).share.split('/'))

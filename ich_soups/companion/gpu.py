@@ -102,7 +102,8 @@ class Watch(Callback):
     order = 5
 
     def before_fit(self):
-        self.types, self.last = set(), []
+        self.types = set()
+        self.last = []
         convs = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
         self.hooks = [m.register_forward_hook(self.saw) for m in convs]
 
@@ -143,8 +144,13 @@ class Trial:
         small: bool = False,  # every part in seconds, on a CPU too
         keep: bool = False,  # whether the speeds go into the long table
     ):
-        self.at, self.small, self.keep = Path(at), small, keep
-        self.until, self.opened, self.watch, self.pace = math.inf, ExitStack(), Watch(), None
+        self.at = Path(at)
+        self.small = small
+        self.keep = keep
+        self.until = math.inf
+        self.opened = ExitStack()
+        self.watch = Watch()
+        self.pace = None
         self.folders = {}
         self.form = 'small' if small else 'full'
         self.cfg = Config.scratch(**FORMS[self.form])
@@ -171,11 +177,11 @@ class Trial:
 class Skip(Exception):
     "A part that cannot run here, and the reason."
 
-
+# %% ../../nbs/companion/10_gpu.ipynb #8319e6e3
 class Wrong(Exception):
     "What a check found, as a sentence."
 
-
+# %% ../../nbs/companion/10_gpu.ipynb #6cf9a182
 def must(
     holds,  # what has to be true
     sentence: str,  # what is wrong if it is not
@@ -287,7 +293,8 @@ class Scale(Callback):
 @part('fp16 training, its scale resumed', 20)
 def fp16_training(trial: Trial) -> dict:
     "Train in fp16, break off, go on; the number is the scale that it went on with."
-    on, watch = Scale(None if trial.gpu else 2.0**16), Watch()
+    on = Scale(None if trial.gpu else 2.0**16)
+    watch = Watch()
     with suppress(Stopped):
         trial.train('fp16', Scale(3 * 2.0**8), Stop(2), precision='fp16')
     kept = torch.load(trial.at / 'fp16' / 'state.pt', weights_only=True)['scaler']['scale']
@@ -328,7 +335,8 @@ def resumed(trial: Trial) -> dict:
         trial.train('cut', Stop(2))
     run = trial.train('cut')
     must(run.provenance['resumed_at'] == 2, f"it went on from epoch {run.provenance['resumed_at']}, not 2")
-    apart, hashes = gap(run, trial.run), [[s.sha256 for s in r.snapshots] for r in (run, trial.run)]
+    apart = gap(run, trial.run)
+    hashes = [[s.sha256 for s in r.snapshots] for r in (run, trial.run)]
     must(apart < 0.1, f'the training losses are {100 * apart:.0f} % apart')
     must(trial.gpu or hashes[0] == hashes[1], 'the snapshots are not the same bits')
     return dict(number=apart, unit='of the loss', note='close' if trial.gpu else 'the same bits')
@@ -339,7 +347,8 @@ def snapshot_scores(trial: Trial) -> dict:
     "The number is the largest difference of a logit, relative to the largest logit."
     worst = 0.0
     for s in trial.run.snapshots:
-        then, now = s.logits(), trial.run.logits_of(s.weights())
+        then = s.logits()
+        now = trial.run.logits_of(s.weights())
         worst = max(worst, float(np.abs(then - now).max() / np.abs(then).max()))
     must(worst <= (0.02 if trial.gpu else 0), f'the logits are {worst:.2g} of the largest apart')
     return dict(number=worst, unit='of the largest logit')
@@ -401,7 +410,8 @@ def bn_statistics(
 @part('BatchNorm measured on the card', 10)
 def batchnorm(trial: Trial) -> dict:
     "Measure on the device and on the CPU; the number is the largest difference to the largest value."
-    model, batches = trial.run.model, bn_batches(trial.run.dls.plain, 256)
+    model = trial.run.model
+    batches = bn_batches(trial.run.dls.plain, 256)
     must(batches[0].device.type == device().type, f'the pictures are on {batches[0].device}')
     model.load_state_dict(average(trial.run.snapshots))
     there = bn_statistics(model, batches)
@@ -424,7 +434,8 @@ def next_numbers(
 @part('random numbers left as they were', 5)
 def random_numbers(trial: Trial) -> dict:
     "Draw before and after pictures for BatchNorm are chosen; the number is how many draws were compared."
-    plain, after = next_numbers(), next_numbers(lambda: bn_batches(trial.run.dls.plain, 64))
+    plain = next_numbers()
+    after = next_numbers(lambda: bn_batches(trial.run.dls.plain, 64))
     must(torch.equal(plain, after), 'choosing pictures for BatchNorm changes what is drawn next')
     return dict(number=len(plain), unit='draws')
 
@@ -434,7 +445,8 @@ def one_rank(
     path,  # of the run
 ):
     "What the process of the group does."
-    acc, cfg = _accelerator(), load_config(config)
+    acc = _accelerator()
+    cfg = load_config(config)
     get_run(cfg, path, [Ranks(acc, cfg.seed)])
     acc.end_training()
 
@@ -449,7 +461,8 @@ def group_of_one(
     path,  # of the run
 ) -> Run:
     "Train in a process that is a group by itself. `Wrong` tells why it failed."
-    config, said = Path(f'{path}.json'), Path(f'{path}.log')
+    config = Path(f'{path}.json')
+    said = Path(f'{path}.log')
     write_json(config, asdict(cfg))
     code = f'from ich_soups.companion.gpu import one_rank; one_rank({str(config)!r}, {str(path)!r})'
     command = [sys.executable, '-W', 'ignore', '-c', code]
@@ -542,7 +555,9 @@ def page_answers(trial: Trial) -> dict:
     must(there == device().type, f'the model of the page is on {there}')
     every = c.probs(pictures)
     i = int(every.max(1).argmax())
-    p, other, answer = every[i], predict.probs(pictures)[i], Page(c)(pictures[i])
+    p = every[i]
+    other = predict.probs(pictures)[i]
+    answer = Page(c)(pictures[i])
     best = c.classes[p.argmax()]
     must(f'<b>{_said(best)}</b>' in answer, 'the page names another class than its model')
     must(_percent(p.max()) in answer, 'the page shows another probability than its model gives')
@@ -561,7 +576,7 @@ def no_codegen():
     finally:
         torch.compile = compiler
 
-
+# %% ../../nbs/companion/10_gpu.ipynb #1c3907e4
 def compiler_there() -> bool:
     "Whether there is the C compiler that the code generator calls."
     return any(map(shutil.which, filter(None, (os.environ.get('CC'), 'gcc', 'cc', 'clang'))))
@@ -649,7 +664,8 @@ class EpochTimes(Callback):
     order = 1000  # after snapshot and state are written
 
     def before_fit(self):
-        self.seconds, self.t0 = [], time.perf_counter()
+        self.seconds = []
+        self.t0 = time.perf_counter()
 
     def after_epoch(self):
         self.seconds.append(time.perf_counter() - self.t0)
@@ -672,12 +688,14 @@ def protocol(trial: Trial) -> list:
     "Rows: seconds an epoch, hours of a whole training with its control, and the accuracy of the soups."
     from ich_soups.companion.paper import paper_rows
 
-    cfg, times = Config.paper(**dict(pretrained='', fixed=()) | PROTOCOLS[trial.form]), EpochTimes()
+    cfg = Config.paper(**dict(pretrained='', fixed=()) | PROTOCOLS[trial.form])
+    times = EpochTimes()
     run = get_run(cfg, cbs=[times])
     scored = paper_rows(cfg, cfg.replace(schedule='annealed', k=1, monitor=('accuracy',)))
     epoch = statistics.median(times.seconds[1:])  # the first one warms up
     trial.pace = cfg.arch, whole_epoch(epoch, run)
-    epochs, of = Config.paper().epochs, f'{cfg.arch} at {cfg.size} px'
+    epochs = Config.paper().epochs
+    of = f'{cfg.arch} at {cfg.size} px'
     hours = 2 * epochs * trial.pace[1] / 3600
     found = [
         ('seconds an epoch', epoch, 's', f'{of}, {len(run.pictures)} pictures'),
@@ -710,7 +728,8 @@ def whole_table(trial: Trial) -> dict:
     jobs = plan('scenes17:170', '', 1, **small) if trial.small else plan('scenes17', '', 5)
     df = costs(jobs)
     print(df.round(2).to_string(index=False, na_rep=''), flush=True)
-    times, hours = 1.0 if trial.small else slower(trial, df), df.hours.iloc[-1]
+    times = 1.0 if trial.small else slower(trial, df)
+    hours = df.hours.iloc[-1]
     count = f'networks: {len(df) - 1}, trainings: {df.trainings.iloc[-1]}'
     note = f'{count}; {times:.2f} times what the bare models take'
     return dict(status='measured', number=times * hours, unit='hours', note=note)
@@ -727,7 +746,9 @@ def run_parts(
     then=None,  # called with the rows of each part
 ) -> tuple:
     "`(rows, names of the parts that were left out)`."
-    end, rows, left_out = time.monotonic() + 60 * minutes, [], []
+    end = time.monotonic() + 60 * minutes
+    rows = []
+    left_out = []
     with trial.opened:
         for name, f in (PARTS if parts is None else parts).items():
             left = end - time.monotonic()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ICH17', 'check_layout', 'called', 'which_models', 'plan', 'paper_rows', 'fill', 'results', 'beside_in_words',
-           'pretty_results', 'settings_in_words', 'write_results', 'costs', 'prepare', 'main']
+           'pretty_results', 'plot_published', 'settings_in_words', 'write_results', 'costs', 'prepare', 'main']
 
 # %% ../../nbs/companion/09_paper.ipynb #a19588f4
 import argparse
@@ -13,17 +13,19 @@ import sys
 import tempfile
 from pathlib import Path
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
-from ..evidence.comparison import Candidate, table
-from ..train.candidates import candidates, paper_soups
-from ..core import BadInput, Config, atomic, device_name, home
-from ..data.collections import SPLITS, _list_folder, load_pictures
-from ..evidence.metrics import newcombe, wilson
-from ..train.models import PAPER_MODELS, RELATIVES, create_model
-from ..evidence.plots import plot_published, use_style
+from matplotlib.ticker import MaxNLocator
 from .published import published
+from ..core import atomic, BadInput, Config, device_name, home
+from ..data.collections import _list_folder, load_pictures, SPLITS
+from ..evidence.comparison import Candidate, table
+from ..evidence.metrics import newcombe, wilson
+from ..evidence.plots import COLOURS, GROUPS, legend_above, use_style
 from ..evidence.tables import add_rows, one_more, origin, over_seeds, read_rows
+from ..train.candidates import candidates, paper_soups
+from ..train.models import create_model, PAPER_MODELS, RELATIVES
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/09_paper.ipynb #4e02386f
@@ -90,17 +92,17 @@ def plan(
     soups. A whole table a seed, so that the first seed gives a first table."""
     if seeds < 1:
         raise BadInput(f'seeds is a positive number; got {seeds}')
+    same = dict(data=str(data), pretrained=weights, **over)
+    archs = which_models(models)
+    return [_pair(Config.paper(arch=a, seed=s, **same)) for s in range(seeds) for a in archs]
+
+# %% ../../nbs/companion/09_paper.ipynb #6572894d
+def _pair(cfg):
+    "A training and its annealed control; a network without soups has none and keeps one checkpoint."
     one = dict(k=1, monitor=('accuracy',), fixed=())
-
-    def pair(arch, seed):
-        cfg = Config.paper(data=str(data), arch=arch, pretrained=weights, seed=seed, **over)
-        return (
-            (cfg, cfg.replace(schedule='annealed', **one))
-            if 'coatnet' in arch
-            else (cfg.replace(**one), None)
-        )
-
-    return [pair(a, s) for s in range(seeds) for a in which_models(models)]
+    if 'coatnet' in cfg.arch:
+        return cfg, cfg.replace(schedule='annealed', **one)
+    return cfg.replace(**one), None
 
 # %% ../../nbs/companion/09_paper.ipynb #89bf1d04
 def paper_rows(
@@ -147,182 +149,243 @@ def fill(
             then()
 
 # %% ../../nbs/companion/09_paper.ipynb #81fef062
+def _interval(name, values) -> dict:
+    "`{name}`, `{name}_lo` and `{name}_hi` in per cent, of a mean over seeds."
+    m = over_seeds(values)
+    return {name: 100 * m['mean'], f'{name}_lo': 100 * m['lo'], f'{name}_hi': 100 * m['hi']}
+
+# %% ../../nbs/companion/09_paper.ipynb #bf4ba3f5
 def _ours(d):
     "Means over seeds with their intervals, in per cent."
     n = int(d.test_pictures.iloc[0])
-    acc = over_seeds(d.accuracy)
-    out = dict(seeds=acc['seeds'], test_pictures=n)
+    out = dict(seeds=len(d), test_pictures=n)
     for m in ('accuracy', 'precision', 'recall', 'f1'):
-        out |= {m + s: 100 * v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[m]).values())[:3])}
-    out |= {
-        k: 100 * v
-        for k, v in zip(
-            ('next_lo', 'next_hi', 'pictures_lo', 'pictures_hi'),
-            (*one_more(d.accuracy), *wilson(round(acc['mean'] * n), n)),
-        )
-    }
-    for k, col in (('gain', 'diff'), ('fair_gain', 'fair_diff')):
-        if col in d and d[col].notna().all() and d.model.iloc[0] != 'single best':
-            out |= {k + s: 100 * v for s, v in zip(('', '_lo', '_hi'), list(over_seeds(d[col]).values())[:3])}
+        out |= _interval(m, d[m])
+    lo, hi = one_more(d.accuracy)
+    out |= dict(next_lo=100 * lo, next_hi=100 * hi)
+    lo, hi = wilson(round(d.accuracy.mean() * n), n)
+    out |= dict(pictures_lo=100 * lo, pictures_hi=100 * hi)
+    for name, column in (('gain', 'diff'), ('fair_gain', 'fair_diff')):
+        if column in d and d[column].notna().all() and d.model.iloc[0] != 'single best':
+            out |= _interval(name, d[column])
     return out
 
 # %% ../../nbs/companion/09_paper.ipynb #1dd7fe7c
 def _beside(row, theirs):
     "The published row, and the difference to it."
-    out = {
-        f'published_{m}': theirs[m]
-        for m in ('accuracy', 'precision', 'recall', 'f1', 'accuracy_lo', 'accuracy_hi')
-    }
     n, N = row['test_pictures'], ICH17['test']
-    diff = dict(
+    columns = ('accuracy', 'precision', 'recall', 'f1', 'accuracy_lo', 'accuracy_hi')
+    ours, published = round(row['accuracy'] * n / 100), round(theirs.accuracy * N / 100)
+    _, lo, hi = newcombe(ours, n, published, N)
+    return {f'published_{m}': theirs[m] for m in columns} | dict(
         diff=row['accuracy'] - theirs.accuracy,
         diff_lo=row['accuracy_lo'] - theirs.accuracy,
         diff_hi=row['accuracy_hi'] - theirs.accuracy,
         f1_diff=row['f1'] - theirs.f1,
-    )
-    return (
-        out
-        | diff
-        | {
-            k: 100 * v
-            for k, v in zip(
-                ('unpaired_lo', 'unpaired_hi'),
-                newcombe(round(row['accuracy'] * n / 100), n, round(theirs.accuracy * N / 100), N)[1:],
-            )
-        }
+        unpaired_lo=100 * lo,
+        unpaired_hi=100 * hi,
     )
 
 # %% ../../nbs/companion/09_paper.ipynb #2f0a19ec
+_ORDER = (  # of the models of one network
+    'single best',
+    'uniform soup',
+    'greedy soup',
+    'greedy soup, best first',
+    'uniform soup, averaged BN',
+    'single best, fresh BN',
+    'annealed, fresh BN',
+    'annealed, last epoch',
+)
+
+# %% ../../nbs/companion/09_paper.ipynb #13e20cfb
+def _place(name, order) -> int:
+    "Where a name stands in an order; one that is not in it comes last."
+    order = list(order)
+    return order.index(name) if name in order else len(order)
+
+# %% ../../nbs/companion/09_paper.ipynb #e794fccd
 def results(
     rows: pd.DataFrame,  # of the long table
 ) -> pd.DataFrame:
     """One row a model, mean over seeds, the published row beside it where there is one; scores and
     differences in per cent."""
-    paper, out = published().set_index('model'), []
-    order = {a: i for i, a in enumerate(_NAMES)}
-    archs = sorted(rows.arch.unique(), key=lambda a: (order.get(a, len(order)), a))
-    rank = {
-        m: i
-        for i, m in enumerate(
-            (
-                'single best',
-                'uniform soup',
-                'greedy soup',
-                'greedy soup, best first',
-                'uniform soup, averaged BN',
-                'single best, fresh BN',
-                'annealed, fresh BN',
-                'annealed, last epoch',
-            )
-        )
-    }
-    for arch in archs:
-        mine, base = rows[rows.arch == arch], _PRINTED.get(called(arch))
-        for m in sorted(mine.model.unique(), key=lambda m: rank.get(m, len(rank))):
-            d = mine[mine.model == m]
-            name = (
-                called(arch)
-                if m == 'single best'
-                else f'{called(arch)} + {m}'
-                if 'soup' in m
-                else f'{called(arch)}, {m}'
-            )
-            row = dict(name=name, arch=arch, model=m, group=d.group.iloc[0]) | _ours(d)
-            printed = base if m == 'single best' else f'{base} + {m}'
-            if printed in paper.index:
-                row |= dict(published_as=printed) | _beside(row, paper.loc[printed])
-                if m != 'single best':
-                    row['published_gain'] = paper.accuracy[printed] - paper.accuracy[base]
-            out.append(dict(published_as=None) | row)
+    paper = published().set_index('model')
+    out = []
+    for arch in sorted(rows.arch.unique(), key=lambda a: (_place(a, _NAMES), a)):
+        mine = rows[rows.arch == arch]
+        for model in sorted(mine.model.unique(), key=lambda m: _place(m, _ORDER)):
+            out.append(_one_result(mine[mine.model == model], arch, model, paper))
     return pd.DataFrame(out)
+
+# %% ../../nbs/companion/09_paper.ipynb #b0431aee
+def _one_result(d, arch, model, paper):
+    "The means of one model, beside the published row if there is one."
+    row = dict(published_as=None, name=_label(arch, model), arch=arch, model=model, group=d.group.iloc[0])
+    row |= _ours(d)
+    base = _PRINTED.get(called(arch))
+    printed = base if model == 'single best' else f'{base} + {model}'
+    if printed not in paper.index:
+        return row
+    row |= dict(published_as=printed) | _beside(row, paper.loc[printed])
+    if model != 'single best':
+        row['published_gain'] = paper.accuracy[printed] - paper.accuracy[base]
+    return row
+
+# %% ../../nbs/companion/09_paper.ipynb #b51dae4e
+def _label(arch, model) -> str:
+    "The name of a row."
+    if model == 'single best':
+        return called(arch)
+    return f'{called(arch)} + {model}' if 'soup' in model else f'{called(arch)}, {model}'
 
 # %% ../../nbs/companion/09_paper.ipynb #e81da48f
 def beside_in_words(
     row,  # of `results`, one that has a published row
 ) -> str:
     "Where the published number lies, and the difference."
-    r, p = row, row['published_accuracy']
-    where = lambda lo, hi: (
-        f"inside [{lo:.1f}, {hi:.1f}]"
-        if lo <= p <= hi
-        else f"{'below' if p < lo else 'above'} [{lo:.1f}, {hi:.1f}]"
+    p = row['published_accuracy']
+    tests = _where(p, row['pictures_lo'], row['pictures_hi'])
+    return (
+        f"**{row['name']}**: {row['accuracy']:.1f} %. The published {p:.2f} % of {row['published_as']} lies "
+        f"{tests}, where {row['test_pictures']:.0f} other test pictures could put "
+        f'ours{_seeds_in_words(row)}. '
+        f'{_difference_in_words(row)}{_gain_in_words(row)}.'
     )
-    many = r['seeds'] > 1
-    seeds = (
-        f", {where(r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} "
-        f"seeds; {where(r['next_lo'], r['next_hi'])}, where one more seed is expected"
-        if many
-        else ' (one seed: no interval over seeds)'
+
+# %% ../../nbs/companion/09_paper.ipynb #17b466ce
+def _where(value, lo, hi) -> str:
+    "Where a value lies, seen from an interval."
+    if lo <= value <= hi:
+        return f'inside [{lo:.1f}, {hi:.1f}]'
+    return f"{'below' if value < lo else 'above'} [{lo:.1f}, {hi:.1f}]"
+
+# %% ../../nbs/companion/09_paper.ipynb #3ebbf120
+def _seeds_in_words(r) -> str:
+    "Where the published number lies, seen from the intervals over seeds."
+    if r['seeds'] <= 1:
+        return ' (one seed: no interval over seeds)'
+    p = r['published_accuracy']
+    return (
+        f", {_where(p, r['accuracy_lo'], r['accuracy_hi'])}, the interval of our mean over {r['seeds']:.0f} "
+        f"seeds; {_where(p, r['next_lo'], r['next_hi'])}, where one more seed is expected"
     )
-    out = (
-        f"**{r['name']}**: {r['accuracy']:.1f} %. The published {p:.2f} % of {r['published_as']} lies "
-        f"{where(r['pictures_lo'], r['pictures_hi'])}, where {r['test_pictures']:.0f} other test pictures "
-        f"could put ours{seeds}. "
+
+# %% ../../nbs/companion/09_paper.ipynb #ef962fb1
+def _difference_in_words(r) -> str:
+    "The difference to the published number, and whether it is more than chance gives."
+    seeds = f" [{r['diff_lo']:+.1f}, {r['diff_hi']:+.1f}] over seeds" if r['seeds'] > 1 else ''
+    if r['unpaired_lo'] <= 0 <= r['unpaired_hi']:
+        verdict = 'no significant difference'
+    else:
+        verdict = 'ours is better' if r['diff'] > 0 else 'ours is worse'
+    return (
+        f"Difference {r['diff']:+.1f} points{seeds}, [{r['unpaired_lo']:+.1f}, {r['unpaired_hi']:+.1f}] "
+        f'as if each had its own test pictures: {verdict}'
     )
-    out += (
-        f"Difference {r['diff']:+.1f} points"
-        + (f" [{r['diff_lo']:+.1f}, {r['diff_hi']:+.1f}] over seeds" if many else '')
-        + f", [{r['unpaired_lo']:+.1f}, {r['unpaired_hi']:+.1f}] as if each had its own test pictures: "
+
+# %% ../../nbs/companion/09_paper.ipynb #a4a074c6
+def _gain_in_words(r) -> str:
+    "The gain over the single checkpoint beside the published gain, where there are both."
+    if pd.isna(r.get('published_gain')) or pd.isna(r.get('gain')):
+        return ''
+    span = f" [{r['gain_lo']:+.1f}, {r['gain_hi']:+.1f}]" if r['seeds'] > 1 else ''
+    return (
+        f". Gain over the single checkpoint of the same training {r['gain']:+.1f} points{span}, "
+        f"published {r['published_gain']:+.2f}"
     )
-    out += (
-        'not told apart'
-        if r['unpaired_lo'] <= 0 <= r['unpaired_hi']
-        else 'ours is better'
-        if r['diff'] > 0
-        else 'ours is worse'
-    )
-    if pd.notna(r.get('published_gain')) and pd.notna(r.get('gain')):
-        out += (
-            f". Gain over the single checkpoint of the same training {r['gain']:+.1f} points"
-            + (f" [{r['gain_lo']:+.1f}, {r['gain_hi']:+.1f}]" if many else '')
-            + f", published {r['published_gain']:+.2f}"
-        )
-    return out + '.'
 
 # %% ../../nbs/companion/09_paper.ipynb #f6df806a
 def pretty_results(
     df,  # of `results`
 ) -> pd.DataFrame:
     "For reading."
+    return pd.DataFrame([_pretty(r) for _, r in df.iterrows()])
 
-    def ours(r, m):
-        return f'{r[m]:.2f}' + (
-            f" [{r[m + '_lo']:.2f}, {r[m + '_hi']:.2f}]" if pd.notna(r[m + '_lo']) else ''
-        )
-
-    def maybe(r, k, f='{:.2f}'):
-        return f.format(r[k]) if pd.notna(r.get(k)) else ''
-
-    cols = {
-        'model': lambda r: r['name'],
-        'seeds': lambda r: f"{r['seeds']:.0f}",
-        'accuracy %': lambda r: ours(r, 'accuracy'),
-        'published': lambda r: maybe(r, 'published_accuracy'),
-        'difference': lambda r: maybe(r, 'diff', '{:+.2f}'),
-        'macro-F1 %': lambda r: ours(r, 'f1'),
-        'published F1': lambda r: maybe(r, 'published_f1'),
-        'gain over single': lambda r: (
-            maybe(r, 'gain', '{:+.2f}')
-            + (f" [{r['gain_lo']:+.2f}, {r['gain_hi']:+.2f}]" if pd.notna(r.get('gain_lo')) else '')
-        ),
+# %% ../../nbs/companion/09_paper.ipynb #da373318
+def _pretty(r) -> dict:
+    "One row of `results`, for reading."
+    return {
+        'model': r['name'],
+        'seeds': f"{r['seeds']:.0f}",
+        'accuracy %': _number(r, 'accuracy') + _span(r, 'accuracy'),
+        'published': _number(r, 'published_accuracy'),
+        'difference': _number(r, 'diff', '+.2f'),
+        'macro-F1 %': _number(r, 'f1') + _span(r, 'f1'),
+        'published F1': _number(r, 'published_f1'),
+        'gain over single': _number(r, 'gain', '+.2f') + _span(r, 'gain', '+.2f'),
     }
-    return pd.DataFrame([{k: f(r) for k, f in cols.items()} for _, r in df.iterrows()])
+
+# %% ../../nbs/companion/09_paper.ipynb #dbf1d0be
+def _number(r, name, form='.2f') -> str:
+    "A number of a row, nothing if it has none."
+    return f'{r[name]:{form}}' if pd.notna(r.get(name)) else ''
+
+# %% ../../nbs/companion/09_paper.ipynb #8a7dd7ad
+def _span(r, name, form='.2f') -> str:
+    "The interval of a number of a row, nothing if it has none."
+    lo, hi = r.get(f'{name}_lo'), r.get(f'{name}_hi')
+    return f' [{lo:{form}}, {hi:{form}}]' if pd.notna(lo) else ''
+
+# %% ../../nbs/companion/09_paper.ipynb #a445443e
+def plot_published(
+    df,  # of `results`, in per cent
+):
+    """Ours, with a thick interval over seeds and a thin one over test images, and the published score below
+    it, hollow."""
+    fig, axs = plt.subplots(1, 2, figsize=(7.6, 0.3 * len(df) + 1), sharey=True)
+    y = np.arange(len(df))[::-1]
+    grey = COLOURS['grey']
+    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=0.8, label='other test pictures')
+    for ax, m, label in zip(axs, ('accuracy', 'f1'), ('test accuracy, %', 'test macro-F1, %')):
+        _draw_ours(ax, df, y, m)
+        _draw_published(ax, df, y, m)
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.tick_params(axis='y', length=0)
+        ax.grid(axis='x', alpha=0.3)
+    axs[0].set_yticks(y, df.name)
+    axs[0].set_ylim(-0.8, len(df) - 0.3)
+    legend_above(fig, axs[0], ncols=6)
+    return fig
+
+# %% ../../nbs/companion/09_paper.ipynb #ac937c93
+def _draw_ours(ax, df, y, metric):
+    "Our scores and their intervals over seeds."
+    for group, (colour, mark) in GROUPS.items():
+        i = (df.group == group).values
+        lo, hi = df[f'{metric}_lo'], df[f'{metric}_hi']
+        ax.hlines(y[i], lo[i], hi[i], color=COLOURS[colour], lw=2.6, alpha=0.55)
+        if i.any():
+            ax.plot(df[metric][i], y[i], mark, color=COLOURS[colour], ms=5, label=group)
+
+# %% ../../nbs/companion/09_paper.ipynb #8c795758
+def _draw_published(ax, df, y, metric):
+    "The published scores, and the intervals of the accuracies."
+    none = pd.Series(np.nan, df.index)
+    at = df.get(f'published_{metric}', none)
+    if metric == 'accuracy':
+        lo, hi = df.get('published_accuracy_lo', none), df.get('published_accuracy_hi', none)
+        ax.hlines(y - 0.3, lo, hi, color='black', lw=0.6, ls=':')
+    ax.plot(at, y - 0.3, 'd', color='black', mfc='white', ms=4.5, label='published')
 
 # %% ../../nbs/companion/09_paper.ipynb #9789ca51
 def settings_in_words(
     jobs,  # of `plan`
 ) -> list:
     "In what the trainings differ from the protocol: a line each."
-    cfg, want = jobs[0][0], Config.paper()
+    cfg = jobs[0][0]
+    want = Config.paper()
     lines = [
         f"{k} is {getattr(cfg, k)}, not {getattr(want, k)}"
         for k in ('size', 'epochs', 'bs', 'lr')
         if getattr(cfg, k) != getattr(want, k)
     ]
     if not cfg.pretrained:
-        lines.append('trained from nothing, not fine-tuned')
+        lines.append('trained from scratch, not fine-tuned')
     archs = dict.fromkeys(c.arch for c, _ in jobs)
-    if other := [called(a) for a in archs if called(a) not in PAPER_MODELS.values()]:
+    other = [called(a) for a in archs if called(a) not in PAPER_MODELS.values()]
+    if other:
         lines.append(f"not the paper's networks: {', '.join(other)}")
     return lines
 
@@ -333,7 +396,8 @@ def write_results(
     differs=(),  # lines of `check_layout` and `settings_in_words`
 ) -> pd.DataFrame:
     "results.csv, results.md and results.png from what is in the long table; returns the results."
-    out, keys = Path(out), {c.key for c, _ in jobs}
+    out = Path(out)
+    keys = {c.key for c, _ in jobs}
     rows = read_rows(out / 'rows.csv')
     rows = rows[rows.run.isin(keys)]
     df = results(rows)
@@ -350,153 +414,133 @@ def write_results(
 # %% ../../nbs/companion/09_paper.ipynb #1a15e746
 def _report(df, rows, n, differs):
     "results.md."
-    done, hours = rows.run.nunique(), rows.drop_duplicates('run').training_seconds.sum() / 3600
-    made = (
-        f"{done} of {n} trainings, {f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'} "
-        f"with their annealed controls; {', '.join(rows.device.unique())}; "
-        f"{', '.join(rows.dtype.unique())}; {rows.date.max()}."
-    )
-    warn = (
-        []
-        if not differs
-        else [
-            'This is **not** the experiment of the paper; the published numbers stand beside for '
-            'orientation. It differs in:\n',
-            *(f'- {d}' for d in differs),
-            '',
-        ]
-    )
-    said = (
-        [f'- {beside_in_words(r)}' for _, r in df[df.published_accuracy.notna()].iterrows()]
-        if 'published_accuracy' in df
-        else []
-    )
+    parts = ["# The paper's table\n", _made_in_words(rows, n), '', *_warning(differs)]
+    parts += [
+        _markdown(pretty_results(df)),
+        '',
+        'Mean and 95 % interval over seeds; published: JITC 2025(3).',
+        '',
+    ]
+    if 'published_accuracy' in df:
+        known = df[df.published_accuracy.notna()]
+        parts += [f'- {beside_in_words(r)}' for _, r in known.iterrows()]
+    parts += ['', '![Ours and the published numbers](results.png)', '']
+    parts += ['Every row behind the means: rows.csv.']
+    return '\n'.join(parts) + '\n'
+
+# %% ../../nbs/companion/09_paper.ipynb #c5b77828
+def _made_in_words(rows, n) -> str:
+    "How much has been trained, for how long, on what."
+    hours = rows.drop_duplicates('run').training_seconds.sum() / 3600
+    took = f'{hours:.1f} hours' if hours > 1 else f'{60 * hours:.1f} minutes'
     return (
-        '\n'.join(
-            [
-                "# The paper's table\n",
-                made,
-                '',
-                *warn,
-                _markdown(pretty_results(df)),
-                '',
-                'Mean and 95 % interval over seeds; published: JITC 2025(3).',
-                '',
-                *said,
-                '',
-                '![Ours and the published numbers](results.png)',
-                '',
-                'Every row behind the means: rows.csv.',
-            ]
-        )
-        + '\n'
+        f'{rows.run.nunique()} of {n} trainings, {took} with their annealed controls; '
+        f"{', '.join(rows.device.unique())}; {', '.join(rows.dtype.unique())}; {rows.date.max()}."
     )
+
+# %% ../../nbs/companion/09_paper.ipynb #f62a91ad
+def _warning(differs) -> list:
+    "That this is not the experiment of the paper, if it is not."
+    if not differs:
+        return []
+    first = (
+        'This is **not** the experiment of the paper; the published numbers stand beside for '
+        'orientation. It differs in:\n'
+    )
+    return [first, *(f'- {d}' for d in differs), '']
 
 # %% ../../nbs/companion/09_paper.ipynb #58f01824
 def _markdown(df):
-    return '\n'.join(
-        ['| ' + ' | '.join(map(str, r)) + ' |' for r in [df.columns, ['---'] * len(df.columns), *df.values]]
-    )
+    "A table in Markdown."
+    rows = [df.columns, ['---'] * len(df.columns), *df.values]
+    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in rows)
 
 # %% ../../nbs/companion/09_paper.ipynb #72c1be1a
 def costs(
     jobs,  # of `plan`
 ) -> pd.DataFrame:
-    """One row a network: pictures a second here, hours for all its trainings and their scores, at most so
+    """One row a network: images a second here, hours for all its trainings and their scores, at most so
     many GB of snapshots."""
+    pics = load_pictures(jobs[0][0].data)
+    cfgs = [c for j in jobs for c in j if c is not None]
+    archs = dict.fromkeys(c.arch for c, _ in jobs)
+    rows = [_cost(a, [c for c in cfgs if c.arch == a], pics) for a in archs]
+    total = {k: sum(r[k] for r in rows) for k in ('trainings', 'hours', 'disk_GB')}
+    return pd.DataFrame(rows + [dict(model='all', **total)])
+
+# %% ../../nbs/companion/09_paper.ipynb #81232b32
+def _cost(arch, cfgs, pics):
+    "What the trainings of one network and their scores cost."
     from ich_soups.companion.bench import model_speed
 
-    pics, rows = load_pictures(jobs[0][0].data), []
     n = {s: len(pics.idxs(s)) for s in SPLITS}
-    for arch in dict.fromkeys(c.arch for c, _ in jobs):
-        mine = [c for j in jobs for c in j if c is not None and c.arch == arch]
-        v = model_speed(mine[0], len(pics.classes), compiled=mine[0].compile)
-        kept = [min(c.epochs, len(c.monitor) * c.k + len(c.fixed)) for c in mine]
-        seconds = sum(
-            c.epochs * (n['train'] / v['train'] + n['val'] / v['score'])
-            + (2 * k + 12) * n['test'] / v['score']
-            for c, k in zip(mine, kept)
-        )
-        rows.append(
-            dict(
-                model=called(arch),
-                trainings=len(mine),
-                pictures_per_s=v['train'],
-                minutes_per_epoch=(n['train'] / v['train'] + n['val'] / v['score']) / 60,
-                hours=seconds / 3600,
-                disk_GB=4e-9 * v['params'] * sum(k + 3 for k in kept),
-            )
-        )
-    df = pd.DataFrame(rows)
-    return pd.concat(
-        [
-            df,
-            pd.DataFrame(
-                [
-                    dict(
-                        model='all',
-                        trainings=df.trainings.sum(),
-                        hours=df.hours.sum(),
-                        disk_GB=df.disk_GB.sum(),
-                    )
-                ]
-            ),
-        ],
-        ignore_index=True,
+    v = model_speed(cfgs[0], len(pics.classes), compiled=cfgs[0].compile)
+    kept = [min(c.epochs, len(c.monitor) * c.k + len(c.fixed)) for c in cfgs]
+    epoch = n['train'] / v['train'] + n['val'] / v['score']
+    tests = n['test'] / v['score']
+    return dict(
+        model=called(arch),
+        trainings=len(cfgs),
+        pictures_per_s=v['train'],
+        minutes_per_epoch=epoch / 60,
+        hours=sum(c.epochs * epoch + (2 * k + 12) * tests for c, k in zip(cfgs, kept)) / 3600,
+        disk_GB=4e-9 * v['params'] * sum(k + 3 for k in kept),
     )
 
 # %% ../../nbs/companion/09_paper.ipynb #6985645f
-def _parser():
-    p = argparse.ArgumentParser(
-        'python -m ich_soups.companion.paper',
-        description="The paper's table from its photographs: train, cook, compare with the published "
-        "numbers. Give the same command again to go on.",
-    )
-    p.add_argument(
-        'data',
+_WHAT = {  # arguments that say what to train
+    'data': dict(
         nargs='?',
         default='ich17',
         help='folder with train/ val/ test/ CLASS/ image.jpg; default: what the variable ICH17 names',
-    )
-    p.add_argument(
-        '--weights',
+    ),
+    '--weights': dict(
         default='timm',
         help="folder of pre-trained weights for a machine without internet; default: timm's hub; 'none' "
-        "trains from nothing",
-    )
-    p.add_argument('--seeds', type=int, default=5, help='trainings of each network')
-    p.add_argument(
-        '--models',
-        default='',
-        help="timm names or the paper's, with commas between; default: the paper's five",
-    )
-    for k, t, h in (
-        ('epochs', int, 'default: 50'),
-        ('size', int, 'width and height in pixels, default: 224'),
-        ('bs', int, 'pictures a step, default: 128'),
-        ('accum', int, 'in how many parts a step is computed, default: 2; more need less memory'),
-        ('precision', str, "bf16, fp16 or fp32; default: the fastest that the hardware has"),
-    ):
-        p.add_argument(f'--{k}', type=t, help=h)
-    p.add_argument(
-        '--compile',
+        'trains from scratch',
+    ),
+    '--seeds': dict(type=int, default=5, help='trainings of each network'),
+    '--models': dict(
+        default='', help="timm names or the paper's, with commas between; default: the paper's five"
+    ),
+}
+
+# %% ../../nbs/companion/09_paper.ipynb #5b65442f
+_PROTOCOL = {  # arguments that change the protocol
+    '--epochs': dict(type=int, help='default: 50'),
+    '--size': dict(type=int, help='width and height in pixels, default: 224'),
+    '--bs': dict(type=int, help='images a step, default: 128'),
+    '--accum': dict(type=int, help='in how many parts a step is computed, default: 2; more need less memory'),
+    '--precision': dict(help='bf16, fp16 or fp32; default: the fastest that the hardware has'),
+    '--compile': dict(
         action='store_true',
         default=None,
-        help='train through torch.compile; python -m ich_soups.companion.bench compile says whether that is faster '
-        'here',
-    )
-    p.add_argument('--out', help='folder of results; default: paper/ beside runs/')
-    p.add_argument(
-        '--where',
+        help='train through torch.compile; python -m ich_soups.companion.bench compile says whether '
+        'that is faster here',
+    ),
+}
+
+# %% ../../nbs/companion/09_paper.ipynb #db77dd6d
+_WHERE = {  # arguments that say where
+    '--out': dict(help='folder of results; default: paper/ beside runs/'),
+    '--where': dict(
         default='here',
         help="'ray' or ray://HOST:PORT to train all runs there first, several at a time",
+    ),
+    '--gpus': dict(type=float, help='with --where: GPUs of each run; default: 1 where there are any'),
+    '--plan': dict(action='store_true', help='measure a few batches, say what it will cost, and stop'),
+}
+
+# %% ../../nbs/companion/09_paper.ipynb #b4c4c685
+def _parser():
+    "The arguments of the command."
+    p = argparse.ArgumentParser(
+        'python -m ich_soups.companion.paper',
+        description="The paper's table from its photographs: train, cook, compare with the published "
+        'numbers. Give the same command again to go on.',
     )
-    p.add_argument(
-        '--gpus', type=float, help='with --where: GPUs of each run; default: 1 where there are any'
-    )
-    p.add_argument(
-        '--plan', action='store_true', help='measure a few batches, say what it will cost, and stop'
-    )
+    for name, settings in (_WHAT | _PROTOCOL | _WHERE).items():
+        p.add_argument(name, **settings)
     return p
 
 # %% ../../nbs/companion/09_paper.ipynb #bed2c1fc
@@ -505,36 +549,47 @@ def prepare(
 ) -> tuple:
     """`(jobs, differs)`: what to train, and in what that is not the paper. Whatever cannot work is found
     here, before days are spent: `BadInput`."""
-    data = (
-        'ich17'
-        if a.data == 'ich17'
-        or os.environ.get('ICH17')
-        and Path(a.data).exists()
-        and Path(a.data).resolve() == Path(os.environ['ICH17']).resolve()
-        else a.data
-    )
-    if data != 'ich17' and not Path(data).exists():
-        raise BadInput(f'{data} does not exist; give the folder that holds train, val and test')
-    weights = (
-        {'none': '', 'timm': 'timm', 'pip': 'pip'}.get(a.weights)
-        if a.weights in ('none', 'timm', 'pip')
-        else str(Path(a.weights).resolve())
-    )
-    if weights not in ('', 'timm', 'pip') and not Path(weights).exists():
-        raise BadInput(
-            f'{a.weights} does not exist; give a folder of weights, fill one with: python -m '
-            'ich_soups.train.models FOLDER, or leave it out to download'
-        )
-    over = {
-        k: v
-        for k in ('epochs', 'size', 'bs', 'accum', 'precision', 'compile')
-        if (v := getattr(a, k)) is not None
-    }
+    data = _data(a.data)
+    weights = _weights(a.weights)
+    over = {k: getattr(a, k) for k in (name.removeprefix('--') for name in _PROTOCOL)}
+    over = {k: v for k, v in over.items() if v is not None}
     jobs = plan(data, weights, a.seeds, a.models, **over)
     differs = check_layout(data) + settings_in_words(jobs)
     for arch in dict.fromkeys(c.arch for c, _ in jobs):
         create_model(arch, 2, jobs[0][0].size, weights)
-    out = Path(a.out or home() / 'paper')
+    _check_writable(_out(a))
+    return jobs, differs
+
+# %% ../../nbs/companion/09_paper.ipynb #c28465c2
+def _data(given) -> str:
+    "'ich17' if the folder is the one that ICH17 names, else the folder; `BadInput` if it is not there."
+    named = os.environ.get('ICH17')
+    if given == 'ich17':
+        return given
+    if not Path(given).exists():
+        raise BadInput(f'{given} does not exist; give the folder that holds train, val and test')
+    return 'ich17' if named and Path(given).resolve() == Path(named).resolve() else given
+
+# %% ../../nbs/companion/09_paper.ipynb #c24be1df
+def _weights(given) -> str:
+    "As `Config.pretrained`; `BadInput` for a folder that is not there."
+    if given in ('none', 'timm', 'pip'):
+        return '' if given == 'none' else given
+    if not Path(given).exists():
+        raise BadInput(
+            f'{given} does not exist; give a folder of weights, fill one with: python -m '
+            'ich_soups.train.models FOLDER, or leave it out to download'
+        )
+    return str(Path(given).resolve())
+
+# %% ../../nbs/companion/09_paper.ipynb #f51ffd94
+def _out(a) -> Path:
+    "The folder of results."
+    return Path(a.out or home() / 'paper')
+
+# %% ../../nbs/companion/09_paper.ipynb #33d1af6c
+def _check_writable(out):
+    "`BadInput` if nothing can be written to a folder."
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -542,48 +597,47 @@ def prepare(
         raise BadInput(
             f'{out} cannot be written to ({e.strerror}); choose another folder for the results'
         ) from None
-    return jobs, differs
 
 # %% ../../nbs/companion/09_paper.ipynb #4034b51c
 def main(args=None):
     "See `_parser`; exit code 2 and one line for what cannot be done."
-    a = _parser().parse_args(args)
     try:
-        jobs, differs = prepare(a)
-        out = Path(a.out or home() / 'paper')
-        for d in differs:
-            print(f'warning: not as in the paper: {d}', file=sys.stderr, flush=True)
-        if a.plan:
-            print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n')
-            return
-        if a.where != 'here':
-            from ich_soups.train.cluster import train_all
-
-            train_all([c for j in jobs for c in j if c is not None], a.where, gpus=a.gpus)
-        use_style()
-        fill(jobs, out / 'rows.csv', lambda: write_results(out, jobs, differs))
-        df = write_results(out, jobs, differs)
-        shown = df[df.published_as.notna()] if df.published_as.notna().any() else df
-        print(
-            pretty_results(shown).to_string(index=False),
-            f"{out / 'results.md'}: the table, a sentence on each number, and the figure",
-            sep='\n',
-        )
+        _train_and_compare(_parser().parse_args(args))
     except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
+        _exit(2, e)
     except (MemoryError, torch.OutOfMemoryError):
-        print(
-            'there is not enough memory; compute a step in more parts (--accum 4, or make paper ACCUM=4)',
-            file=sys.stderr,
+        _exit(
+            2, 'there is not enough memory; compute a step in more parts (--accum 4, or make paper ACCUM=4)'
         )
-        sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            'interrupted; every finished epoch is kept, and the same command goes on from there',
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        _exit(130, 'interrupted; every finished epoch is kept, and the same command goes on from there')
+
+# %% ../../nbs/companion/09_paper.ipynb #849ff8c3
+def _exit(code, why):
+    "Say why, and end."
+    print(why, file=sys.stderr)
+    sys.exit(code)
+
+# %% ../../nbs/companion/09_paper.ipynb #a54cec4d
+def _train_and_compare(a):
+    "What the command does."
+    jobs, differs = prepare(a)
+    for d in differs:
+        print(f'warning: not as in the paper: {d}', file=sys.stderr, flush=True)
+    if a.plan:
+        print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n')
+        return
+    if a.where != 'here':
+        from ich_soups.train.cluster import train_all
+
+        train_all([c for j in jobs for c in j if c is not None], a.where, gpus=a.gpus)
+    use_style()
+    out = _out(a)
+    fill(jobs, out / 'rows.csv', lambda: write_results(out, jobs, differs))
+    df = write_results(out, jobs, differs)
+    shown = df[df.published_as.notna()] if df.published_as.notna().any() else df
+    print(pretty_results(shown).to_string(index=False))
+    print(f"{out / 'results.md'}: the table, a sentence on each number, and the figure")
 
 # %% ../../nbs/companion/09_paper.ipynb #1914486a
 if __name__ == '__main__' and '__file__' in globals():

@@ -145,7 +145,7 @@ def keep_rows(
     "Add them to the long table; returns all of it."
     return add_rows(long_table() / 'source.csv', rows, ('what', 'arch', 'data', 'lr', 'epochs', 'seed'))
 
-
+# %% ../../nbs/companion/02_pretraining.ipynb #9998db8b
 def try_rates(arch: str, rates=GRID, data: str = SOURCE):
     "Short trainings, one a rate; their rows go to the long table."
     for lr in rates:
@@ -160,8 +160,8 @@ def renew(arch: str, folder=WEIGHTS) -> Path:
 
 # %% ../../nbs/companion/02_pretraining.ipynb #7708d8f2
 def main(args=None):
-    """python -m ich_soups.companion.pretraining [NETWORK ...]: pre-train, and put the weights into the package;
-    default: all four"""
+    """python -m ich_soups.companion.pretraining [NETWORK ...]: pre-train, and put the weights into the
+    package; default: all four"""
     p = argparse.ArgumentParser(
         'python -m ich_soups.companion.pretraining', description='Pre-train the networks of the package anew.'
     )

@@ -7,6 +7,7 @@ __all__ = ['N_TEST', 'SOURCES', 'VERDICTS', 'CLAIMS', 'published', 'about_effect
 
 # %% ../../nbs/companion/00_published.ipynb #a2c0be4a
 from pathlib import Path
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
@@ -73,11 +74,13 @@ def about_effect(
     return 'undecided' if hi >= claimed else 'does not hold'
 
 # %% ../../nbs/companion/00_published.ipynb #a1ce6fa5
-def _interval(value, lo, hi, form='+.2f'):
+def _interval(value, lo, hi, form='+.2f') -> str:
+    "A number and its interval."
     return f'{value:{form}} [{lo:{form}}, {hi:{form}}]'
 
-
+# %% ../../nbs/companion/00_published.ipynb #0077970a
 def _row(claim, measured, data, verdict, notebook, scratch='not measured', seen=''):
+    "One row of the table of claims."
     return dict(
         claim=claim,
         measured=measured,
@@ -88,18 +91,33 @@ def _row(claim, measured, data, verdict, notebook, scratch='not measured', seen=
         notebook=notebook,
     )
 
+# %% ../../nbs/companion/00_published.ipynb #6e8d69b9
+def _verdict(holds, fails) -> str:
+    "The verdict on a claim for which there is evidence, evidence against it, or neither."
+    if holds:
+        return 'holds'
+    return 'does not hold' if fails else 'undecided'
+
+# %% ../../nbs/companion/00_published.ipynb #cc3d878c
+def _all_or_some(tests) -> str:
+    "The verdict on a claim with several tests."
+    if all(tests):
+        return 'holds'
+    return 'holds in part' if any(tests) else 'does not hold'
+
 # %% ../../nbs/companion/00_published.ipynb #537deb23
 def _efficiency(read):
     "CoAtNet against its rivals, all with the same pre-training, each at its own best rate on val."
     df = read('results')
-    rivals, own = df[df.group == 'baseline'], df.set_index('model').accuracy['single best']
+    rivals = df[df.group == 'baseline']
+    own = df.set_index('model').accuracy['single best']
     ahead, behind = rivals.diff_hi < 0, rivals.diff_lo > 0
     told = ', '.join(f'{r.model} {100 * r.accuracy:.1f} %' for r in rivals.itertuples())
-    said = 'holds' if ahead.all() else 'does not hold' if behind.any() else 'undecided'
+    said = _verdict(ahead.all(), behind.any())
     return _row(
         'CoAtNet is the data-efficient choice for a small collection',
-        f'tiny CoAtNet {100 * own:.1f} %, {told}: clearly ahead of {ahead.sum()}, clearly behind {behind.sum()} '
-        f'of {len(rivals)} rivals',
+        f'tiny CoAtNet {100 * own:.1f} %, {told}: clearly ahead of {ahead.sum()}, clearly behind '
+        f'{behind.sum()} of {len(rivals)} rivals',
         'small17, 1 draw, 749 test images',
         said,
         'chapters/04_results',
@@ -131,8 +149,10 @@ def _cost(read):
     soup = df[(df.way == 'soup') & df.quantity.str.contains('parameters|operations|batch')]
     timed = soup.quantity.str.contains('batch')
     counted, clock = soup[~timed].ratio, soup[timed]
-    same, within, above = counted.eq(1).all(), (clock.ratio <= 1.1).all(), (clock.lo > 1.1).any()
-    said = 'holds' if same and within else 'does not hold' if not same or above else 'undecided'
+    same = counted.eq(1).all()
+    within = (clock.ratio <= 1.1).all()
+    above = (clock.lo > 1.1).any()
+    said = _verdict(same and within, not same or above)
     return _row(
         '... at no cost in inference',
         f'parameters and operations x {counted.max():.2f}, time x {clock.ratio.min():.2f} to '
@@ -150,10 +170,10 @@ def _amount(lo, hi, claimed):
     said = about_effect(lo, hi, claimed)
     return 'holds in part' if said == 'holds' and not lo <= claimed <= hi else said
 
-
+# %% ../../nbs/companion/00_published.ipynb #cad89d7a
 def _below(lo, hi, most):
     "Less than so much."
-    return 'holds' if hi < most else 'does not hold' if lo > most else 'undecided'
+    return _verdict(hi < most, lo > most)
 
 # %% ../../nbs/companion/00_published.ipynb #b04ad1f6
 def _part(read, part, claim, claimed):
@@ -165,7 +185,8 @@ def _part(read, part, claim, claimed):
         .loc[part]
     )
     said = _amount(df.lo, df.hi, claimed) if claimed < 0 else _below(df.lo, df.hi, claimed)
-    what, regime = part.split(', % of ')[1], f'uniform soup, small17, {int(df.draws)} draws, 10,000 scenes'
+    what = part.split(', % of ')[1]
+    regime = f'uniform soup, small17, {int(df.draws)} draws, 10,000 scenes'
     return _row(
         claim,
         f"{_interval(df.value, df.lo, df.hi, '+.1f')} % of {what}",
@@ -179,9 +200,10 @@ def _part(read, part, claim, claimed):
 def _diverse(read):
     "Whether greedy's ingredients are further apart than chance."
     df = read('permutation')
-    pairs, d = df.drop_duplicates(['schedule', 'metric']), df[df.quantity == df.quantity.iloc[0]]
+    pairs = df.drop_duplicates(['schedule', 'metric'])
+    d = df[df.quantity == df.quantity.iloc[0]]
     further, closer = (pairs[f'{k}_holm'] < 0.05 for k in ('further', 'closer'))
-    said = 'holds' if further.all() else 'holds in part' if further.any() else 'does not hold'
+    said = _all_or_some(further)
     return _row(
         'Soups pick geometrically diverse checkpoints',
         f"distance within greedy soups {d.greedy.mean():.3f}, in the median subset "
@@ -196,20 +218,21 @@ def _diverse(read):
 def _centre_of(df, kinds):
     "Distance of the vote from the centre, in mean distances of the rest."
     rest, vote = (df[df.kind.isin(k)][['x', 'y']].values for k in (kinds, ['soft voting']))
-    far = lambda xy: ((xy - rest.mean(0)) ** 2).sum(-1) ** 0.5
-    return far(vote[0]) / far(rest).mean()
+    centre = rest.mean(0)
+    return np.linalg.norm(vote[0] - centre) / np.linalg.norm(rest - centre, axis=1).mean()
 
 # %% ../../nbs/companion/00_published.ipynb #c44739c1
 def _central(read):
     "Where the vote lies on the map, and where that of noisy copies does."
-    maps, noisy = read('mds_metric'), read('mds_control')
+    maps = read('mds_metric')
+    noisy = read('mds_control')
     real, paper = (
         _centre_of(d, ['ingredient']) for d in (maps[maps.panel == maps.panel.iloc[0]], read('mds_published'))
     )
     noisy = noisy[noisy.panel.str.contains('jittered')]
     fakes = [_centre_of(noisy[noisy.panel.str.contains(k)], ['copy']) for k in ('published', 'Jensen')]
     inside = [paper < 0.5, real < 0.5]
-    said = 'holds' if all(inside) else 'holds in part' if any(inside) else 'does not hold'
+    said = _all_or_some(inside)
     return _row(
         'Soft voting sits in the centre of the map',
         f"at {paper:.2f} of the ingredients' mean distance from their centre on the published map, at "
@@ -253,5 +276,8 @@ def claims(
     """Columns claim, measured, data, from_scratch, smallest (effect that could have been seen), verdict,
     notebook: the paper's claims against the tables in `folder`. `FileNotFoundError` names a table that is
     missing."""
-    read = lambda name: pd.read_csv(Path(folder) / f'{name}.csv')
+
+    def read(name):
+        return pd.read_csv(Path(folder) / f'{name}.csv')
+
     return pd.DataFrame([claim(read) for claim in CLAIMS])

@@ -78,7 +78,8 @@ def verdicts(
 
 # %% ../../nbs/companion/03_regime.ipynb #a5bf936d
 def main(args=None):
-    "python -m ich_soups.companion.regime: train the grid and keep its curves; about two minutes a run on two cores"
+    """python -m ich_soups.companion.regime: train the grid and keep its curves; about two minutes a run on
+    two cores"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.regime', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=1)
     a = p.parse_args(args)

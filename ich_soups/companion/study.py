@@ -17,6 +17,7 @@ import argparse
 import time
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
@@ -70,6 +71,8 @@ DISHES = [
     Dish('pruned by loss, best epochs', 'pruned', 'neg_nll', 'best'),
     Dish('post-hoc EMA by loss, best epochs', 'posthoc_ema', 'neg_nll', 'best'),
 ]
+
+# %% ../../nbs/companion/04_study.ipynb #acbec65f
 COSTLY = [
     Dish('exhaustive', 'exhaustive', options=dict(limit=5000)),
     Dish('learned', 'learned', 'neg_nll', options=dict(steps=6)),
@@ -78,6 +81,8 @@ COSTLY = [
     Dish('learned per stage, free sign', 'learned_stages_free', 'neg_nll', options=dict(steps=6)),
     Dish('Bayesian, by loss', 'bayes', 'neg_nll', options=dict(trials=25)),
 ]
+
+# %% ../../nbs/companion/04_study.ipynb #c627cc4b
 _MAIN = (
     'uniform, best epochs',
     'uniform',
@@ -105,11 +110,11 @@ def judges(source: str = JUDGES) -> tuple:
     pics = load_pictures(source)
     return pics.array, pics.labels
 
-
+# %% ../../nbs/companion/04_study.ipynb #56364c46
 def _is_judged(run):
     return run.cfg.data.startswith('small17')
 
-
+# %% ../../nbs/companion/04_study.ipynb #69fa12e0
 def _loader(run, images):
     "A loader of other images, prepared as the run's own."
     labels = np.zeros(len(images), np.int64)
@@ -161,8 +166,12 @@ def controls(
     scenes=JUDGES,
 ) -> dict:
     "What is no soup of snapshots: name to `(ingredients, forward passes, logits)`."
-    one = lambda w, prepare=None: (1, 1, outputs(run, w, prepare, scenes))
-    best, last = run.best().weights(), run.weights('last')
+
+    def one(w, prepare=None):
+        return 1, 1, outputs(run, w, prepare, scenes)
+
+    best = run.best().weights()
+    last = run.weights('last')
     made = {
         'single best': one(best),
         'single best, fresh BN': one(best, bn),
@@ -203,7 +212,8 @@ def soup_row(run, dish, bn, scenes=JUDGES) -> tuple:
     soup = cook(run, dish.recipe, dish.metric, how, pool(run, dish.pool), **dish.options)
     if len(soup.ingredients) == 1:
         soup.weights = fresh_batchnorm(run, soup.weights, bn)  # as its references have them
-    took, out = time.monotonic() - start, outputs(run, soup.weights, None, scenes)
+    took = time.monotonic() - start
+    out = outputs(run, soup.weights, None, scenes)
     what = dict(kind='soup', name=dish.name, recipe=dish.recipe, pool=dish.pool, metric=dish.metric)
     return what | dict(
         ingredients=len(soup.ingredients), cost=1, passes=soup.info.get('passes', 0), seconds=took
@@ -282,25 +292,38 @@ def study_run(
     todo = [d for d in LEVELS[level] if d.name not in have]
     if have and not todo:
         return []
-    run, table = get_run(cfg), table_of(cfg)
-    bn, (what, how) = run.calibrator(), origin(run)
-    voted = '' if level in ('few', 'paper') else 'half' if table == 'recipes' else 'best'
-    rows, made = ([], {}) if have else control_rows(run, bn, voted, scenes)
+    run = get_run(cfg)
+    table = table_of(cfg)
+    bn = run.calibrator()
+    rows, made = ([], {}) if have else control_rows(run, bn, _voted(level, table), scenes)
     for dish in todo:
         row, made[dish.name] = soup_row(run, dish, bn, scenes)
         rows.append(row)
     if table == 'tuned':
         keep_scenes(run, made)
         keep_curve(run)
-        what |= dict(bootstrap=cfg.bootstrap, noise=noise_of(cfg.data))
-    if table == 'photos':
-        what |= dict(
-            split_seed=cfg.split_seed,
-            images=len(run.pictures.idxs('train')),
-            test_images=len(run.targs('test')),
-        )
+    what, how = origin(run)
+    what |= _of_table(run, table)
     add_rows(long_table() / f'{table}.csv', [what | r | how for r in rows], OF_TABLE[table])
     return rows
+
+# %% ../../nbs/companion/04_study.ipynb #5577f92a
+def _voted(level, table) -> str:
+    "The pool whose models vote, '' for none."
+    if level in ('few', 'paper'):
+        return ''
+    return 'half' if table == 'recipes' else 'best'
+
+# %% ../../nbs/companion/04_study.ipynb #d267cf2b
+def _of_table(run, table) -> dict:
+    "Columns that only one of the tables has."
+    cfg = run.cfg
+    if table == 'tuned':
+        return dict(bootstrap=cfg.bootstrap, noise=noise_of(cfg.data))
+    if table != 'photos':
+        return {}
+    images = len(run.pictures.idxs('train'))
+    return dict(split_seed=cfg.split_seed, images=images, test_images=len(run.targs('test')))
 
 # %% ../../nbs/companion/04_study.ipynb #4580d7ea
 DRAWS, FEWER = 8, 5
@@ -327,7 +350,7 @@ def noise_of(data: str) -> int:
     numbers = data.split('@')[0].split(':')[1:]
     return int(numbers[2]) if len(numbers) > 2 else 6
 
-
+# %% ../../nbs/companion/04_study.ipynb #dcaaa2d2
 def draw_of(data: str) -> int:
     "The number of a draw."
     numbers = data.split('@')[0].split(':')[1:]
@@ -348,21 +371,21 @@ def tuned_run(
 # %% ../../nbs/companion/04_study.ipynb #0485438f
 def tuned_plan() -> list:
     "The runs of the regime: `(config, level of recipes)`, the most telling first."
-    pair = dict(restarts='paper', annealed='few')
-    jobs = [(tuned_run(d), 'costly' if d < 2 else 'every' if d < 4 else 'main') for d in range(DRAWS)]
+    levels = ['costly'] * 2 + ['every'] * 2 + ['main'] * (DRAWS - 4)
+    jobs = [(tuned_run(d), level) for d, level in enumerate(levels)]
     jobs += [(tuned_run(d, 'annealed'), 'few') for d in range(DRAWS)]
-    jobs += [
-        (tuned_run(d, s, lr=lr), level) for d in range(3) for lr in OTHER_RATES for s, level in pair.items()
-    ]
-    jobs += [
-        (tuned_run(d, s, noise), level)
-        for d in range(FEWER)
-        for noise in NOISE
-        if noise != 6
-        for s, level in pair.items()
-    ]
+    for d, lr in product(range(3), OTHER_RATES):
+        jobs += _with_control(d, lr=lr)
+    for d, noise in product(range(FEWER), NOISE):
+        if noise != 6:
+            jobs += _with_control(d, noise=noise)
     jobs += [(tuned_run(0, bootstrap=k + 1, seed=0), 'paper') for k in range(DRAWS)]
     return jobs + [(tuned_run(d, 'flat:1.0', noise), 'main') for d in range(3) for noise in (6, 40)]
+
+# %% ../../nbs/companion/04_study.ipynb #4b70b5f2
+def _with_control(draw, **of) -> list:
+    "A run with warm restarts and its annealed control."
+    return [(tuned_run(draw, 'restarts', **of), 'paper'), (tuned_run(draw, 'annealed', **of), 'few')]
 
 # %% ../../nbs/companion/04_study.ipynb #0be4477b
 PHOTOS = 'photos, tuned'  # the profile
@@ -375,7 +398,7 @@ def ahe_run(seed: int, schedule: str = 'restarts', share: int = 100) -> Config:
         profile=PHOTOS, schedule=schedule, seed=seed, fixed=tuple(range(1, own['epochs'] + 1)), **own
     )
 
-
+# %% ../../nbs/companion/04_study.ipynb #940b415f
 def groceries_run(seed: int, schedule: str = 'restarts') -> Config:
     "EfficientNet-Lite0 on photographs of groceries, split by the seed too."
     return lite0_cfg(schedule, seed).replace(profile=PHOTOS, split_seed=seed)
@@ -403,7 +426,7 @@ def scenes_cfg(schedule, seed, epochs=30) -> Config:
     "From scratch on drawn scenes."
     return Config.scratch(schedule=schedule, seed=seed, epochs=epochs, fixed=tuple(range(1, epochs + 1)))
 
-
+# %% ../../nbs/companion/04_study.ipynb #12557c56
 def photos_cfg(schedule, seed) -> Config:
     "From scratch on photographs of architecture."
     return Config.scratch(
@@ -427,18 +450,16 @@ def lite0_cfg(schedule, seed) -> Config:
 # %% ../../nbs/companion/04_study.ipynb #9cce247a
 def plan() -> list:
     "All runs of that study, and the level of recipes."
-    main, tails, seeds = ('restarts', 'flat:1.0', 'annealed'), ('flat:0.03', 'flat:0.1', 'flat:0.3'), range(5)
-    level = lambda costly: 'costly' if costly else 'every'
-    jobs = [(scenes_cfg(s, k), level(k < 2)) for k in seeds for s in main]
-    jobs += [(photos_cfg(s, k), level(k < 1)) for k in seeds for s in main]
-    jobs += [(lite0_cfg(s, k), 'every') for k in seeds for s in main]
-    jobs += [(scenes_cfg(s, k), 'every') for k in seeds[:3] for s in tails]
-    return jobs + [
-        (scenes_cfg(s, k).replace(lr=lr), 'every')
-        for k in seeds[:3]
-        for lr in RATES
-        for s in ('annealed', 'flat:1.0')
-    ]
+    main = ('restarts', 'flat:1.0', 'annealed')
+    tails = ('flat:0.03', 'flat:0.1', 'flat:0.3')
+    seeds = range(5)
+    few = seeds[:3]
+    jobs = [(scenes_cfg(s, k), 'costly' if k < 2 else 'every') for k, s in product(seeds, main)]
+    jobs += [(photos_cfg(s, k), 'costly' if k < 1 else 'every') for k, s in product(seeds, main)]
+    jobs += [(lite0_cfg(s, k), 'every') for k, s in product(seeds, main)]
+    jobs += [(scenes_cfg(s, k), 'every') for k, s in product(few, tails)]
+    other = product(few, RATES, ('annealed', 'flat:1.0'))
+    return jobs + [(scenes_cfg(s, k).replace(lr=lr), 'every') for k, lr, s in other]
 
 # %% ../../nbs/companion/04_study.ipynb #278dc5bc
 def study_rows(
@@ -469,7 +490,10 @@ def against(
 ) -> pd.DataFrame:
     "Difference of each name to the reference of the same data and seed: mean, lo, hi, seeds."
     ref = df[df.name == reference].set_index(['data', 'arch', 'epochs', 'lr', 'schedule', 'seed'])[metric]
-    at = lambda r: ref.get((r.data, r.arch, r.epochs, r.lr, schedule or r.schedule, r.seed), np.nan)
+
+    def at(r):
+        return ref.get((r.data, r.arch, r.epochs, r.lr, schedule or r.schedule, r.seed), np.nan)
+
     d = df.assign(diff=df[metric] - [at(r) for r in df.itertuples()]).dropna(subset=['diff'])
     return (
         d.groupby(['data', 'schedule', 'kind', 'name'], sort=False)['diff']
@@ -497,32 +521,32 @@ def gains(
     groups = both.groupby(['noise', 'schedule', 'lr', 'kind', 'name'], sort=False)['diff']
     return groups.apply(lambda v: pd.Series(over_seeds(v))).unstack().reset_index().astype(dict(seeds=int))
 
-# %% ../../nbs/companion/04_study.ipynb #83d2c313
-PANELS = {
+# %% ../../nbs/companion/04_study.ipynb #6ce0c395
+PANELS = {  # the trainings of a panel, for a share of wrong labels in per cent
     'independent draws': lambda noise: [
         tuned_run(d, noise=noise) for d in range(DRAWS if noise == 6 else FEWER)
     ],
     'bootstrap replicates': lambda noise: [tuned_run(0, bootstrap=k + 1, seed=0) for k in range(DRAWS)],
 }
-
-
 CHANGES = ('bias, % of the error', 'variance, % of the error', 'variance, % of itself')
 
-
+# %% ../../nbs/companion/04_study.ipynb #83d2c313
 def scene_probs(
     cfgs,  # of `tuned_run`, one a draw
 ) -> dict:
     """Probabilities float64 [draws, N, C] on the scenes, of each way to make one model; `BadInput` if a run
     has not been scored."""
-    kept = []
-    for cfg in cfgs:
-        runs = {'': get_run(cfg)} | (
-            {'annealed': get_run(cfg.replace(schedule='annealed'))} if not cfg.bootstrap else {}
-        )
-        each = {k: _kept_scenes(run) for k, run in runs.items()}
-        controls = {f'{k}, last epoch': v['last epoch, fresh BN'] for k, v in each.items() if k}
-        kept.append(each[''] | controls)
+    kept = [_scene_logits(cfg) for cfg in cfgs]
     return {name: softmax(np.stack([k[name] for k in kept]).astype(np.float64), -1) for name in kept[0]}
+
+# %% ../../nbs/companion/04_study.ipynb #1b190c8e
+def _scene_logits(cfg) -> dict:
+    "Logits on the scenes of the models of a draw, and of its annealed control; bootstraps have none."
+    kept = _kept_scenes(get_run(cfg))
+    if not cfg.bootstrap:
+        annealed = _kept_scenes(get_run(cfg.replace(schedule='annealed')))
+        kept['annealed, last epoch'] = annealed['last epoch, fresh BN']
+    return kept
 
 # %% ../../nbs/companion/04_study.ipynb #6494c798
 def moments(
@@ -534,15 +558,16 @@ def moments(
     flat = probs.reshape(len(probs), -1)
     return flat @ flat.T / n, probs[:, np.arange(n), targs].mean(1)
 
-
+# %% ../../nbs/companion/04_study.ipynb #e614ad06
 def squared_parts(
     gram,  # of `moments`
     hits,  # of `moments`
     draws,  # int [K]: which of the models, each as often as it stands there
     unbiased: bool = True,  # allow for few draws
 ) -> dict:
-    "What `bias_variance` says of those models for the squared loss: `bias2`, `variance`, `total`, in no time."
-    k, of = len(draws), gram[np.ix_(draws, draws)]
+    "What `bias_variance` says of those models for the squared loss, fast: `bias2`, `variance`, `total`."
+    k = len(draws)
+    of = gram[np.ix_(draws, draws)]
     centre = of.mean()
     variance = np.trace(of) / k - centre
     bias2 = centre - 2 * hits[draws].mean() + 1
@@ -566,7 +591,7 @@ def decompose(
         for k in ('bias2', 'variance', 'total')
     ]
 
-
+# %% ../../nbs/companion/04_study.ipynb #4a996d62
 def changes(
     probs: dict,  # of `scene_probs`
     targs,  # int [N]
@@ -576,7 +601,8 @@ def changes(
     """Rows model, part, value, lo, hi: how the parts of the squared loss change against the reference, with
     intervals over draws."""
     of = {model: moments(p, targs) for model, p in probs.items()}
-    rows, every = [], np.arange(len(probs[reference]))
+    rows = []
+    every = np.arange(len(probs[reference]))
 
     def change(model, draws, unbiased=True):
         a, b = (squared_parts(*of[m], draws, unbiased) for m in (model, reference))
@@ -599,8 +625,10 @@ def study_parts(
 ) -> list:
     "Put the parts of the error of a panel into the long table `parts.csv`."
     cfgs = PANELS[panel](noise)
-    probs, targs = scene_probs(cfgs), judges()[1]
-    what, how = dict(panel=panel, noise=noise, draws=len(cfgs)), origin(get_run(cfgs[0]))[1]
+    probs = scene_probs(cfgs)
+    targs = judges()[1]
+    what = dict(panel=panel, noise=noise, draws=len(cfgs))
+    how = origin(get_run(cfgs[0]))[1]
     made = dict(date=how['date'], device=how['device'], commit=how['commit'])
     rows = [dict(loss=loss) | row for loss in losses for row in decompose(probs, targs, loss)]
     rows += [dict(loss='squared') | row for row in changes(probs, targs)]
@@ -633,11 +661,12 @@ def curve_rows(run, bn) -> list:
 def study_curve(cfg: Config) -> list:
     "Rows of the anytime table for one run: all its epochs, or for an annealed one its last."
     run = get_run(cfg)
-    rows, (what, how) = curve_rows(run, run.calibrator()), origin(run)
+    rows = curve_rows(run, run.calibrator())
+    what, how = origin(run)
     add_rows(long_table() / 'anytime.csv', [what | r | how for r in rows], (*OWN, 'epoch'))
     return rows
 
-
+# %% ../../nbs/companion/04_study.ipynb #9318b5ff
 def curve_plan() -> list:
     "The runs behind the anytime table."
     going = [scenes_cfg(s, k) for k in range(3) for s in ('restarts', 'flat:1.0')]
@@ -648,7 +677,7 @@ def best_on_test(run) -> Candidate:
     "The single best checkpoint of a network that is compared with."
     return Candidate('baseline', run.logits('test')[[s.epoch for s in run.snapshots].index(run.best().epoch)])
 
-
+# %% ../../nbs/companion/04_study.ipynb #10b893c5
 def baseline_plan() -> list:
     "The runs behind the table of baselines."
     return [Config.scratch(arch=a, seed=k) for k in range(3) for a in RELATIVES if a != 'test_coatnet']
@@ -657,17 +686,16 @@ def baseline_plan() -> list:
 def study_baseline(cfg: Config) -> list:
     """The row of `compare.table` for one of these runs, against the single best checkpoint of the tiny
     CoAtNet."""
-    run, other = get_run(cfg), get_run(cfg.replace(arch='test_coatnet'))
+    run = get_run(cfg)
+    other = get_run(cfg.replace(arch='test_coatnet'))
     refs = {
         'single best': best_on_test(other),
         'single best, fresh BN': Candidate(
             'control', other.logits_of(other.best().weights(), 'test', other.calibrator())
         ),
     }
-    row, (what, how) = (
-        table({RELATIVES[cfg.arch]: best_on_test(run)} | refs, run.targs('test')).iloc[0],
-        origin(run),
-    )
+    row = table({RELATIVES[cfg.arch]: best_on_test(run)} | refs, run.targs('test')).iloc[0]
+    what, how = origin(run)
     how['dtype'] = how.pop('precision')  # the score has that name
     add_rows(long_table() / 'baselines.csv', [what | row.to_dict() | how], (*OWN[:-1], 'model'))
     return [row]

@@ -24,7 +24,7 @@ from ..train.runs import get_run
 SEARCHES = ('accuracy', 'f1', 'neg_nll')
 KEYS = ('data', 'arch', 'epochs', 'schedule', 'lr', 'seed', 'pool', 'metric')
 
-
+# %% ../../nbs/companion/05_subsets.ipynb #fec3fe18
 def search_row(
     run,  # a `Run`
     metric: str,  # what greedy improves on val
@@ -33,26 +33,34 @@ def search_row(
     """What greedy took, and of `distance` and `apart` the `subset_test`, in columns `distance`,
     `distance_lo`, ...; no tests where it took one or all. `pool_distance` is the mean distance in the whole
     pool."""
-    snaps, t = pool(run, name), run.targs('val')
-    logits, soup = np.stack([s.logits() for s in snaps]), greedy_soup(snaps, run.scorer(metric))
+    snaps = pool(run, name)
+    soup = greedy_soup(snaps, run.scorer(metric))
     at = [[s.name for s in snaps].index(i) for i in soup.ingredients]
-    d, e = (
-        model_distance(softmax(logits.astype(np.float64), -1), 'sqrt_js'),
-        np.array([s.epoch for s in snaps], float),
-    )
+    logits = np.stack([s.logits() for s in snaps])
+    epochs = np.array([s.epoch for s in snaps], float)
+    distance = model_distance(softmax(logits.astype(np.float64), -1), 'sqrt_js')
     row = dict(
         pool=name,
         metric=metric,
         size=len(snaps),
         ingredients=len(at),
-        taken=' '.join(f'{e[i]:.0f}' for i in sorted(at)),
-        pool_distance=d[np.triu_indices(len(d), 1)].mean(),
+        taken=' '.join(f'{epochs[i]:.0f}' for i in sorted(at)),
+        pool_distance=distance[np.triu_indices(len(distance), 1)].mean(),
     )
     if not 1 < len(at) < len(snaps):
         return row
-    for n, table in dict(distance=d, apart=abs(e[:, None] - e)).items():
-        r = subset_test(table, at, [METRICS[metric](l, t) for l in logits])
-        row |= dict(subsets=r.pop('subsets')) | {n if k == 'inside' else f'{n}_{k}': v for k, v in r.items()}
+    alone = [METRICS[metric](l, run.targs('val')) for l in logits]
+    tables = dict(distance=distance, apart=abs(epochs[:, None] - epochs))
+    return row | _subset_tests(tables, at, alone)
+
+# %% ../../nbs/companion/05_subsets.ipynb #5524ecbf
+def _subset_tests(tables, at, alone) -> dict:
+    "`subset_test` of each table of distances, its columns named after the table."
+    row = {}
+    for name, table in tables.items():
+        found = subset_test(table, at, alone)
+        row['subsets'] = found.pop('subsets')
+        row |= {name if k == 'inside' else f'{name}_{k}': v for k, v in found.items()}
     return row
 
 # %% ../../nbs/companion/05_subsets.ipynb #ce487672
@@ -60,13 +68,16 @@ def holm(
     p,  # p-values
 ) -> np.ndarray:
     "Holm's corrected p-values (1979), in the order given."
+    from statsmodels.stats.multitest import multipletests
+
     p = np.asarray(p, float)
-    order = np.argsort(p)
-    out = np.empty(len(p))
-    out[order] = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
-    return out
+    return multipletests(p, method='holm')[1] if len(p) else p
 
 # %% ../../nbs/companion/05_subsets.ipynb #2627f5b6
+_MEANS = ('distance', 'distance_median', 'apart', 'apart_median')
+_TESTS = dict(further='distance_p', closer='distance_closer', matched='distance_matched')
+
+# %% ../../nbs/companion/05_subsets.ipynb #01fdd7c2
 def seeds_together(
     df,  # rows of the table
     pool: str = 'half',  # which pool
@@ -76,46 +87,23 @@ def seeds_together(
     among subsets of like score (`matched`), each with Holm's correction over all rows (`further_holm`,
     ...)."""
     d = df[(df.pool == pool) & df.subsets.notna()]
-    fisher = lambda p: float(combine_pvalues(p, 'fisher').pvalue)
-    rows = [
-        dict(
-            data=k[0],
-            schedule=k[1],
-            metric=k[2],
-            seeds=len(g),
-            distance=g.distance.mean(),
-            distance_median=g.distance_median.mean(),
-            apart=g.apart.mean(),
-            apart_median=g.apart_median.mean(),
-            further=fisher(g.distance_p),
-            closer=fisher(g.distance_closer),
-            matched=fisher(g.distance_matched),
-        )
-        for k, g in d.groupby([d.data.str.split(':').str[0], 'schedule', 'metric'], sort=False)
-    ]
-    out = pd.DataFrame(
-        rows,
-        columns=[
-            'data',
-            'schedule',
-            'metric',
-            'seeds',
-            'distance',
-            'distance_median',
-            'apart',
-            'apart_median',
-            'further',
-            'closer',
-            'matched',
-        ],
-    )
-    return out.assign(**{f'{c}_holm': holm(out[c]) for c in ('further', 'closer', 'matched')})
+    groups = d.groupby([d.data.str.split(':').str[0], 'schedule', 'metric'], sort=False)
+    names = ('data', 'schedule', 'metric')
+    rows = [dict(zip(names, k)) | _together(g) for k, g in groups]
+    out = pd.DataFrame(rows, columns=[*names, 'seeds', *_MEANS, *_TESTS])
+    return out.assign(**{f'{c}_holm': holm(out[c]) for c in _TESTS})
+
+# %% ../../nbs/companion/05_subsets.ipynb #f9eab402
+def _together(g) -> dict:
+    "The seeds of one schedule and metric: means, and p-values combined by Fisher's method."
+    row = dict(seeds=len(g)) | {c: g[c].mean() for c in _MEANS}
+    return row | {k: float(combine_pvalues(g[c], 'fisher').pvalue) for k, c in _TESTS.items()}
 
 # %% ../../nbs/companion/05_subsets.ipynb #989e2b41
 def table() -> Path:
     return long_table() / 'subsets.csv'
 
-
+# %% ../../nbs/companion/05_subsets.ipynb #5a7e4206
 def plan() -> list:
     """The trainings behind the table: those of the recipe study with warm restarts, on independent draws; and
     from scratch, three seeds, also with the rate held at its peak."""

@@ -86,8 +86,8 @@ def transfer_row(data: str, share: int, start: str, lr: float, seed: int) -> dic
 
 # %% ../../nbs/companion/06_transfer.ipynb #6bb3bc31
 def main(args=None):
-    """python -m ich_soups.companion.transfer: make the rows of `transfer.csv` that are missing; about two hours on two
-    cores"""
+    """python -m ich_soups.companion.transfer: make the rows of `transfer.csv` that are missing; about two
+    hours on two cores"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.transfer', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--data', nargs='*', default=COLLECTIONS)

@@ -20,7 +20,8 @@ def check_scores(
     targs,  # int [N]
 ):
     "Both as arrays; `ValueError` for empty or unequal sets, NaN, or a label outside the classes."
-    logits, targs = np.asarray(logits, np.float64), np.asarray(targs)
+    logits = np.asarray(logits, np.float64)
+    targs = np.asarray(targs)
     if logits.ndim != 2 or len(logits) != len(targs):
         raise ValueError(f'scores of shape {logits.shape} do not go with {len(targs)} labels')
     if not len(targs):
@@ -40,17 +41,23 @@ def class_counts(
     """`(hits, true, predicted)`: how many of each class were right, were there, were predicted; int [B, C]
     each, leading axes of the input are separate counts."""
     preds, targs = np.broadcast_arrays(np.atleast_2d(preds), np.atleast_2d(targs))
-    count = lambda rows, c: np.bincount(rows * n_classes + c, minlength=len(preds) * n_classes).reshape(
-        -1, n_classes
-    )
-    rows, hit = np.repeat(np.arange(len(preds)), preds.shape[1]), (preds == targs).ravel()
-    return count(rows[hit], targs.ravel()[hit]), count(rows, targs.ravel()), count(rows, preds.ravel())
+    shape = (len(preds), n_classes)
+    rows = np.repeat(np.arange(len(preds)), preds.shape[1])
+    preds, targs = preds.ravel(), targs.ravel()
+    hit = preds == targs
+    return _count(rows[hit], targs[hit], shape), _count(rows, targs, shape), _count(rows, preds, shape)
+
+# %% ../../nbs/evidence/00_metrics.ipynb #75304c39
+def _count(rows, columns, shape):
+    "How often each pair of row and column occurs, int `shape`."
+    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #6b997d51
 def _ratio(a, b):
+    "a / b, and 0 where b is 0."
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b > 0)
 
-
+# %% ../../nbs/evidence/00_metrics.ipynb #e75d0f9d
 def f1_classes(hits, true, predicted):
     "F1 of each class from `class_counts`, float [B, C]; 0 for a class that is neither there nor predicted."
     return _ratio(2 * hits, true + predicted)
@@ -67,15 +74,20 @@ def from_counts(
     """`COUNTED`: accuracy, macro precision, recall and F1 over the classes that occur, balanced accuracy;
     float [B] each."""
     seen = (true + predicted) > 0  # scikit-learn's rule: a class counts if it is there or was predicted
-    macro = lambda x, of: (x * of).sum(-1) / of.sum(-1)
-    p, r = _ratio(hits, predicted), _ratio(hits, true)
+    p = _ratio(hits, predicted)
+    r = _ratio(hits, true)
     return dict(
         accuracy=hits.sum(-1) / true.sum(-1),
-        precision=macro(p, seen),
-        recall=macro(r, seen),
-        f1=macro(f1_classes(hits, true, predicted), seen),
-        balanced=macro(r, true > 0),
+        precision=_mean_of(p, seen),
+        recall=_mean_of(r, seen),
+        f1=_mean_of(f1_classes(hits, true, predicted), seen),
+        balanced=_mean_of(r, true > 0),
     )
+
+# %% ../../nbs/evidence/00_metrics.ipynb #3658039d
+def _mean_of(values, which):
+    "Mean over the classes in `which`, float [B]."
+    return (values * which).sum(-1) / which.sum(-1)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #9705ff13
 def confusion(
@@ -83,16 +95,15 @@ def confusion(
     targs,  # int [N]
     n_classes: int,
 ) -> np.ndarray:
-    "Counts of all pairs of classes, int [C, C], the true class in rows: for a picture of them."
-    return np.bincount(np.asarray(targs) * n_classes + preds, minlength=n_classes**2).reshape(
-        n_classes, n_classes
-    )
+    "Counts of all pairs of classes, int [C, C], the true class in rows: for a figure of them."
+    return _count(np.asarray(targs), np.asarray(preds), (n_classes, n_classes))
 
 # %% ../../nbs/evidence/00_metrics.ipynb #bdceb096
-def nll(logits, targs):
+def nll(logits, targs) -> float:
+    "Mean negative log-likelihood of the labels, in nats."
     return float(-log_softmax(logits, 1)[np.arange(len(targs)), targs].mean())
 
-
+# %% ../../nbs/evidence/00_metrics.ipynb #06ad630f
 def _gaps(logits, targs, bins):
     "`(gap, bin)`: hit minus confidence of every picture, float [N], and its bin of confidence, int [N]."
     p = softmax(logits, 1)
@@ -102,15 +113,12 @@ def _gaps(logits, targs, bins):
 def _per_bin(gap, bin, bins):
     """The part of each bin in the mean gap, float [B, bins]; leading axes of `gap` and `bin` are separate
     sets."""
-    gap, bin = np.atleast_2d(gap), np.atleast_2d(bin)
-    return (
-        np.bincount(
-            (np.arange(len(gap))[:, None] * bins + bin).ravel(), gap.ravel(), len(gap) * bins
-        ).reshape(-1, bins)
-        / gap.shape[1]
-    )
+    gap = np.atleast_2d(gap)
+    at = np.arange(len(gap))[:, None] * bins + np.atleast_2d(bin)
+    sums = np.bincount(at.ravel(), gap.ravel(), len(gap) * bins)
+    return sums.reshape(-1, bins) / gap.shape[1]
 
-
+# %% ../../nbs/evidence/00_metrics.ipynb #13ae345c
 def ece(logits, targs, bins=15):
     "Expected calibration error over `bins` equal bins of confidence."
     return float(abs(_per_bin(*_gaps(logits, targs, bins), bins)).sum())
@@ -134,22 +142,20 @@ def newcombe(
 ) -> tuple:
     """`(diff, lo, hi)`: difference of two independent proportions and its 95 % interval (Newcombe 1998,
     method 10), made of Wilson's."""
-    p1, p2, (l1, u1), (l2, u2) = k1 / n1, k2 / n2, wilson(k1, n1), wilson(k2, n2)
-    return (
-        p1 - p2,
-        p1 - p2 - ((p1 - l1) ** 2 + (u2 - p2) ** 2) ** 0.5,
-        p1 - p2 + ((u1 - p1) ** 2 + (p2 - l2) ** 2) ** 0.5,
-    )
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    return k1 / n1 - k2 / n2, *confint_proportions_2indep(k1, n1, k2, n2, 'newcomb', 'diff')
 
 # %% ../../nbs/evidence/00_metrics.ipynb #301ef13c
 def resampled(
     f,  # a function of indices int [b, N] to values, one a resample in front
-    n: int,  # pictures
+    n: int,  # images
     n_boot: int = 1000,  # resamples
     seed: int = 0,  # of the resamples
 ) -> np.ndarray:
     "`f` of bootstrap resamples, float [n_boot, ...], a few at a time so that memory stays small."
-    r, per = np.random.default_rng(seed), max(1, 4_000_000 // n)
+    r = np.random.default_rng(seed)
+    per = max(1, 4_000_000 // n)
     return np.concatenate([f(r.integers(0, n, (min(per, n_boot - at), n))) for at in range(0, n_boot, per)])
 
 # %% ../../nbs/evidence/00_metrics.ipynb #9e111173
@@ -159,22 +165,22 @@ def _ece_ends(gaps, noise):
     if not line.any():
         return 0.0, 0.0
     line = line / abs(line).sum()
-    at = lambda true, q: np.quantile(
-        abs(true * line + noise).sum(1), q
-    )  # of measured errors; rises with the true one
 
-    def end(q, seen):
-        if at(0, q) >= seen:
-            return 0.0
-        return brentq(
-            lambda true: at(true, q) - seen,
-            0,
-            next(h for h in seen * 2.0 ** np.arange(60) if at(h, q) >= seen),
-            xtol=1e-5,
-        )
+    def measured(true, q):  # quantile of the errors that are measured; it rises with the true one
+        return np.quantile(abs(true * line + noise).sum(1), q)
 
     seen = abs(gaps).sum()
-    return float(end(0.975, seen)), float(min(end(0.025, max(seen, at(0, 0.5))), 1))
+    lo = _where_reached(lambda true: measured(true, 0.975), seen)
+    hi = _where_reached(lambda true: measured(true, 0.025), max(seen, measured(0, 0.5)))
+    return float(lo), float(min(hi, 1))
+
+# %% ../../nbs/evidence/00_metrics.ipynb #cbab1799
+def _where_reached(rising, value):
+    "Where from 0 on a rising function reaches a value; 0 if it is there at once."
+    if rising(0) >= value:
+        return 0.0
+    end = next(h for h in value * 2.0 ** np.arange(60) if rising(h) >= value)
+    return brentq(lambda x: rising(x) - value, 0, end, xtol=1e-5)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #c964df62
 def ece_interval(
@@ -201,31 +207,43 @@ def scores(
     """Rows accuracy, precision, recall, f1, balanced, top5, nll, ece; columns value, lo, hi (95 %). The
     calibration error is measured too high, and its interval, of `ece_interval`, allows for that."""
     logits, targs = check_scores(logits, targs)
-    n, c = logits.shape
-    preds, k = logits.argmax(1), min(5, c)
-    top5 = (np.argpartition(-logits, k - 1, 1)[:, :k] == targs[:, None]).any(1)
-    value = {m: float(v[0]) for m, v in from_counts(*class_counts(preds, targs, c)).items()}
-    loss = -log_softmax(logits, 1)[np.arange(n), targs]
-    boot = resampled(
-        lambda i: np.column_stack(
-            [*from_counts(*class_counts(preds[i], targs[i], c)).values(), loss[i].mean(1)]
-        ),
-        n,
-        n_boot,
-        seed,
-    )
-    value |= dict(top5=float(top5.mean()), nll=float(loss.mean()), ece=ece(logits, targs))
-    ci = {m: tuple(q) for m, q in zip((*COUNTED, 'nll'), np.quantile(boot, (0.025, 0.975), axis=0).T)}
-    ci |= {m: wilson(round(value[m] * n), n) for m in ('accuracy', 'top5')} | dict(
-        ece=ece_interval(logits, targs, n_boot=n_boot, seed=seed)
-    )
-    return pd.DataFrame(
-        [(m, value[m], *ci[m]) for m in value], columns=['metric', 'value', 'lo', 'hi']
-    ).set_index('metric')
+    value = {m: float(v[0]) for m, v in from_counts(*_counts_of(logits, targs)).items()}
+    value |= dict(top5=_top(logits, targs, 5), nll=nll(logits, targs), ece=ece(logits, targs))
+    ci = _bootstrap_intervals(logits, targs, n_boot, seed)
+    for m in ('accuracy', 'top5'):  # proportions
+        ci[m] = wilson(round(value[m] * len(targs)), len(targs))
+    ci['ece'] = ece_interval(logits, targs, n_boot=n_boot, seed=seed)
+    rows = [(m, value[m], *ci[m]) for m in value]
+    return pd.DataFrame(rows, columns=['metric', 'value', 'lo', 'hi']).set_index('metric')
+
+# %% ../../nbs/evidence/00_metrics.ipynb #26098e04
+def _counts_of(logits, targs):
+    "`class_counts` of what the logits predict."
+    return class_counts(logits.argmax(1), targs, logits.shape[1])
+
+# %% ../../nbs/evidence/00_metrics.ipynb #b6c5c9ce
+def _top(logits, targs, k) -> float:
+    "The share of images whose class is among the `k` most likely."
+    k = min(k, logits.shape[1])
+    return float((np.argpartition(-logits, k - 1, 1)[:, :k] == targs[:, None]).any(1).mean())
+
+# %% ../../nbs/evidence/00_metrics.ipynb #e00929d8
+def _bootstrap_intervals(logits, targs, n_boot, seed) -> dict:
+    "95 % intervals over images of the scores in `COUNTED` and of the loss."
+    preds, c = logits.argmax(1), logits.shape[1]
+    loss = -log_softmax(logits, 1)[np.arange(len(targs)), targs]
+
+    def one(i):
+        counted = from_counts(*class_counts(preds[i], targs[i], c))
+        return np.column_stack([*counted.values(), loss[i].mean(1)])
+
+    ends = np.quantile(resampled(one, len(targs), n_boot, seed), (0.025, 0.975), axis=0)
+    return {m: tuple(q) for m, q in zip((*COUNTED, 'nll'), ends.T)}
 
 # %% ../../nbs/evidence/00_metrics.ipynb #ac87b741
 def _counted(name):
-    return lambda l, t: float(from_counts(*class_counts(l.argmax(1), t, l.shape[1]))[name][0])
+    "A score of `from_counts` as a function of logits and labels."
+    return lambda logits, targs: float(from_counts(*_counts_of(logits, targs))[name][0])
 
 # %% ../../nbs/evidence/00_metrics.ipynb #565e149e
 METRICS = dict(
@@ -235,7 +253,7 @@ METRICS = dict(
     neg_nll=lambda l, t: -nll(l, t),
 )
 
-
+# %% ../../nbs/evidence/00_metrics.ipynb #7b1cb4a6
 def metric(
     name: str,  # one of `METRICS`
 ):
@@ -250,26 +268,17 @@ def reliability(
     targs,  # int [N]
     bins: int = 10,  # of equal width, over the confidence
 ) -> pd.DataFrame:
-    "One row a bin that holds pictures: n, mean confidence, accuracy and its Wilson interval lo, hi."
+    "One row a bin that holds images: n, mean confidence, accuracy and its Wilson interval lo, hi."
     logits, targs = check_scores(logits, targs)
     p = softmax(logits, 1)
-    df = pd.DataFrame(
-        dict(
-            bin=np.minimum((p.max(1) * bins).astype(int), bins - 1),
-            confidence=p.max(1),
-            hit=p.argmax(1) == targs,
-        )
-    )
-    rows = [
-        dict(
-            bin=b,
-            n=len(d),
-            confidence=d.confidence.mean(),
-            accuracy=d.hit.mean(),
-            **dict(zip(('lo', 'hi'), wilson(d.hit.sum(), len(d)))),
-        )
-        for b, d in df.groupby('bin')
-    ]
+    confidence = p.max(1)
+    bin = np.minimum((confidence * bins).astype(int), bins - 1)
+    df = pd.DataFrame(dict(bin=bin, confidence=confidence, hit=p.argmax(1) == targs))
+    rows = []
+    for b, d in df.groupby('bin'):
+        lo, hi = wilson(d.hit.sum(), len(d))
+        means = dict(confidence=d.confidence.mean(), accuracy=d.hit.mean())
+        rows.append(dict(bin=b, n=len(d), **means, lo=lo, hi=hi))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #5c62d915
@@ -280,42 +289,51 @@ def temperature(
     """The temperature, between 0.05 and 20, by which logits are divided to have the least cross-entropy;
     above 1 the model was too sure."""
     logits, targs = check_scores(logits, targs)
-    return float(
-        np.exp(
-            minimize_scalar(
-                lambda s: nll(logits / np.exp(s), targs),
-                bounds=np.log([0.05, 20]),
-                method='bounded',
-                options=dict(xatol=1e-6),
-            ).x
-        )
-    )
+
+    def loss(log_t):
+        return nll(logits / np.exp(log_t), targs)
+
+    ends = np.log([0.05, 20])
+    return float(np.exp(minimize_scalar(loss, bounds=ends, method='bounded', options=dict(xatol=1e-6)).x))
 
 # %% ../../nbs/evidence/00_metrics.ipynb #4691591f
 def paired_test(
     pred_a,  # int [N], predicted classes of model a
-    pred_b,  # int [N], of model b, on the same pictures
+    pred_b,  # int [N], of model b, on the same images
     targs,  # int [N]
 ) -> tuple:
-    "`(wins, losses, p)`: pictures that only a, only b got right, and McNemar's exact two-sided p."
+    "`(wins, losses, p)`: images that only a, only b got right, and McNemar's exact two-sided p."
+    from statsmodels.stats.contingency_tables import mcnemar
+
     a, b, t = map(np.asarray, (pred_a, pred_b, targs))
     if not a.shape == b.shape == t.shape:
         raise ValueError(
             f'the two models were scored on different pictures: {len(a)}, {len(b)} and {len(t)} labels'
         )
-    wins, losses = int(((a == t) & (b != t)).sum()), int(((a != t) & (b == t)).sum())
-    return wins, losses, float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    wins = int(((a == t) & (b != t)).sum())
+    losses = int(((a != t) & (b == t)).sum())
+    return wins, losses, float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #5f22cade
-def paired_difference(logits_a, logits_b, targs, name='accuracy', n_boot=1000, seed=0):
-    """Difference a - b of accuracy or another metric of `from_counts`, with its 95 % bootstrap interval over
-    pictures: `(diff, lo, hi)`."""
-    (la, t), (lb, _) = check_scores(logits_a, targs), check_scores(logits_b, targs)
-    a, b, c = la.argmax(1), lb.argmax(1), la.shape[1]
-    d = lambda i: np.subtract(*[from_counts(*class_counts(p[i], t[i], c))[name] for p in (a, b)])
-    return float(d(np.arange(len(t))[None])[0]), *map(
-        float, np.quantile(resampled(d, len(t), n_boot, seed), (0.025, 0.975))
-    )
+def paired_difference(
+    logits_a,  # float [N, C], of model a
+    logits_b,  # float [N, C], of model b, on the same images
+    targs,  # int [N]
+    name: str = 'accuracy',  # a score of `from_counts`
+    n_boot: int = 1000,  # resamples
+    seed: int = 0,  # of the resamples
+) -> tuple:
+    "`(diff, lo, hi)`: difference a - b of a score, with its 95 % bootstrap interval over images."
+    logits_a, targs = check_scores(logits_a, targs)
+    logits_b, targs = check_scores(logits_b, targs)
+    preds = logits_a.argmax(1), logits_b.argmax(1)
+
+    def diff(i):
+        a, b = (from_counts(*class_counts(p[i], targs[i], logits_a.shape[1]))[name] for p in preds)
+        return a - b
+
+    lo, hi = np.quantile(resampled(diff, len(targs), n_boot, seed), (0.025, 0.975))
+    return float(diff(np.arange(len(targs))[None])[0]), float(lo), float(hi)
 
 # %% ../../nbs/evidence/00_metrics.ipynb #95c2a90e
 def per_class(
@@ -326,18 +344,16 @@ def per_class(
     n_boot: int = 1000,  # resamples
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:
-    """Columns class, n (pictures), diff (of F1, a - b), lo, hi (95 %, bootstrap over pictures); classes with
-    most pictures first, those with none left out."""
+    """Columns class, n (images), diff (of F1, a - b), lo, hi (95 %, bootstrap over images); classes with
+    most images first, those with none left out."""
     a, b, t = map(np.asarray, (pred_a, pred_b, targs))
-    d = lambda i: np.subtract(*[f1_classes(*class_counts(p[i], t[i], len(classes))) for p in (a, b)])
-    lo, hi = np.quantile(resampled(d, len(t), n_boot, seed), (0.025, 0.975), axis=0)
-    df = pd.DataFrame(
-        {
-            'class': classes,
-            'n': np.bincount(t, minlength=len(classes)),
-            'diff': d(np.arange(len(t))[None])[0],
-            'lo': lo,
-            'hi': hi,
-        }
-    )
+    k = len(classes)
+
+    def diff(i):
+        of_a, of_b = (f1_classes(*class_counts(p[i], t[i], k)) for p in (a, b))
+        return of_a - of_b
+
+    lo, hi = np.quantile(resampled(diff, len(t), n_boot, seed), (0.025, 0.975), axis=0)
+    here = diff(np.arange(len(t))[None])[0]
+    df = pd.DataFrame({'class': classes, 'n': np.bincount(t, minlength=k), 'diff': here, 'lo': lo, 'hi': hi})
     return df[df.n > 0].sort_values('n', ascending=False, kind='stable').reset_index(drop=True)

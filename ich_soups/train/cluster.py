@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from ich_soups.core import (
     atomic,
@@ -144,7 +145,7 @@ def _connect(ray, where):
 # %% ../../nbs/train/07_cluster.ipynb #0f6c9362
 @contextlib.contextmanager
 def ray_on(
-    where: str = 'ray',  # 'ray' for this machine, `ray://host:10001` from outside, `host:6379` or 'auto' inside a cluster
+    where: str = 'ray',  # 'ray': this machine; a cluster: `ray://host:10001`, inside it `host:6379` or 'auto'
 ):
     """The module `ray`, connected: to what is connected already, or to what is then left, and stopped if it
     was started here. `BadInput` if nobody answers."""
@@ -254,38 +255,46 @@ def _on_ray(f, items, where, cpus, gpus, retries, after):
     with _token(runs_dir()) as token, ray_on(where) as ray:
         gpus = _gpu_each(ray) if gpus is None else gpus
         _fits(ray, where, cpus, gpus)
-        task, lives = _remote(ray, f, cpus, gpus, _settings(gpus), token), [retries] * len(items)
+        task = _remote(ray, f, cpus, gpus, _settings(gpus), token)
+        lives = [retries] * len(items)
         left = {task.remote(x): i for i, x in enumerate(items)}
         try:
             while left:
                 for ref in ray.wait(list(left), timeout=1)[0]:
                     i = left.pop(ref)
-                    try:
-                        v = after(items[i], ray.get(ref))
-                    except ray.exceptions.RayError as e:  # it failed, or is gone with its worker or machine
-                        failed = isinstance(e, ray.exceptions.RayTaskError)
-                        v = (e.cause or e) if failed else e
-                        if lives[i] and (not failed or isinstance(v, OSError)):
-                            lives[i], left = lives[i] - 1, left | {task.remote(items[i]): i}
-                            continue
-                        if not failed:
-                            v = BadInput(
-                                f'{_name(items[i])} was lost in {retries + 1} of {retries + 1} tries '
-                                f'({type(e).__name__}); call again and it goes on where it stopped; if it '
-                                'needs more memory, give each run more cpus'
-                            )
-                    yield i, v
+                    value, may_retry = _result(ray, ref, items[i], retries, after)
+                    if may_retry and lives[i]:
+                        lives[i] -= 1
+                        left[task.remote(items[i])] = i
+                    else:
+                        yield i, value
                 yield None
         finally:
             for ref in left:
                 ray.cancel(ref, force=True)
 
+# %% ../../nbs/train/07_cluster.ipynb #5f79bb32
+def _result(ray, ref, item, retries, after):
+    "`(value or exception, whether another try may help)` of a task that is over."
+    try:
+        return after(item, ray.get(ref)), False
+    except ray.exceptions.RayTaskError as e:  # it failed
+        why = e.cause or e
+        return why, isinstance(why, OSError)
+    except ray.exceptions.RayError as e:  # it is gone with its worker or machine
+        return BadInput(
+            f'{_name(item)} was lost in {retries + 1} of {retries + 1} tries ({type(e).__name__}); call '
+            'again and it goes on where it stopped; if it needs more memory, give each run more cpus'
+        ), True
+
 # %% ../../nbs/train/07_cluster.ipynb #31588196
-def _name(x):
+def _name(x) -> str:
+    "What an item is called in a message."
     return x.key if isinstance(x, Config) else str(x)[:60]
 
-
+# %% ../../nbs/train/07_cluster.ipynb #07e89634
 def _in_process(f, items, cpus, after):
+    "Yield `(index, value or exception)`, one after another in this process."
     with _threads(cpus):
         for i, x in enumerate(items):
             try:
@@ -295,39 +304,49 @@ def _in_process(f, items, cpus, after):
             yield i, v
 
 # %% ../../nbs/train/07_cluster.ipynb #1727d9fb
-def _collect(f, items, where, cpus, gpus, retries, bar, size=lambda x: 1, so_far=None, after=lambda x, v: v):
-    "All values in order; the bar counts `size` of what is finished and asks `so_far` about the rest."
-    values, bad, t0, pace = (
-        {},
-        None,
-        time.monotonic(),
-        max(1, len(items) / 100),
-    )  # a thousand histories are read every ten seconds
-    for r in (
-        _in_process(f, items, cpus, after)
-        if where == 'here'
-        else _on_ray(f, items, where, cpus, gpus, retries, after)
-        if items
-        else ()
-    ):
+def _collect(results, n, show):
+    "The values of all `n` items in order; `show` is told after each one, and now and then, what is there."
+    values = {}
+    for r in results:
         if r and isinstance(r[1], BadInput):
             raise r[1]
-        if r and isinstance(r[1], Exception):
-            bad = bad or r[1]
-        if r:
-            values[r[0]] = r[1]
-        if r or so_far and time.monotonic() - t0 > pace:
-            t0 = time.monotonic()
-            bar.update(
-                sum(size(x) if i in values else so_far(x) if so_far else 0 for i, x in enumerate(items))
-                - bar.n
-            )
+        values.update([r] if r else [])
+        show(values, r is not None)
+    bad = [v for v in values.values() if isinstance(v, Exception)]
     if bad:
-        raise bad
-    return [values[i] for i in range(len(items))]
+        raise bad[0]
+    return [values[i] for i in range(n)]
+
+# %% ../../nbs/train/07_cluster.ipynb #8e386ee1
+def _results(f, items, where, cpus, gpus, retries, after=lambda x, v: v):
+    "`_in_process` or `_on_ray`; `after` is called here with each item and its value."
+    if where == 'here':
+        return _in_process(f, items, cpus, after)
+    return _on_ray(f, items, where, cpus, gpus, retries, after) if items else ()
+
+# %% ../../nbs/train/07_cluster.ipynb #e787e19e
+class _Progress:
+    "Moves a bar: by `size` of each item that is finished and, now and then, `so_far` of the others."
+
+    def __init__(self, bar, items, size=lambda x: 1, so_far=None):
+        self.bar, self.items, self.size, self.so_far = bar, items, size, so_far
+        self.pace = max(1, len(items) / 100)  # a thousand histories are read every ten seconds
+        self.t0 = time.monotonic()
+
+    def __call__(self, values, finished):
+        late = self.so_far and time.monotonic() - self.t0 > self.pace
+        if finished or late:
+            self.t0 = time.monotonic()
+            self.bar.update(sum(self._of(i, x, values) for i, x in enumerate(self.items)) - self.bar.n)
+
+    def _of(self, i, x, values):
+        if i in values:
+            return self.size(x)
+        return self.so_far(x) if self.so_far else 0
 
 # %% ../../nbs/train/07_cluster.ipynb #701e3f7e
 def _bar(progress, **kw):
+    "A progress bar with the time left, on the terminal."
     tty = sys.__stderr__ and sys.__stderr__.isatty()
     return tqdm(file=sys.__stderr__, disable=not progress, leave=False, mininterval=0.1 if tty else 15, **kw)
 
@@ -344,8 +363,9 @@ def map_runs(
     """`[f(x) for x in items]`. Raises what `f` raised; `BadInput` if nobody can take such a task, or one was
     lost too often."""
     items = list(items)
+    results = _results(lambda x, shared: f(x), items, where, cpus, gpus, retries)
     with _bar(progress, total=len(items)) as bar:
-        return _collect(lambda x, shared: f(x), items, where, cpus, gpus, retries, bar)
+        return _collect(results, len(items), _Progress(bar, items))
 
 # %% ../../nbs/train/07_cluster.ipynb #c4ecdf0d
 PIECE = 16 << 20  # bytes
@@ -362,20 +382,14 @@ def _files(path):
 # %% ../../nbs/train/07_cluster.ipynb #62ecb7d4
 def _train_one(cfg, shared, then=None, done=False, cbs=()):
     "In a worker: train in the caller's store, or as a guest and say what there is to fetch."
-    if shared or not done:
-        run = get_run(cfg, (runs_dir() if shared else home() / 'guests') / cfg.key, copy.deepcopy(cbs))
-        out = dict(value=then(run) if then else None)
-        return (
-            out
-            if shared
-            else out
-            | dict(
-                node=_needs('ray').get_runtime_context().get_node_id(),
-                path=str(run.path),
-                files=_files(run.path),
-            )
-        )
-    return dict(ask_caller=True)
+    if done and not shared:
+        return dict(ask_caller=True)
+    run = get_run(cfg, (runs_dir() if shared else home() / 'guests') / cfg.key, copy.deepcopy(cbs))
+    out = dict(value=then(run) if then else None)
+    if shared:
+        return out
+    node = _needs('ray').get_runtime_context().get_node_id()
+    return out | dict(node=node, path=str(run.path), files=_files(run.path))
 
 # %% ../../nbs/train/07_cluster.ipynb #09fa6422
 def _hands():
@@ -394,30 +408,43 @@ def _hands():
 # %% ../../nbs/train/07_cluster.ipynb #e3bdfdac
 def _bring_home(cfg, got):
     "Fetch a guest into the store. The machine may vanish meanwhile, which Ray says."
-    ray, path = _needs('ray'), runs_dir() / cfg.key
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there = ray.remote(
-        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(got['node'], soft=False)
-    )
-    read, forget = map(there, _hands())
+    ray = _needs('ray')
+    there = NodeAffinitySchedulingStrategy(got['node'], soft=False)
+    read, forget = map(ray.remote(num_cpus=0, scheduling_strategy=there), _hands())
+    path = runs_dir() / cfg.key
     path.mkdir(parents=True, exist_ok=True)
     with locked(path / '.lock'):
         if not (path / 'DONE').exists():
             sweep_temporary(path)
             with scratch(path, 'arriving') as new:
-                for name, size in got['files']:
-                    with atomic(Path(new) / name) as tmp, open(tmp, 'wb') as f:
-                        for at in range(0, size, PIECE):
-                            f.write(ray.get(read.remote(f"{got['path']}/{name}", at, PIECE)))
-                for f in path.iterdir():  # all of it is here: what was begun may go
-                    if f != new and not f.name.startswith('.lock'):
-                        shutil.rmtree(f) if f.is_dir() else f.unlink()
-                for f in sorted(Path(new).iterdir(), key=lambda f: f.name == 'DONE'):
-                    if f.name == 'DONE' and (path / 'split.csv').exists():
-                        _rewrite_split(cfg, path)
-                    f.rename(path / f.name)
+                _fetch(got, Path(new), lambda *a: ray.get(read.remote(*a)))
+                _put_in_place(cfg, path, Path(new))
     ray.get(forget.remote(got['path']))
+
+# %% ../../nbs/train/07_cluster.ipynb #f1781f9e
+def _fetch(got, folder, read):
+    "The files of a guest, in pieces."
+    for name, size in got['files']:
+        with atomic(folder / name) as tmp, open(tmp, 'wb') as f:
+            for at in range(0, size, PIECE):
+                f.write(read(f"{got['path']}/{name}", at, PIECE))
+
+# %% ../../nbs/train/07_cluster.ipynb #cfdd79f0
+def _put_in_place(cfg, path, new):
+    "All of a run is in `new`: what was begun in its folder goes, and DONE comes last."
+    for f in path.iterdir():
+        if f == new or f.name.startswith('.lock'):
+            continue
+        if f.is_dir():
+            shutil.rmtree(f)
+        else:
+            f.unlink()
+    for f in sorted(new.iterdir(), key=lambda f: f.name == 'DONE'):
+        if f.name == 'DONE' and (path / 'split.csv').exists():
+            _rewrite_split(cfg, path)
+        f.rename(path / f.name)
 
 # %% ../../nbs/train/07_cluster.ipynb #97dbeed7
 def _rewrite_split(cfg, path):
@@ -441,36 +468,40 @@ def train_all(
 ) -> list:
     """The finished runs of `cfgs`, in order, in `runs_dir()`. Raises as `get_run` and `map_runs` do; what was
     finished stays, and the same call goes on."""
-    cfgs, path = list(cfgs), lambda c: runs_dir() / c.key
-    done = {c for c in cfgs if (path(c) / 'DONE').exists()}
-    todo, then_ = [c for c in dict.fromkeys(cfgs) if then or c not in done], then or (lambda run: None)
+    cfgs = list(cfgs)
+    done = {c for c in cfgs if (runs_dir() / c.key / 'DONE').exists()}
+    todo = [c for c in dict.fromkeys(cfgs) if then or c not in done]
+
+    def work(cfg, shared):
+        return _train_one(cfg, shared, then, cfg in done, cbs)
+
+    runs = {} if then else {c: get_run(c) for c in done}
+    results = _results(work, todo, where, cpus, gpus, retries, _arrival(then))
+    with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
+        show = _Progress(bar, todo, lambda c: c.epochs, _epochs_so_far)
+        values = dict(zip(todo, _collect(results, len(todo), show)))
+    if not then:
+        values = runs | {c: Run(runs_dir() / c.key) for c in todo}
+    return [values[c] for c in cfgs]
+
+# %% ../../nbs/train/07_cluster.ipynb #7eedc937
+def _epochs_so_far(cfg) -> int:
+    "Epochs of a run that are done, if it is trained in this store."
+    return min(cfg.epochs, epochs_done(runs_dir() / cfg.key))
+
+# %% ../../nbs/train/07_cluster.ipynb #804412ad
+def _arrival(then):
+    "What the caller does with what a worker sends: fetch a guest, or compute what the worker could not."
 
     def after(cfg, got):
         if got.get('files'):
             _bring_home(cfg, got)
-        return then_(get_run(cfg)) if got.get('ask_caller') else got['value']
+        if not got.get('ask_caller'):
+            return got['value']
+        run = get_run(cfg)
+        return then(run) if then else None
 
-    f = lambda cfg, shared: _train_one(cfg, shared, then, cfg in done, cbs)
-    runs = {c: get_run(c) for c in done if not then}
-    with _bar(progress, total=sum(c.epochs for c in todo), unit='epoch', desc=f'{len(todo)} runs') as bar:
-        values = dict(
-            zip(
-                todo,
-                _collect(
-                    f,
-                    todo,
-                    where,
-                    cpus,
-                    gpus,
-                    retries,
-                    bar,
-                    lambda c: c.epochs,
-                    lambda c: min(c.epochs, epochs_done(path(c))),
-                    after,
-                ),
-            )
-        )
-    return [values[c] if then else runs[c] if c in runs else Run(path(c)) for c in cfgs]
+    return after
 
 # %% ../../nbs/train/07_cluster.ipynb #f62036f6
 class _Taster:
@@ -480,7 +511,6 @@ class _Taster:
         self.path, self.name, self.split, self.fresh, self.score = path, name, split, fresh, None
 
     def open(self):
-
         run = Run(self.path)
         self.files = {s.epoch: s for s in run.snapshots}
         self.score = run.scorer(self.name, self.split, run.calibrator() if self.fresh else None)
@@ -489,7 +519,8 @@ class _Taster:
     def __call__(self, epochs):
         if not self.score:
             self.open()
-        if absent := set(epochs) - set(self.files):
+        absent = set(epochs) - set(self.files)
+        if absent:
             raise BadInput(f'{self.path} keeps no epoch {min(absent)}; it has {sorted(self.files)}')
         return float(self.score(weighted_mean([self.files[e] for e in epochs])))
 
@@ -522,48 +553,6 @@ class Ranks(Callback):
         self.acc, self.seed, self.began = acc, seed, False
         self.share = slice(acc.process_index, None, acc.num_processes)
 
-    def before_fit(self):
-        from timm.layers import convert_sync_batchnorm
-
-        self.began, lead = True, self.acc.is_main_process
-        self._check_sizes()
-        if lead:
-            _tell(self.journal.start)
-        opt = _tell(self.opt.opt.state_dict() if lead else None)
-        if not lead:
-            self.opt.opt.load_state_dict(opt)
-        if scaler := _tell(self.journal.scaler if lead else None):
-            self.learn.scaler.load_state_dict(scaler)  # of fp16, in a resumed run
-        for b in self.model.buffers():
-            torch.distributed.broadcast(
-                b, 0
-            )  # the wrapper sends weights alone, and a resumed run has statistics
-        self.dls.train.share = self.share
-        if hasattr(self.learn, 'gradient_accumulation'):
-            self.gradient_accumulation.n_acc //= self.acc.num_processes
-        self.plain = convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model
-        self.ddp = self.acc.prepare(self.plain)  # of one process on a GPU it is the model itself
-
-    def _check_sizes(self):
-        n, bs = self.acc.num_processes, self.dls.train.bs
-        _splits(bs, n)
-        if len(self.dls[0].dataset) < bs:
-            raise BadInput(
-                f'{len(self.dls[0].dataset)} training pictures are fewer than one batch of {bs}; choose a '
-                'smaller bs, or one process'
-            )
-        if len(self.dls[1].dataset) < n:
-            raise BadInput(
-                f'{len(self.dls[1].dataset)} validation pictures are fewer than {n} processes; choose '
-                'fewer processes'
-            )
-
-    def before_train(self):
-        seed_all(
-            self.seed, self.epoch, 1 + self.acc.process_index
-        )  # the order of the pictures is drawn already, and alike
-        self.losses = []
-
     def before_batch(self):
         if self.training:
             self.learn.model = self.ddp
@@ -578,30 +567,87 @@ class Ranks(Callback):
         if self.training:
             self.losses.append(self.loss.detach())
 
-    def after_train(self):
-        loss = self.acc.reduce(torch.stack(self.losses).mean(), 'mean')
-        if self.acc.is_main_process:
-            self.journal.losses = [loss]
+# %% ../../nbs/train/07_cluster.ipynb #b7fd6800
+@patch
+def before_fit(self: Ranks):
+    from timm.layers import convert_sync_batchnorm
 
-    def before_validate(self):
-        for b in self.model.buffers():
-            if b.is_floating_point():
-                b.copy_(self.acc.reduce(b, 'mean'))
-        self.logits, self.targs, mine = [], [], copy.copy(self.dl.dataset)
-        mine.idxs = mine.idxs[self.share]
-        self.learn.dl = self.dl.new(mine)
+    self.began = True
+    self._check_sizes()
+    self._same_start()
+    self.dls.train.share = self.share
+    if hasattr(self.learn, 'gradient_accumulation'):
+        self.gradient_accumulation.n_acc //= self.acc.num_processes
+    self.plain = convert_sync_batchnorm(self.model) if self.acc.device.type == 'cuda' else self.model
+    self.ddp = self.acc.prepare(self.plain)  # of one process on a GPU it is the model itself
 
-    def after_validate(self):
-        from accelerate.utils import gather_object
+# %% ../../nbs/train/07_cluster.ipynb #d5fe0c17
+@patch
+def _check_sizes(self: Ranks):
+    "`BadInput` for fewer images than a batch or than processes."
+    n, bs = self.acc.num_processes, self.dls.train.bs
+    _splits(bs, n)
+    train, val = len(self.dls[0].dataset), len(self.dls[1].dataset)
+    if train < bs:
+        raise BadInput(
+            f'{train} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process'
+        )
+    if val < n:
+        raise BadInput(f'{val} validation pictures are fewer than {n} processes; choose fewer processes')
 
-        parts = gather_object([(torch.cat(self.logits), torch.cat(self.targs))])
-        if not self.acc.is_main_process:
-            return
-        logits, targs = map(_interleave, zip(*parts))
-        self.snapshot.logits, self.snapshot.targs = [logits], [targs]
-        self.recorder.log[self.recorder.metric_names.index('valid_loss')] = self.learn.loss_func(
-            logits, targs
-        ).item()
+# %% ../../nbs/train/07_cluster.ipynb #2539c111
+@patch
+def _same_start(self: Ranks):
+    "Give all processes what rank 0 has: its optimiser, its gradient scaler, the buffers of its model."
+    lead = self.acc.is_main_process
+    if lead:
+        _tell(self.journal.start)
+    opt = _tell(self.opt.opt.state_dict() if lead else None)
+    if not lead:
+        self.opt.opt.load_state_dict(opt)
+    scaler = _tell(self.journal.scaler if lead else None)
+    if scaler:
+        self.learn.scaler.load_state_dict(scaler)  # of fp16, in a resumed run
+    for b in self.model.buffers():  # the wrapper sends weights alone, and a resumed run has statistics
+        torch.distributed.broadcast(b, 0)
+
+# %% ../../nbs/train/07_cluster.ipynb #83052bf4
+@patch
+def before_train(self: Ranks):
+    # the order of the images is drawn already, and alike
+    seed_all(self.seed, self.epoch, 1 + self.acc.process_index)
+    self.losses = []
+
+# %% ../../nbs/train/07_cluster.ipynb #401745cc
+@patch
+def after_train(self: Ranks):
+    loss = self.acc.reduce(torch.stack(self.losses).mean(), 'mean')
+    if self.acc.is_main_process:
+        self.journal.losses = [loss]
+
+# %% ../../nbs/train/07_cluster.ipynb #1ed29a97
+@patch
+def before_validate(self: Ranks):
+    for b in self.model.buffers():
+        if b.is_floating_point():
+            b.copy_(self.acc.reduce(b, 'mean'))
+    self.logits, self.targs = [], []
+    mine = copy.copy(self.dl.dataset)
+    mine.idxs = mine.idxs[self.share]
+    self.learn.dl = self.dl.new(mine)
+
+# %% ../../nbs/train/07_cluster.ipynb #c09304b4
+@patch
+def after_validate(self: Ranks):
+    from accelerate.utils import gather_object
+
+    parts = gather_object([(torch.cat(self.logits), torch.cat(self.targs))])
+    if not self.acc.is_main_process:
+        return
+    logits, targs = map(_interleave, zip(*parts))
+    self.snapshot.logits, self.snapshot.targs = [logits], [targs]
+    loss = self.learn.loss_func(logits, targs).item()
+    self.recorder.log[self.recorder.metric_names.index('valid_loss')] = loss
 
 # %% ../../nbs/train/07_cluster.ipynb #4174852c
 def _splits(bs, n):
@@ -611,7 +657,7 @@ def _splits(bs, n):
             f'that {n} divides bs/accum'
         )
 
-
+# %% ../../nbs/train/07_cluster.ipynb #e566c514
 def _interleave(parts):
     "The whole of which part r holds every n-th row from r on."
     out = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
@@ -661,7 +707,8 @@ def train_together(
     acc = _accelerator()
     if acc.num_processes == 1:
         return get_run(cfg, path)
-    ranks, run = Ranks(acc, cfg.seed), None
+    ranks = Ranks(acc, cfg.seed)
+    run = None
     with _environ(ICH_SOUPS_DEVICE=str(acc.device) if acc.device.type == 'cuda' else 'cpu'):
         if not acc.is_main_process:
             _follow(cfg, acc)
@@ -700,7 +747,7 @@ def _loopback() -> str:
         return 'lo'
     return next((name for _, name in socket.if_nameindex() if name in ('lo', 'lo0')), 'lo')
 
-
+# %% ../../nbs/train/07_cluster.ipynb #1e352e16
 def start_group(
     n: int,  # processes
     command,  # of each of them, a list
@@ -709,7 +756,8 @@ def start_group(
     threads: int,  # of each
 ) -> subprocess.Popen:
     "Processes side by side on this machine that meet on the loopback device; one that fails ends them all."
-    lo, known = _loopback(), [str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])]
+    lo = _loopback()
+    known = [str(Path(importlib.util.find_spec('ich_soups').origin).parents[1])]
     if os.environ.get('PYTHONPATH'):
         known.append(os.environ['PYTHONPATH'])
     env = os.environ | dict(
@@ -728,7 +776,8 @@ def _meet(cpu, timeout):
     path = os.environ.get('ICH_SOUPS_MEETING')
     if not path or torch.distributed.is_initialized():
         return
-    rank, size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    rank = int(os.environ['RANK'])
+    size = int(os.environ['WORLD_SIZE'])
     if not cpu:
         torch.cuda.set_device(rank)
     backend = 'gloo' if cpu else 'nccl'
@@ -744,10 +793,11 @@ def _check_group(cfg, processes):
     gpus = 0 if os.environ.get('ICH_SOUPS_DEVICE', '').startswith('cpu') else torch.cuda.device_count()
     if gpus and gpus < processes:
         raise BadInput(
-            f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set ICH_SOUPS_DEVICE=cpu'
+            f'there are {gpus} GPUs here for {processes} processes; ask for {gpus}, or set '
+            'ICH_SOUPS_DEVICE=cpu'
         )
 
-
+# %% ../../nbs/train/07_cluster.ipynb #914b8ac8
 def _first_error(log) -> str:
     "The first line of a log that names an error or a signal."
     log.seek(0)
@@ -772,7 +822,8 @@ def launch(
         tempfile.TemporaryDirectory() as d,
         open(f'{d}/log', 'w+', encoding='utf-8', errors='replace') as log,
     ):
-        config, error = f'{d}/config.json', Path(f'{d}/error')
+        config = f'{d}/config.json'
+        error = Path(f'{d}/error')
         write_json(config, asdict(cfg))
         command = [sys.executable, '-m', 'ich_soups.train.cluster', config, path, error]
         group = start_group(processes, command, f'{d}/meeting', log, threads)
@@ -791,10 +842,10 @@ def _watch(p, cfg, path, progress):
     "Wait for a process and show how far the run is; it does not outlive us."
     try:
         with _bar(progress, total=cfg.epochs, unit='epoch', desc=cfg.key) as bar:
-            while (code := p.poll()) is None:
+            while p.poll() is None:
                 time.sleep(0.2)
                 bar.update(min(cfg.epochs, epochs_done(path)) - bar.n)
-        return code
+        return p.returncode
     finally:
         with contextlib.suppress(OSError):
             os.killpg(p.pid, 15)
@@ -812,7 +863,10 @@ def main(args=None):
     except BadInput as e:
         if int(os.environ.get('RANK', 0)):
             time.sleep(20)  # rank 0 says it, if it is there to say it
-        Path(rest[1]).write_text(str(e), encoding='utf-8') if rest[1:] else print(e, file=sys.stderr)
+        if rest[1:]:
+            Path(rest[1]).write_text(str(e), encoding='utf-8')
+        else:
+            print(e, file=sys.stderr)
         os._exit(2)  # without waiting for the other processes, which their launcher ends
 
 # %% ../../nbs/train/07_cluster.ipynb #cd5d6acb
@@ -833,7 +887,8 @@ def speed(
             return time.perf_counter() - t0
 
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        here, there = timed(a), timed(b, where='ray')
+        here = timed(a)
+        there = timed(b, where='ray')
     return pd.DataFrame(
         [
             dict(

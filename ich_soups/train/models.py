@@ -141,8 +141,8 @@ def _build(arch, n_classes, size, pretrained=False, **kw):
 def create_model(
     arch: str,  # any timm name, or one of `RELATIVES`
     n_classes: int,  # outputs of the new head
-    size: int = 224,  # width and height of the pictures in pixels
-    pretrained: str = '',  # '' from scratch; 'bundled', 'timm', 'pip'; or a file (.safetensors, .pth) or folder
+    size: int = 224,  # width and height of the images in pixels
+    pretrained: str = '',  # '' from scratch; 'bundled', 'timm', 'pip'; a file (.safetensors, .pth), a folder
     seed: int | None = None,  # of the initial weights
 ) -> nn.Module:
     """A classifier. Raises `BadInput` for an unknown name, a size the architecture cannot take, weights that
@@ -155,16 +155,7 @@ def create_model(
     try:
         model = _build(arch, n_classes, size, pretrained == 'timm')
     except Exception as e:
-        try:
-            timm.create_model(arch, num_classes=n_classes)
-        except Exception:
-            raise e from None
-        if pretrained == 'timm':
-            raise _not_fetched(arch, e) from None
-        raise BadInput(
-            f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use '
-            'its own size or a multiple of 32'
-        ) from None
+        raise _why_not_built(e, arch, n_classes, size, pretrained) from None
     _try_size(model, arch, size)
     if pretrained not in ('', 'timm'):
         weights = _given_weights(arch, model, pretrained, size)
@@ -174,6 +165,20 @@ def create_model(
     if head.bias is not None:
         nn.init.zeros_(head.bias)
     return model
+
+# %% ../../nbs/train/00_models.ipynb #50f4f24d
+def _why_not_built(e, arch, n_classes, size, pretrained):
+    "The error to raise for one of timm's: its own, that of a download, or that of the size."
+    try:
+        timm.create_model(arch, num_classes=n_classes)
+    except Exception:
+        return e
+    if pretrained == 'timm':
+        return _not_fetched(arch, e)
+    return BadInput(
+        f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use '
+        'its own size or a multiple of 32'
+    )
 
 # %% ../../nbs/train/00_models.ipynb #2cced7ac
 def blank_model(
@@ -223,11 +228,12 @@ def _under_own_names(weights, own, head):
         warnings.warn(f'left out, since it is no part of the network: {", ".join(map(repr, beside[:3]))}')
     return {names[k]: v for k, v in weights.items() if k in names}
 
-
+# %% ../../nbs/train/00_models.ipynb #88616ffb
 def _load_body(model, weights, arch, n_classes, size):
     """The model with every tensor loaded but those of its head; `BadInput` for weights of another
     architecture."""
-    own, head = model.state_dict(), _head(model, n_classes)
+    own = model.state_dict()
+    head = _head(model, n_classes)
     name = next(n for n, m in model.named_modules() if m is head) + '.'
     weights = _under_own_names(weights, own, name)
     body = {k: v for k, v in weights.items() if not k.startswith(name)}
@@ -252,13 +258,11 @@ def _translate(arch, weights, n_classes, size):
     model = _build(
         arch, n_classes, size, True, pretrained_cfg_overlay=dict(state_dict=weights, num_classes=-1)
     )  # -1: no classifier is taken over
-    head, drawn = {id(p) for p in _head(model, n_classes).parameters()}, dict(blank.named_parameters())
-    if left := [
-        k
-        for k, p in model.named_parameters()
-        if id(p) not in head and p.numel() > 1 and p.std() > 0 and torch.equal(p, drawn[k])
-    ]:
-        raise BadInput(left[0])
+    head = {id(p) for p in _head(model, n_classes).parameters()}
+    drawn = dict(blank.named_parameters())
+    for k, p in model.named_parameters():
+        if id(p) not in head and p.numel() > 1 and p.std() > 0 and torch.equal(p, drawn[k]):
+            raise BadInput(k)
     return model
 
 # %% ../../nbs/train/00_models.ipynb #a27bcf46
@@ -280,9 +284,8 @@ def _names(arch):
     at its address."""
     cfg = _weights_cfg(arch)
     full = f'{cfg.architecture}.{cfg.tag}' if cfg is not None and cfg.tag else arch
-    return list(dict.fromkeys([full, arch, arch.split('.')[0]])), Path(
-        cfg.url
-    ).stem if cfg is not None and cfg.url else ''
+    address = Path(cfg.url).stem if cfg is not None and cfg.url else ''
+    return list(dict.fromkeys([full, arch, arch.split('.')[0]])), address
 
 # %% ../../nbs/train/00_models.ipynb #a2cd0b36
 def find_weights(
@@ -290,25 +293,30 @@ def find_weights(
     arch: str,  # a timm name, with or without its tag
 ) -> Path:
     "The file with the weights of `arch`; `BadInput` says what was looked for."
-    folder, (names, address) = Path(folder), _names(arch)
-    tries = [folder / f'{n}{e}' for n in names for e in ('.safetensors', '.pth', '.bin', '.pt')] + [
-        folder / n / f for n in names for f in _HUB_FILES
-    ]
-    tries += [
-        f
-        for n in names
-        for m in _HUB_FILES
-        for f in sorted(folder.glob(f'models--timm--{n}/snapshots/*/{m}'))
-    ] + ([folder / f'{address}.pth'] if address else [])
-    if found := next((f for f in tries if f.is_file()), None):
-        return found
+    folder = Path(folder)
+    names, address = _names(arch)
+    for f in _places(folder, names, address):
+        if f.is_file():
+            return f
+    also = f', also under {names[-1]}' if names[-1] != names[0] else ''
     raise BadInput(
-        f"{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and "
-        f"{names[0]}/model.safetensors"
-        + (f', also under {names[-1]}' if names[-1] != names[0] else '')
-        + "; put the file there, or fetch it on a machine with internet: python -m ich_soups.train.models "
-        f"FOLDER {names[0]}"
+        f'{folder} holds no weights of {arch}: looked for {names[0]}.safetensors, .pth, .bin and '
+        f'{names[0]}/model.safetensors{also}; put the file there, or fetch it on a machine with internet: '
+        f'python -m ich_soups.train.models FOLDER {names[0]}'
     )
+
+# %% ../../nbs/train/00_models.ipynb #45fadf3e
+def _places(folder, names, address):
+    "Where a file of weights may lie, in the order in which they are tried."
+    for n in names:
+        yield from (folder / f'{n}{e}' for e in ('.safetensors', '.pth', '.bin', '.pt'))
+    for n in names:
+        yield from (folder / n / f for f in _HUB_FILES)
+    for n in names:
+        for f in _HUB_FILES:
+            yield from sorted(folder.glob(f'models--timm--{n}/snapshots/*/{f}'))
+    if address:
+        yield folder / f'{address}.pth'
 
 # %% ../../nbs/train/00_models.ipynb #6f2af439
 def _not_fetched(arch, why):
@@ -413,70 +421,73 @@ def data_stats(
 def is_bn(m) -> bool:
     return isinstance(m, nn.modules.batchnorm._BatchNorm)
 
-
+# %% ../../nbs/train/00_models.ipynb #ba5210af
 def has_bn(model) -> bool:
     return any(map(is_bn, model.modules()))
 
-
-def _kind(m):
+# %% ../../nbs/train/00_models.ipynb #245686f6
+def _kind(m) -> str:
+    "What kind of block a stage is made of."
     names = {type(x).__name__ for x in m.modules()}
-    attn, conv = any('Attention' in n for n in names), any(n.startswith('Conv') for n in names)
-    return 'transformer' if attn else 'convolution' if conv else 'head'
+    if any('Attention' in n for n in names):
+        return 'transformer'
+    return 'convolution' if any(n.startswith('Conv') for n in names) else 'head'
 
 # %% ../../nbs/train/00_models.ipynb #5bd0008a
 def stage_summary(
     model: nn.Module,  # a timm classifier
-    size: int = 224,  # width and height of the pictures in pixels
+    size: int = 224,  # width and height of the images in pixels
 ) -> pd.DataFrame:
     "One row a stage: `stage, kind, shape, params, flops, bn_layers`, and a total."
-    parts = {n: m for n, m in model.named_children() if not isinstance(m, (nn.Identity, nn.Dropout))}
-    stages = {}
-    for n, m in parts.items():
-        stages.update(
-            {f'{n}.{i}': c for i, c in enumerate(m)}
-            if isinstance(m, nn.Sequential) and n in ('stages', 'blocks')
-            else {n: m}
-        )
-    shapes, hooks = (
-        {},
-        [
-            m.register_forward_hook(lambda mod, i, o, n=n: shapes.update({n: tuple(o.shape[1:])}))
-            for n, m in stages.items()
-        ],
-    )
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(model, display=False) as fc:
-        model(torch.zeros(1, 3, size, size))
-    for h in hooks:
-        h.remove()
-    flops, top = fc.get_flop_counts(), type(model).__name__
+    stages = _stages(model)
+    shapes, flops, all_flops = _shapes_and_flops(model, stages, size)
     rows = [
-        dict(
-            stage=n,
-            kind=_kind(m),
-            shape='x'.join(map(str, shapes[n])),
-            params=sum(p.numel() for p in m.parameters()),
-            flops=sum(flops.get(f'{top}.{n}', {}).values()),
-            bn_layers=sum(map(is_bn, m.modules())),
-        )
+        dict(stage=n, kind=_kind(m), shape='x'.join(map(str, shapes[n]))) | _counts(m, flops.get(n, 0))
         for n, m in stages.items()
         if n in shapes
     ]
-    df = pd.DataFrame(rows)
-    total = dict(
-        stage='total',
-        kind='',
-        shape='',
-        params=sum(p.numel() for p in model.parameters()),
-        flops=fc.get_total_flops(),
-        bn_layers=sum(map(is_bn, model.modules())),
-    )
-    return pd.concat([df, pd.DataFrame([total])], ignore_index=True)
+    total = dict(stage='total', kind='', shape='') | _counts(model, all_flops)
+    return pd.DataFrame([*rows, total])
+
+# %% ../../nbs/train/00_models.ipynb #a3fbe079
+def _counts(m, flops) -> dict:
+    "The numbers of a stage or of the whole model."
+    params = sum(p.numel() for p in m.parameters())
+    return dict(params=params, flops=flops, bn_layers=sum(map(is_bn, m.modules())))
+
+# %% ../../nbs/train/00_models.ipynb #ab73f23e
+def _stages(model) -> dict:
+    "The children of a model by their names, its stages or blocks one by one."
+    stages = {}
+    for n, m in model.named_children():
+        if isinstance(m, nn.Sequential) and n in ('stages', 'blocks'):
+            stages |= {f'{n}.{i}': c for i, c in enumerate(m)}
+        elif not isinstance(m, (nn.Identity, nn.Dropout)):
+            stages[n] = m
+    return stages
+
+# %% ../../nbs/train/00_models.ipynb #a013f993
+def _shapes_and_flops(model, stages, size):
+    "What leaves each stage that one image passes, its operations, and those of the whole model."
+    shapes = {}
+
+    def note(name):
+        return lambda module, inputs, output: shapes.update({name: tuple(output.shape[1:])})
+
+    hooks = [m.register_forward_hook(note(n)) for n, m in stages.items()]
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(model, display=False) as counter:
+        model(torch.zeros(1, 3, size, size))
+    for h in hooks:
+        h.remove()
+    counts = counter.get_flop_counts()
+    top = type(model).__name__
+    return shapes, {n: sum(counts.get(f'{top}.{n}', {}).values()) for n in stages}, counter.get_total_flops()
 
 # %% ../../nbs/train/00_models.ipynb #8e8da1f0
 def main(args=None):
-    """python -m ich_soups.train.models FOLDER [NAMES...]: download timm's weights into a folder, for a machine
-    without internet; default: the five of the paper"""
+    """python -m ich_soups.train.models FOLDER [NAMES...]: download timm's weights into a folder, for a
+    machine without internet; default: the five of the paper"""
     folder, *archs = (sys.argv[1:] if args is None else args) or ['']
     if not folder or folder.startswith('-'):
         sys.exit(main.__doc__)
