@@ -123,6 +123,7 @@ def test_figures_are_complete_and_each_has_one_notebook():
         'index.json',
         'README.md',
         'long',
+        'screens',
     }
 
 

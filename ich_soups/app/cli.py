@@ -287,7 +287,7 @@ def main(
 def _noted_runs(path):
     "Where the header of a soup says that its run lies: seen from the soup, and from the root."
     from ich_soups.core import BadInput
-    from ich_soups.soups.records import soup_header
+    from ich_soups.soups.checkpoints import soup_header
 
     if Path(path).suffix != '.safetensors' or not Path(path).is_file():
         return []
@@ -1246,7 +1246,7 @@ def _describe(names, part):
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
     from ich_soups.core import BadInput
-    from ich_soups.soups.records import soup_header
+    from ich_soups.soups.checkpoints import soup_header
 
     _no_pipe(out)
     try:
@@ -1414,7 +1414,7 @@ def _targs(c, pics, idx):
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
     from ich_soups.core import BadInput, load_config
-    from ich_soups.soups.records import soup_header
+    from ich_soups.soups.checkpoints import soup_header
 
     info, found = {}, None
     for n in names:
@@ -1691,7 +1691,7 @@ def _own_file(path, bare=False):
     """`BadInput` for a checkpoint of others, or, unless the `bare` weights are enough, a soup of some, which
     do not say their network and their classes."""
     from ich_soups.core import BadInput
-    from ich_soups.soups.records import soup_header
+    from ich_soups.soups.checkpoints import soup_header
 
     if not Path(path).is_file() or Path(path).suffix == '.onnx':
         return

@@ -57,7 +57,8 @@ from ich_soups.core import (
 from ..data.collections import _why, decode, visible
 from ..evidence.metrics import paired_difference, paired_test, scores
 from ..train.models import blank_model, create_model, data_stats
-from ..soups.records import folder_info, onnx_info, read_info, soup_header
+from ..soups.records import folder_info, onnx_info, read_info
+from ..soups.checkpoints import soup_header
 from ..soups.soup import Soup
 from ..soups.batchnorm import bn_batches
 

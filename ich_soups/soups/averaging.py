@@ -29,7 +29,7 @@ from ich_soups.soups.checkpoints import (
     SAFE_TYPES,
 )
 from .pickles import shown
-from .records import soup_header
+from .checkpoints import soup_header
 
 # %% ../../nbs/soups/03_averaging.ipynb #0182ec2c
 class _Held:

@@ -59,13 +59,16 @@ def tried(self: RunningSum, i: int, sign: int = 1) -> tuple:
     return dict(zip(floats, total)), {k: mean.get(k, v) for k, v in w.items()}
 
 # %% ../../nbs/soups/07_greedy.ipynb #73c73931
+def _infinities(v):
+    return v.isinf() * v.sign()
+
+
 @patch
 def check_infinities(self: RunningSum, i: int, w: dict, names: list):
     "`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks do."
     for k in names:
         first = self.infinite.setdefault(k, w[k])
-        same = torch.equal(w[k].isinf() * w[k].sign(), first.isinf() * first.sign())
-        if w[k].isnan().any() or not same:
+        if w[k].isnan().any() or not torch.equal(_infinities(w[k]), _infinities(first)):
             raise BadInput(f'{self.names[i]}: tensor {k!r} holds NaN or infinity; leave that checkpoint out')
 
 # %% ../../nbs/soups/07_greedy.ipynb #ea1ef6d8

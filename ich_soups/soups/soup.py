@@ -16,7 +16,7 @@ import numpy as np
 from ..core import BadInput
 from .averaging import as_list, open_all, strangers, weighted_mean, written_mean
 from .checkpoints import Checkpoint, fit_names, load_weights, save_weights
-from .records import soup_header
+from .checkpoints import soup_header
 from .scorers import ScoreOrBound, Scorer
 
 # %% ../../nbs/soups/06_soup.ipynb #44eb7e54

@@ -59,7 +59,8 @@ from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.records import read_done, read_history, read_state
 from .models import create_model
 from .scoring import loaders, Scored
-from .snapshots import check_file, file_sha256, score_key, SnapshotCallback, SnapshotStore
+from ..soups.records import check_file, file_sha256
+from .snapshots import score_key, SnapshotCallback, SnapshotStore
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 
 # %% ../../nbs/train/03_runs.ipynb #ecbff5f2
