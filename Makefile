@@ -90,8 +90,8 @@ site: setup               ## the documentation site in build/site
 
 lock: setup               ## write down this environment, with hashes: the one that the committed numbers are from
 	$(BIN)/pip install --quiet uv
-	mkdir -p build && $(BIN)/pip freeze --exclude-editable | grep -v '^uv==' > build/frozen.txt
-	$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-header --python $(BIN)/python build/frozen.txt -o requirements.lock
+	mkdir -p build && $(BIN)/pip list --format=freeze --exclude-editable | grep -vE '^(uv|pip)==' > build/frozen.txt
+	$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-header --python $(BIN)/python build/frozen.txt --no-annotate -o requirements.lock
 
 setup: $(VENV)/.ready
 

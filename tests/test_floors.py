@@ -5,6 +5,7 @@ from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, version
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 from conftest import ROOT
 
@@ -82,3 +83,14 @@ def test_every_requirement_has_a_floor():
     parser = ConfigParser(delimiters=['='], interpolation=None)
     parser.read(ROOT / 'settings.ini', encoding='utf-8')
     assert not [w for w in parser['DEFAULT']['requirements'].split() if '>=' not in w]
+
+
+def test_the_lock_file_holds_every_requirement():
+    "`make lock` wrote it after the last change of settings.ini: each name is there, at a version that fits."
+    text = (ROOT / 'requirements.lock').read_text(encoding='utf-8')
+    locked = {canonicalize_name(n): v for n, v in re.findall(r'^([\w.-]+)==([\w.+!-]+)', text, re.M)}
+    assert text.count('--hash=sha256:') >= len(locked)
+    for name, asked in required().items():
+        found = locked.get(canonicalize_name(name))
+        assert found, f'{name} is not in requirements.lock; make lock'
+        assert all(r.specifier.contains(found, prereleases=True) for r in asked), f'{name}; make lock'

@@ -1060,25 +1060,25 @@ def _list_recipes():
 
 # %% ../../nbs/app/09_cli.ipynb #c3c2b4e5
 @contextlib.contextmanager
-def _tasting(run, total):
+def _counting_trials(run, total):
     "A progress bar over the candidates that a recipe scores on `run`."
     from tqdm import tqdm
 
     make, bar = (
         run.scorer,
-        tqdm(total=total, desc='tasting', unit='model', delay=2, leave=False, disable=None),
+        tqdm(total=total, desc='scoring', unit='model', delay=2, leave=False, disable=None),
     )
 
     def scorer(*args, **kw):
         score = make(*args, **kw)
-        taste = score.taste
+        scored = score.score_or_bound
 
         def counted(*a, **k):
-            t = taste(*a, **k)
+            found = scored(*a, **k)
             bar.update()
-            return t
+            return found
 
-        score.taste = counted
+        score.score_or_bound = counted
         return score
 
     run.scorer = scorer
@@ -1257,14 +1257,14 @@ def _replaceable(out):
         raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
 # %% ../../nbs/app/09_cli.ipynb #9a9a7355
-_TASTES = dict(greedy=len, posthoc_ema=lambda s: 7)  # how many candidates those recipes score
+_TRIALS = dict(greedy=len, posthoc_ema=lambda s: 7)  # how many candidates those recipes score
 
 # %% ../../nbs/app/09_cli.ipynb #3b85c736
 def _cook_source(run, recipe, metric):
     from ich_soups.soups.cook import cook as cook_source
 
-    n = _TASTES.get(recipe)
-    with _tasting(run, n and n(run.snapshots)):
+    n = _TRIALS.get(recipe)
+    with _counting_trials(run, n and n(run.snapshots)):
         soup = cook_source(run, recipe, metric)
     return soup
 
@@ -1597,6 +1597,7 @@ def eval_(
     between models."""
     import numpy as np
     from ich_soups.core import BadInput
+    from ich_soups.evidence.comparison import verdict
     from ich_soups.evidence.metrics import paired_test, scores
 
     _known(split, ('train', 'val', 'test', 'all'), 'split')
@@ -1633,7 +1634,7 @@ def eval_(
         pairs.append(
             dict(model=b, against=a, accuracy_difference=d, lo=lo, hi=hi, wins=wins, losses=losses, p=p)
         )
-        word = 'better than' if lo > 0 else 'worse than' if hi < 0 else 'not told apart from'
+        word = verdict(lo, hi)
         lines.append(
             f'{b} is {word} {a} on these pictures: {100 * d:+.1f} points [{100 * lo:+.1f}, '
             f'{100 * hi:+.1f}], {wins} wins and {losses} losses, McNemar p = {p:.2g}'

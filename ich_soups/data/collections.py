@@ -386,6 +386,7 @@ def _float_colours(data, most):
     return im
 
 # %% ../../nbs/data/02_collections.ipynb #72dc662d
+_BRANDS = {'AVIF': rb'....ftypavi[fs]', 'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)'}
 _JXL = rb'\xff\x0a|\0\0\0\x0cJXL '
 _UNREAD = (
     ('JXL', 'a JPEG XL image, which is not read; save it as a JPEG or PNG'),
@@ -832,7 +833,6 @@ _MARKS = re.compile(
     rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\0\0\0\x0cjP  |BM....\0\0\0\0',
     re.S,
 )
-_BRANDS = {'AVIF': rb'....ftypavi[fs]', 'HEIF': rb'....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)'}
 
 # %% ../../nbs/data/02_collections.ipynb #26cedc87
 def _begins_like_image(path):
