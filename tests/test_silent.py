@@ -160,10 +160,10 @@ def test_logits_that_are_no_numbers_never_look_like_a_score(copy):
     lost = Snapshot(a.path, a.epoch, a.scores, a.sha256, copy / 'lost.npy')
     hits = r.targs('val') == 0
     assert hits.any()  # so many would the first class get right
-    from ich_soups.soups.recipes import _singles
+    from ich_soups.soups.soup import kept_logits, single_scores
     from ich_soups.app.cli import _logits
 
-    assert _singles([lost, *rest], score, None, _logits([lost, *rest], score))[0] == -np.inf
+    assert single_scores([lost, *rest], score, None, kept_logits([lost, *rest], score))[0] == -np.inf
 
 
 def test_a_training_that_diverges_from_the_start(sh, tmp_path):

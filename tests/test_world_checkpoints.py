@@ -514,7 +514,8 @@ def fitted(learn, *fits):
 
 
 def test_one_callback_for_several_fits(tmp_path):
-    from ich_soups.train.snapshots import SnapshotCallback, SnapshotStore
+    from ich_soups import SnapshotCallback
+    from ich_soups.train.snapshots import SnapshotStore
 
     keep = lambda name, **kw: SnapshotCallback(tmp_path / name, k=9, **kw)
     learn, cb = learner(), keep('a')
@@ -536,7 +537,7 @@ def test_one_callback_for_several_fits(tmp_path):
 
 
 def test_a_new_training_does_not_eat_the_old(tmp_path):
-    from ich_soups.train.snapshots import SnapshotCallback
+    from ich_soups import SnapshotCallback
 
     cb = SnapshotCallback(tmp_path / 'a')
     fitted(learner(), lambda l: l.fit(2, cbs=cb))
@@ -548,7 +549,7 @@ def test_a_new_training_does_not_eat_the_old(tmp_path):
 
 @pytest.mark.parametrize('rate', [-1.0, float('nan'), float('inf')])
 def test_a_learner_is_told_at_the_start(tmp_path, rate):
-    from ich_soups.train.snapshots import SnapshotCallback
+    from ich_soups import SnapshotCallback
 
     with pytest.raises(BadInput, match='learning rate is a positive number'):
         fitted(learner(), lambda l: l.fit(1, rate, cbs=SnapshotCallback(tmp_path / 'a')))

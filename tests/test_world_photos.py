@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli
-from ich_soups.data.collections import collections as data
+from ich_soups.data import collections as data
 from ich_soups.app import demo
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput

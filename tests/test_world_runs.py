@@ -8,7 +8,8 @@ import pytest
 import torch
 from ich_soups.app import cli
 from ich_soups.core import BadInput, Config
-from ich_soups.train.snapshots import SnapshotCallback, SnapshotStore
+from ich_soups import SnapshotCallback
+from ich_soups.train.snapshots import SnapshotStore
 from ich_soups.train.runs import Run, _rates, get_run, lr_schedule
 from test_world_checkpoints import fitted, learner
 

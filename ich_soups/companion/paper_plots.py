@@ -365,15 +365,16 @@ def plot_over(
     xlabel: str,
     ylabel: str,
     zero=None,  # what the values are differences to, if they are: a line at zero
+    joined: bool = True,  # by lines, where the settings have an order
 ):
-    "The same few things over an axis of settings: points with intervals, side by side, joined by lines."
+    "The same few things over an axis of settings: points with intervals, side by side."
     xs, names = list(df.x.unique()), df.name.unique()
     fig, ax = plt.subplots(figsize=(7.4, 3.8))
     looks = zip(names, ('grey', 'blue', 'orange', 'green', 'purple', 'red', 'brown'), 'oDsv^PX')
     for k, (name, colour, mark) in enumerate(looks):
         d = df[df.name == name]
         x = [xs.index(v) + 0.08 * (k - (len(names) - 1) / 2) for v in d.x]
-        look = dict(fmt=f'{mark}-', ms=5, lw=1.1, color=COLOURS[colour])
+        look = dict(fmt=f'{mark}-' if joined else mark, ms=5, lw=1.1, color=COLOURS[colour])
         ax.errorbar(x, d.value, yerr=error_bars(d.value, d.lo, d.hi), label=name, **look)
     if zero:
         ax.axhline(0, color='black', lw=0.7, zorder=0)
