@@ -161,7 +161,6 @@ def test_logits_that_are_no_numbers_never_look_like_a_score(copy):
     hits = r.targs('val') == 0
     assert hits.any()  # so many would the first class get right
     from ich_soups.soups.soup import kept_logits, single_scores
-    from ich_soups.app.cli import _logits
 
     assert single_scores([lost, *rest], score, None, kept_logits([lost, *rest], score))[0] == -np.inf
 
