@@ -69,7 +69,7 @@ def test_a_second_run_of_the_chapters_only_draws(drawn_before, tmp_path):
 
 def test_a_changed_input_is_computed_anew(drawn_before, tmp_path):
     "The same chapter with another question in it: the step that depends on it runs, and models with it."
-    chapter = next(p for p in CHAPTERS if p.name.startswith('23'))
+    chapter = next(p for p in CHAPTERS if p.name == '05_greedy.ipynb')
     changed = tmp_path / chapter.name
     another = random.SystemRandom().randrange(10**9)  # or the next test run would find this one's answer
     text = chapter.read_text(encoding='utf-8').replace(
