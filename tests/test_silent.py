@@ -402,7 +402,9 @@ def _replaced(f, content):
     os.replace(twin, f)
 
 
-needs_ctime = pytest.mark.skipif(os.name != 'posix', reason='the time of a change is not told here')
+needs_ctime = pytest.mark.skipif(
+    os.name != 'posix', reason='to run this, use Linux or macOS: Windows does not tell when a file was changed'
+)
 
 
 @needs_ctime
