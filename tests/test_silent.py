@@ -403,7 +403,8 @@ def _replaced(f, content):
 
 
 needs_ctime = pytest.mark.skipif(
-    os.name != 'posix', reason='to run this, use Linux or macOS: Windows does not tell when a file was changed'
+    os.name != 'posix',
+    reason='to run this, use Linux or macOS: Windows does not tell when a file was changed',
 )
 
 
