@@ -33,6 +33,7 @@ from datetime import date
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #68225507
 def one_line(
@@ -630,27 +631,71 @@ def _data_name(data):
         else str(Path(data).resolve())
     )
 
+# %% ../nbs/00_core.ipynb #ed13f26d
+def _check_numbers(cfg):
+    "`BadInput` for a number that is out of its range."
+    for n in ('size', 'epochs', 'bs', 'accum', 'cycle', 'k'):
+        if getattr(cfg, n) < 1:
+            raise BadInput(f'{n} is a positive number; got {getattr(cfg, n)}')
+    for n, words in _RATES.items():
+        v, kind = getattr(cfg, n), 'positive number' if n == 'lr' else 'number from 0 on'
+        if not (math.isfinite(v) and v >= 0) or n == 'lr' and not v:
+            raise BadInput(f'{words} is a {kind}; got {v:g}')
+    if cfg.bs % cfg.accum:
+        raise BadInput(
+            f'a batch of {cfg.bs} images cannot be computed in {cfg.accum} equal parts; choose bs '
+            'and accum so that the one divides the other'
+        )
+    if cfg.bootstrap < 0:
+        raise BadInput(f'bootstrap is 0 or the number of a replicate; got {cfg.bootstrap}')
+
+# %% ../nbs/00_core.ipynb #b6230da1
+_CHOICES = dict(
+    store=('fp32', 'bf16'),
+    precision=('auto', 'bf16', 'fp16', 'fp32'),
+    head=('drawn', 'fitted', 'given'),
+    balance=('', 'sampler', 'loss'),
+)
+_SCHEDULES = ('restarts', 'annealed', 'head', 'flat:0.1')
+
+
+def _check_words(cfg):
+    "`BadInput` for a word that means nothing, with those that do."
+    if not re.fullmatch(r'restarts|annealed|head|flat:(0?\.\d+|1(\.0*)?)', cfg.schedule):
+        raise BadInput(f'unknown schedule {cfg.schedule!r}' + suggest(cfg.schedule, _SCHEDULES))
+    for n, known in _CHOICES.items():
+        if getattr(cfg, n) not in known:
+            raise BadInput(f'unknown {n} {getattr(cfg, n)!r}' + suggest(getattr(cfg, n), known))
+    if cfg.schedule == 'head' and (cfg.head, cfg.epochs) != ('fitted', 1):
+        raise BadInput("the schedule 'head' trains the classifier alone: head='fitted' and epochs=1")
+    if cfg.head == 'given' and not cfg.pretrained:
+        raise BadInput(
+            "head='given' takes the classifier of a file of weights; say which one with pretrained"
+        )
+
+# %% ../nbs/00_core.ipynb #4bc19e93
+# fields that came later: their defaults leave the names of older runs as they were
+_LATER = dict(store='fp32', bootstrap=0, compile=False, head='drawn', balance='')
+
 # %% ../nbs/00_core.ipynb #3c76e163
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a training run."
 
     profile: str = 'tiny'  # which preset it came from
-    data: str = 'scenes17'  # a name, a folder of photos or a list of them: what `load_pictures` takes
+    data: str = 'scenes17'  # a name, a folder of photos or a list of them: what `load_images` takes
     arch: str = 'test_coatnet'  # any timm name, or a small relative from `models`
     pretrained: str = ''  # '' from scratch; 'bundled' with this package; 'timm'; 'pip'; or a path of weights
-    size: int = 64  # width and height of the pictures in pixels
-    crop_min: float = (
-        0.35  # smallest share of the area that a random crop keeps (paper: 0.08, of larger pictures)
-    )
+    size: int = 64  # width and height of the images in pixels
+    crop_min: float = 0.35  # smallest share of the area that a random crop keeps (paper: 0.08)
     mix: float = 0.5  # probability that a batch is mixed, half MixUp, half CutMix (alpha 1; paper: 1)
-    norm: str = (
-        'model'  # mean and std: 'model' as in the weights' own configuration, 'imagenet' as in the paper
-    )
-    epochs: int = 30  # passes over the training pictures (paper: 50)
-    bs: int = 128  # pictures per optimiser step
+    norm: str = 'model'  # mean and std: 'model' as the weights' own, 'imagenet' as in the paper
+    epochs: int = 30  # passes over the training images (paper: 50)
+    bs: int = 128  # images per optimiser step
     accum: int = 1  # in how many parts a step is computed (paper: 2 of 64)
-    schedule: str = 'restarts'  # 'restarts' (the paper's), 'annealed' (one cycle to zero), 'flat:0.1' (a tail held at 0.1 lr)
+    schedule: str = (
+        'restarts'  # the paper's; 'annealed' to zero; 'flat:0.1' held at 0.1 lr; 'head' for no epoch
+    )
     cycle: int = 3  # epochs between warm restarts, T_0
     lr: float = 2e-3  # peak learning rate (paper: 1e-4, for fine-tuning)
     wd: float = 0.05  # decoupled weight decay (paper: 1e-3)
@@ -664,102 +709,27 @@ class Config:
     split_seed: int = 0  # of the split, so that seeds share a test set
     precision: str = 'auto'  # 'bf16', 'fp16', 'fp32'; auto is bf16 where the hardware has it
     store: str = 'fp32'  # 'bf16' keeps the snapshots in half the space
-    bootstrap: int = 0  # k trains on the k-th bootstrap replicate of the training pictures; 0 on all of them
-    compile: bool = False  # train through `torch.compile`; `python -m ich_soups.companion.bench compile` says what it gains here
+    bootstrap: int = 0  # k trains on the k-th bootstrap replicate of the training images; 0 on all of them
+    compile: bool = (
+        False  # train through `torch.compile`; `ich_soups.companion.bench compile` says if it pays
+    )
+    head: str = (
+        'drawn'  # how the classifier begins: 'drawn', 'fitted' on the frozen body, 'given' in the weights
+    )
+    balance: str = ''  # help for rare classes: 'sampler' shows them more often, 'loss' weighs them more
 
     def __post_init__(self):
         for f in fields(self):
             if isinstance(v := getattr(self, f.name), list):
                 object.__setattr__(self, f.name, tuple(v))
         object.__setattr__(self, 'data', _data_name(self.data))
-        for n in ('size', 'epochs', 'bs', 'accum', 'cycle', 'k'):
-            if getattr(self, n) < 1:
-                raise BadInput(f'{n} is a positive number; got {getattr(self, n)}')
-        for n, least in dict(lr=0, wd=0, clip=0, ema=0, crop_min=0).items():
-            v = getattr(self, n)
-            if not (math.isfinite(v) and v >= least) or n == 'lr' and not v:
-                raise BadInput(
-                    f'{_RATES[n]} is a {"positive number" if n == "lr" else "number from 0 on"}; got {v:g}'
-                )
-        if not re.fullmatch(r'restarts|annealed|flat:(0?\.\d+|1(\.0*)?)', self.schedule):
-            raise BadInput(
-                f'unknown schedule {self.schedule!r}'
-                + suggest(self.schedule, ('restarts', 'annealed', 'flat:0.1'))
-            )
-        if self.bs % self.accum:
-            raise BadInput(
-                f'a batch of {self.bs} pictures cannot be computed in {self.accum} equal parts; choose bs '
-                'and accum so that the one divides the other'
-            )
-        if self.bootstrap < 0:
-            raise BadInput(f'bootstrap is 0 or the number of a replicate; got {self.bootstrap}')
-        if self.store not in ('fp32', 'bf16'):
-            raise BadInput(f'unknown store {self.store!r}' + suggest(self.store, ('fp32', 'bf16')))
-        if self.precision not in ('auto', 'bf16', 'fp16', 'fp32'):
-            raise BadInput(
-                f'unknown precision {self.precision!r}'
-                + suggest(self.precision, ('auto', 'bf16', 'fp16', 'fp32'))
-            )
-
-    @classmethod
-    def tiny(cls, **over):
-        """The paper's protocol where a laptop can follow it: fine-tune a bundled network on 1,651 drawn
-        images until it has converged."""
-        return cls(**dict(data='small17', pretrained='bundled', epochs=50, bs=64, lr=1e-3) | over)
+        _check_numbers(self)
+        _check_words(self)
 
     @classmethod
     def scratch(cls, **over):
-        """The same network from random weights on 6,057 drawn images, stopped while it climbs: where soups
-        do not pay."""
+        """From random weights on 6,057 drawn images, stopped while it climbs: where soups do not pay."""
         return cls(**over)
-
-    @classmethod
-    def chapter(cls, **over):
-        "What a chapter trains: `tiny` with these changes, or in the smoke profile a sketch of that."
-        cfg = cls.tiny(**over)
-        return cfg.sketch() if in_smoke() else cfg
-
-    def sketch(self):
-        "The same run in a second or two: a few hundred images of 32 px, at most six epochs in cycles of two."
-        drawn, at, share = self.data.partition('@')
-        name, *numbers = drawn.split(':')
-        few = ':'.join(
-            [name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])]
-        )  # for which the network is large
-        return self.replace(
-            profile='smoke',
-            data=few + at + share,
-            size=32,
-            bs=32,
-            epochs=min(6, self.epochs),
-            cycle=2,
-            ema=0.9,
-        )
-
-    @classmethod
-    def paper(cls, **over):
-        "The published protocol: fine-tune a pre-trained model at 224 px for 50 epochs."
-        return cls(
-            **(
-                dict(
-                    profile='paper',
-                    data='ich17',
-                    arch='coatnet_0_rw_224',
-                    pretrained='timm',
-                    size=224,
-                    crop_min=0.08,
-                    mix=1.0,
-                    norm='imagenet',
-                    epochs=50,
-                    bs=128,
-                    accum=2,
-                    lr=1e-4,
-                    wd=1e-3,
-                    fixed=(30, 35, 40, 45),
-                )
-                | over
-            )
-        )
 
     def replace(self, **over):
         return replace(self, **over)
@@ -767,14 +737,69 @@ class Config:
     @property
     def key(self) -> str:
         "Names the run: what it is, in words, and a hash of every field."
-        d = {
-            k: v
-            for k, v in asdict(self).items()
-            if (k, v) not in (('store', 'fp32'), ('bootstrap', 0), ('compile', False))
-        }  # fields that came later: their defaults leave older keys as they were
+        d = {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
         h = hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:8]
         words = '-'.join([Path(self.data).name or self.data, self.arch, self.schedule, f's{self.seed}', h])
         return re.sub(r'[^\w.-]+', '_', words)
+
+# %% ../nbs/00_core.ipynb #c11da16a
+@patch(cls_method=True)
+def tiny(cls: Config, **over):
+    """The paper's protocol where a laptop can follow it: fine-tune a bundled network on 1,651 drawn
+    images until it has converged."""
+    return cls(**dict(data='small17', pretrained='bundled', epochs=50, bs=64, lr=1e-3) | over)
+
+# %% ../nbs/00_core.ipynb #29a660ab
+@patch(cls_method=True)
+def chapter(cls: Config, **over):
+    "What a chapter trains: `tiny` with these changes, or in the smoke profile a sketch of that."
+    cfg = cls.tiny(**over)
+    return cfg.sketch() if in_smoke() else cfg
+
+# %% ../nbs/00_core.ipynb #4bca4d28
+@patch
+def sketch(self: Config):
+    "The same run in a second or two: a few hundred images of 32 px, at most six epochs in cycles of two."
+    drawn, at, share = self.data.partition('@')
+    name, *numbers = drawn.split(':')
+    few = ':'.join(
+        [name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])]
+    )  # for which the network is large
+    return self.replace(
+        profile='smoke',
+        data=few + at + share,
+        size=32,
+        bs=32,
+        epochs=min(6, self.epochs),
+        cycle=2,
+        ema=0.9,
+    )
+
+# %% ../nbs/00_core.ipynb #b187f4f0
+@patch(cls_method=True)
+def paper(cls: Config, **over):
+    "The published protocol: fine-tune a pre-trained model at 224 px for 50 epochs."
+    return cls(
+        **(
+            dict(
+                profile='paper',
+                data='ich17',
+                arch='coatnet_0_rw_224',
+                pretrained='timm',
+                size=224,
+                crop_min=0.08,
+                mix=1.0,
+                norm='imagenet',
+                epochs=50,
+                bs=128,
+                accum=2,
+                lr=1e-4,
+                wd=1e-3,
+                fixed=(30, 35, 40, 45),
+            )
+            | over
+        )
+    )
 
 # %% ../nbs/00_core.ipynb #da75c60a
 _OWN = dict(
