@@ -72,7 +72,8 @@ def arm_config(setting: str, schedule: str, head: str, lr: float, seed: int) -> 
     s = SETTINGS[setting]
     drawn = s.data.startswith('small17')
     data = small17(seed) if drawn else s.data
-    own = dict(epochs=s.epochs, fixed=tuple(range(s.epochs // 2 + 1, s.epochs + 1))) | dict(s.fields)
+    epochs = 1 if schedule == 'head' else s.epochs
+    own = dict(epochs=epochs, fixed=tuple(range(epochs // 2 + 1, epochs + 1))) | dict(s.fields)
     how = dict(schedule=schedule, head=head, lr=lr, seed=seed, split_seed=0 if drawn else seed)
     return Config(**dict(profile='default', data=data, pretrained='bundled', bs=32) | own | how)
 
@@ -226,10 +227,7 @@ def fill(settings=tuple(SETTINGS), seeds=5):
     "Make the rows of `defaults.csv` that are missing."
     for setting, schedule, head, seed in jobs(settings, seeds):
         while (lr := missing_rate(setting, schedule, head, seed)) is not None:
-            cfg = arm_config(setting, schedule, head, lr, seed)
-            if schedule == 'head':
-                cfg = cfg.replace(epochs=1, fixed=())
-            rows = arm_rows(setting, schedule, head, lr, seed, cfg)
+            rows = arm_rows(setting, schedule, head, lr, seed)
             add_rows(long_table() / 'defaults.csv', rows, KEYS)
 
 # %% ../../nbs/companion/14_defaults.ipynb #1c23d690
