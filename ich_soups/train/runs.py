@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lr_schedule', 'PlainTensors', 'Autocast', 'precision_cbs', 'compiled', 'Compiled', 'MixOrCut', 'Averages',
-           'surroundings', 'moves', 'EpochSeed', 'Journal', 'make_learner', 'Run', 'goes_on', 'get_run',
-           'batches_of_one']
+           'surroundings', 'moves', 'EpochSeed', 'ShowRareMore', 'class_weights', 'Journal', 'make_learner', 'Run',
+           'goes_on', 'get_run', 'batches_of_one']
 
 # %% ../../nbs/train/04_runs.ipynb #246740e4
 import hashlib
@@ -285,6 +285,37 @@ class EpochSeed(Callback):
             self.gradient_accumulation.count = 0
             self.opt.zero_grad()
 
+# %% ../../nbs/train/04_runs.ipynb #4d3ef7cc
+class ShowRareMore(Callback):
+    "Each epoch draws its images with replacement, every class with the same probability."
+
+    order, run_valid = -40, False  # after `EpochSeed`
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def before_fit(self):
+        ds = self.dls.train.dataset
+        self.all = ds.idxs.copy()
+        counts = np.bincount(ds.labels[self.all], minlength=ds.c)
+        self.p = 1 / counts[ds.labels[self.all]]
+        self.p /= self.p.sum()
+
+    def before_train(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        self.dls.train.dataset.idxs = rng.choice(self.all, len(self.all), p=self.p)
+
+    def after_fit(self):
+        self.dls.train.dataset.idxs = self.all
+
+
+def class_weights(dls) -> torch.Tensor:
+    "Weights of the loss, float32 [C]: the inverse of how frequent a class is, 1 on average over the images."
+    ds = dls.train.dataset
+    counts = np.bincount(ds.labels[ds.idxs], minlength=ds.c)
+    w = len(ds.idxs) / np.maximum(counts, 1) / (counts > 0).sum()
+    return torch.tensor(w, dtype=torch.float32, device=dls.device)
+
 # %% ../../nbs/train/04_runs.ipynb #6c54da70
 def _write_history(path, rows):
     with atomic(path / 'history.csv') as tmp:
@@ -397,10 +428,13 @@ def make_learner(
         cbs.append(GradientAccumulation(cfg.bs))
     if cfg.compile:
         cbs.append(Compiled())
+    if cfg.balance == 'sampler':
+        cbs.append(ShowRareMore(cfg.seed))
+    weight = class_weights(dls) if cfg.balance == 'loss' else None
     return Learner(
         dls,
         model,
-        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(weight),
         opt_func=_adamw,
         lr=cfg.lr,
         wd=cfg.wd,
