@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'SETTINGS', 'SCHEDULES', 'HEADS', 'LADDER', 'FIRST', 'DECAYS', 'STEPS', 'RECIPES_OF', 'MAIN', 'KEYS',
-           'JUDGES', 'ARMS', 'Setting', 'next_rate', 'arm_config', 'EveryStep', 'by_cycles', 'best_on_val',
-           'candidates_of', 'arm_rows', 'default_rows', 'rates_tried', 'missing_rate', 'jobs', 'fill', 'main']
+           'JUDGES', 'ARMS', 'CONTROL', 'KIND', 'Setting', 'next_rate', 'arm_config', 'EveryStep', 'by_cycles',
+           'best_on_val', 'candidates_of', 'arm_rows', 'default_rows', 'rates_tried', 'missing_rate', 'jobs', 'fill',
+           'at_best_rates', 'judged_by', 'differences', 'over_settings', 'main']
 
 # %% ../../nbs/companion/14_defaults.ipynb #c9f563b7
 import argparse
@@ -16,6 +17,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from fastai.callback.core import Callback
+from scipy.stats import t as student
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..core import BadInput, Config, home, scratch
 from ..evidence.tables import add_rows, long_table, read_rows
@@ -229,6 +231,51 @@ def fill(settings=tuple(SETTINGS), seeds=5):
         while (lr := missing_rate(setting, schedule, head, seed)) is not None:
             rows = arm_rows(setting, schedule, head, lr, seed)
             add_rows(long_table() / 'defaults.csv', rows, KEYS)
+
+# %% ../../nbs/companion/14_defaults.ipynb #09cad6df
+CONTROL = dict(schedule='annealed', head='drawn', name='last epoch')
+KIND = ['schedule', 'head', 'name']
+
+
+def at_best_rates(rows) -> pd.DataFrame:
+    "The rows of each arm at the peak that its main candidate has the lowest loss on val with, by seed 0."
+    main = rows[(rows.name == rows.schedule.map(MAIN)) & (rows.seed == 0)]
+    best = main.loc[main.groupby(['setting', 'schedule', 'head']).val_nll.idxmin()]
+    return rows.merge(best[['setting', 'schedule', 'head', 'lr']])
+
+
+def judged_by(rows, metric='accuracy') -> pd.Series:
+    "The score that counts, in per cent: of the test part, and of new scenes where the images are drawn."
+    drawn = rows.get(f'scenes_{metric}', pd.Series(np.nan, rows.index))
+    return 100 * drawn.fillna(rows[f'test_{metric}'])
+
+# %% ../../nbs/companion/14_defaults.ipynb #0b9808a4
+def differences(
+    rows,  # of `default_rows`
+    metric: str = 'accuracy',
+    on: str = 'test',  # 'val' for what a choice may see
+) -> pd.DataFrame:
+    "Points between each candidate and the control, one row a candidate, setting and seed: column `diff`."
+    df = at_best_rates(rows).copy()
+    df['score'] = judged_by(df, metric) if on == 'test' else 100 * df[f'val_{metric}']
+    control = df[np.all([df[k] == v for k, v in CONTROL.items()], axis=0)]
+    df = df.merge(control[['setting', 'seed', 'score']], on=['setting', 'seed'], suffixes=('', '_control'))
+    return df.assign(diff=df.score - df.score_control)[['setting', 'seed', *KIND, 'score', 'diff']]
+
+
+def over_settings(
+    diffs,  # of `differences`
+) -> pd.DataFrame:
+    "Per candidate: mean over settings with its 95 % interval, the worst setting, how many seeds; best first."
+    each = diffs.groupby([*KIND, 'setting'])['diff'].agg(['mean', 'var', 'count']).reset_index()
+    rows = []
+    for kind, d in each.groupby(KIND):
+        se = np.sqrt((d['var'] / d['count']).sum()) / len(d)
+        half = student.ppf(0.975, max(1, (d['count'] - 1).sum())) * se
+        m = d['mean'].mean()
+        told = dict(mean=m, lo=m - half, hi=m + half, worst=d['mean'].min(), settings=len(d))
+        rows.append(dict(zip(KIND, kind)) | told | dict(seeds=int(d['count'].min())))
+    return pd.DataFrame(rows).sort_values('mean', ascending=False, ignore_index=True)
 
 # %% ../../nbs/companion/14_defaults.ipynb #1c23d690
 def main(args=None):

@@ -122,12 +122,19 @@ def _shrink_embedded(svg):
     return re.sub(r'(data:image/png;base64,)\s*([^"]+)', smaller, svg)
 
 # %% ../../nbs/evidence/05_plots.ipynb #bc90733a
+def _in_story(entry):
+    "What sorts figures as the story goes: those of the chapters first, by chapter."
+    name, about = entry
+    room, _, notebook = about['notebook'].partition('/')
+    return room != 'chapters', room, notebook, name
+
+
 def _write_gallery(folder, index):
-    "README.md of the figures."
+    "README.md of the figures, in the order of the story."
     rows = [
         f"## {n}\n\n![{n}]({n}.png)\n\n{v['caption']} Drawn by `nbs/{v['notebook']}.ipynb` from "
         f"[{n}.csv]({n}.csv); {said(v['made'])}.\n"
-        for n, v in sorted(index.items())
+        for n, v in sorted(index.items(), key=_in_story)
     ]
     (folder / 'README.md').write_text(
         '# Figures\n\nMade by `make figures`; edited by nobody.\n\n' + '\n'.join(rows)
