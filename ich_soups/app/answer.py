@@ -112,7 +112,7 @@ def _neighbours(c, run):
     except BadInput:
         return None
 
-# %% ../../nbs/app/33_answer.ipynb #97ad82c0
+# %% ../../nbs/app/33_answer.ipynb #377028f8
 class Page:
     """What the page answers: a model, perhaps a single checkpoint beside it, perhaps training images to
     compare with. `BadInput` if the two have different classes."""
@@ -136,7 +136,7 @@ class Page:
         return self.look(data, visit)[0]
 
     def look(self, data, visit='') -> tuple:
-        "The same, and the pixels that the (first) model sees of it, uint8 [size, size, 3]; None for no photo."
+        "The same, and what the (first) model sees of it, uint8 [size, size, 3]; None for no photo."
         if data is None:
             return EMPTY, None
         try:

@@ -58,13 +58,13 @@ def _own_test(c, run):
     of = f"the soup was cooked from the run {c.info.get('run')}, not from {run.cfg.key}"
     raise BadInput(f'{of}; give that run, or none')
 
-# %% ../../nbs/app/26_card.ipynb #38d231ef
+# %% ../../nbs/app/26_card.ipynb #da0b3263
 def tested(
     c: Classifier,
     run,  # the `Run` it was cooked from
     weights,  # its state dict
 ) -> tuple:
-    "The part of the card that has numbers, and `metrics.scores` of the model; ('', None) without a test part."
+    "The part of the card with numbers, and `metrics.scores` of the model; ('', None) without a test part."
     t, best = _own_test(c, run), run.best()
     if not len(t):
         return '', None
