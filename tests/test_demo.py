@@ -16,6 +16,7 @@ import httpx
 from ich_soups.app import answer, demo, guard, upload, visits
 from ich_soups.app.export import to_onnx
 from ich_soups.app.from_run import examples_of
+from ich_soups.app.visits import COOKIE
 
 CHROMIUM = (
     os.environ.get('CHROMIUM')
@@ -354,7 +355,7 @@ def test_files_are_served_of_that_visit_alone(served, secret):
     blocks, url, run = served
     me, you = (httpx.Client(base_url=url, headers={'accept': 'text/html'}) for _ in range(2))
     for c in (me, you):
-        assert c.get('').cookies.get(visits.COOKIE)
+        assert c.get('').cookies.get(COOKIE)
     up = me.post('gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
     other = os.path.join(os.path.dirname(os.path.dirname(up)), 'planted.jpg')
     shutil.copy(secret[0], other)
@@ -617,7 +618,7 @@ def test_one_visitor_does_not_block_another(served, visits):
     large, small = large_png(4990, 4990), scene(run, 5)
 
     def ask_for(data, visit):
-        with httpx.Client(base_url=url, timeout=120, cookies={visits.COOKIE: visit} if visit else None) as c:
+        with httpx.Client(base_url=url, timeout=120, cookies={COOKIE: visit} if visit else None) as c:
             up = c.post('gradio_api/upload', files=dict(files=('a.png', data))).json()[0]
             r = c.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
             return 'verdict' in c.get(

@@ -53,7 +53,7 @@ def hushed():
     finally:
         logging.disable(level)
 
-# %% ../../nbs/app/24_onnx_export.ipynb #f1aaf209
+# %% ../../nbs/app/24_onnx_export.ipynb #78903a94
 def _program(
     model,
     x,  # an input, for its shape
@@ -61,9 +61,9 @@ def _program(
     takes,  # name of the input
     gives,  # names of the outputs
 ):
-    "The model as a program of ONNX."
+    "The model as a program of ONNX, without the places of its code on this machine."
     with hushed():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (x,),
             dynamo=True,
@@ -73,6 +73,9 @@ def _program(
             output_names=gives,
             verbose=False,
         )
+    for node in program.model.graph:
+        node.metadata_props.pop('pkg.torch.onnx.stack_trace', None)
+    return program
 
 # %% ../../nbs/app/24_onnx_export.ipynb #12a118c3
 def to_onnx(
