@@ -7,13 +7,16 @@ import pytest
 from PIL import Image
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
+from ich_soups.data.collections import decode
 from ich_soups.train.runs import get_run
 
 pytest.importorskip('gradio', reason="to run this, pip install 'ich_soups[demo]'")
 pytest.importorskip('captum', reason="to run this, pip install 'ich_soups[demo]'")
 import httpx
-from ich_soups.app import demo
+from ich_soups.app import answer, demo, guard, upload, visits
 from ich_soups.app.export import to_onnx
+from ich_soups.app.from_run import examples_of
+from ich_soups.app.visits import COOKIE
 
 CHROMIUM = (
     os.environ.get('CHROMIUM')
@@ -116,7 +119,7 @@ def test_a_photo_gets_its_answer(served, browser):
     shot(page, 'answer')
     assert hosts == {'127.0.0.1'}, hosts
     page.click('#examples button.thumbnail-item >> nth=1')
-    want = blocks.classifier.classes[blocks.classifier.logits([demo.examples_of(run)[1][0]])[0].argmax()]
+    want = blocks.classifier.classes[blocks.classifier.logits([examples_of(run)[1][0]])[0].argmax()]
     page.wait_for_function(
         'n => document.querySelector(".verdict b").innerText === n', arg=want.replace('_', ' ')
     )
@@ -266,8 +269,8 @@ def test_nothing_but_uploads_is_opened_whatever_a_client_sends(served, secret, s
         f'file://{there}',
         os.path.relpath(there),
     )
-    looked, opened = [], demo.read_file
-    monkeypatch.setattr(demo, 'read_file', lambda *a: looked.append(a[0]) or opened(*a))
+    looked, opened = [], visits.read_file
+    monkeypatch.setattr(visits, 'read_file', lambda *a: looked.append(a[0]) or opened(*a))
     answers = {call(url, SHAPES[shape](p)) for p in paths}
     assert (
         len(answers) == 1
@@ -352,7 +355,7 @@ def test_files_are_served_of_that_visit_alone(served, secret):
     blocks, url, run = served
     me, you = (httpx.Client(base_url=url, headers={'accept': 'text/html'}) for _ in range(2))
     for c in (me, you):
-        assert c.get('').cookies.get(demo.COOKIE)
+        assert c.get('').cookies.get(COOKIE)
     up = me.post('gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
     other = os.path.join(os.path.dirname(os.path.dirname(up)), 'planted.jpg')
     shutil.copy(secret[0], other)
@@ -385,7 +388,7 @@ def test_the_photo_that_is_shown_is_what_the_model_sees(served):
     me, you = (httpx.Client(base_url=url, headers={'accept': 'text/html'}, timeout=60) for _ in range(2))
     for c in (me, you):
         c.get('')
-    kinds = uploads() | (dict(heic=HEIC) if 'HEIF' in demo.Image.OPEN else {})
+    kinds = uploads() | (dict(heic=HEIC) if 'HEIF' in Image.OPEN else {})
     for kind, data in kinds.items():
         up = me.post('gradio_api/upload', files=dict(files=(f'{kind}.jpg', data))).json()[0]
         r = me.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
@@ -397,7 +400,7 @@ def test_the_photo_that_is_shown_is_what_the_model_sees(served):
             seen = np.asarray(im)
         want = blocks.classifier.size
         assert seen.shape == (want, want, 3), kind
-        assert abs(seen.astype(int) - demo.decode(data, want).astype(int)).max() == 0, kind
+        assert abs(seen.astype(int) - decode(data, want).astype(int)).max() == 0, kind
     broken = me.post('gradio_api/upload', files=dict(files=('a.jpg', b'no picture'))).json()[0]
     r = me.post('gradio_api/call/classify', json=dict(data=[dict(path=broken, meta=META)]))
     said = me.get(f"gradio_api/call/classify/{r.json()['event_id']}").text
@@ -526,10 +529,10 @@ def test_bodies_are_bounded(served):
     "One picture's worth of bytes, a few files, a call of a few letters; also without a length said before."
     blocks, url, run = served
     one = ('name="files"; filename="a.jpg"', b'x')
-    assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * demo.MOST_FILES)).status_code == 200
-    for n in (demo.MOST_FILES + 1, 1000):
+    assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * guard.MOST_FILES)).status_code == 200
+    for n in (guard.MOST_FILES + 1, 1000):
         assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * n)).status_code in (400, 413)
-    big = ('name="files"; filename="a.jpg"', bytes(demo.MOST_BYTES // 2))
+    big = ('name="files"; filename="a.jpg"', bytes(upload.MOST_BYTES // 2))
     assert httpx.post(f'{url}gradio_api/upload', **form(big, big, big)).status_code == 413
 
     def pieces():
@@ -551,7 +554,7 @@ def test_bodies_are_bounded(served):
     for route in ('call/classify', 'queue/join', 'run/classify'):
         assert (
             httpx.post(
-                f'{url}gradio_api/{route}', json=dict(data=['x' * demo.MOST_JSON]), timeout=60
+                f'{url}gradio_api/{route}', json=dict(data=['x' * guard.MOST_JSON]), timeout=60
             ).status_code
             == 413
         )
@@ -569,7 +572,7 @@ def test_bodies_are_bounded(served):
 
 
 def test_the_oldest_uploads_go_first(served, tmp_path):
-    book = demo.Uploads(tmp_path, most=5)
+    book = visits.Uploads(tmp_path, most=5)
     for visit, names in (('greedy', 'abcdef'), ('modest', 'x')):
         for n in names:
             (tmp_path / n).write_bytes(b'p')
@@ -615,7 +618,7 @@ def test_one_visitor_does_not_block_another(served, visits):
     large, small = large_png(4990, 4990), scene(run, 5)
 
     def ask_for(data, visit):
-        with httpx.Client(base_url=url, timeout=120, cookies={demo.COOKIE: visit} if visit else None) as c:
+        with httpx.Client(base_url=url, timeout=120, cookies={COOKIE: visit} if visit else None) as c:
             up = c.post('gradio_api/upload', files=dict(files=('a.png', data))).json()[0]
             r = c.post('gradio_api/call/classify', json=dict(data=[dict(path=up, meta=META)]))
             return 'verdict' in c.get(
@@ -649,7 +652,7 @@ def test_one_visitor_does_not_block_another(served, visits):
 
 def test_no_lock_is_held_while_a_picture_is_decoded(served, monkeypatch):
     page, inside, go_on = served[0].answers, threading.Event(), threading.Event()
-    read = demo.read_upload
+    read = answer.read_upload
 
     def slow(data, size):
         inside.set()
@@ -657,11 +660,11 @@ def test_no_lock_is_held_while_a_picture_is_decoded(served, monkeypatch):
         return read(data, size)
 
     small = scene(served[2], 6)
-    monkeypatch.setattr(demo, 'read_upload', slow)
+    monkeypatch.setattr(answer, 'read_upload', slow)
     t = threading.Thread(target=page, args=(small, 'a'))
     t.start()
     assert inside.wait(30)
-    monkeypatch.setattr(demo, 'read_upload', read)
+    monkeypatch.setattr(answer, 'read_upload', read)
     assert 'verdict' in page(small, 'b') and t.is_alive() and not page.lock.locked()
     go_on.set()
     t.join(30)
@@ -765,7 +768,7 @@ def test_it_listens_to_this_machine_alone_and_takes_no_large_files(served):
     if other:
         with pytest.raises(OSError):
             socket.create_connection((other, urlparse(url).port), timeout=2).close()
-    r = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', b'0' * (demo.MOST_BYTES + 1))))
+    r = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', b'0' * (upload.MOST_BYTES + 1))))
     assert r.status_code == 413
     with pytest.raises(BadInput, match='choose another port'):
         demo.start(demo.build(blocks.classifier), port=urlparse(url).port, block=False)

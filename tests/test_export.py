@@ -4,7 +4,7 @@ import contextlib, http.server, os, re, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-import ich_soups.app.export as export
+from ich_soups.app import classifier, export, onnx_export
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import image_dls
@@ -96,8 +96,8 @@ def test_decoding_and_the_model_work_at_the_same_time(soup, monkeypatch):
         time.sleep(0.005)
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(export.os, 'cpu_count', lambda: 2)
-    monkeypatch.setattr(export, '_read', read)
+    monkeypatch.setattr(classifier.os, 'cpu_count', lambda: 2)
+    monkeypatch.setattr(classifier, '_read', read)
     c.forward = forward
     t0 = time.perf_counter()
     assert c.logits(range(80), bs=4).shape == (80, 3)
@@ -212,7 +212,7 @@ def test_onnx_says_the_same_and_needs_nothing_else(run, soup, onnx):
     m = lib.load(onnx)
     assert {'classes', 'mean', 'std', 'size', 'interpolation', 'temperature', 'provenance'} <= {
         p.key for p in m.metadata_props
-    } and m.opset_import[0].version == export.OPSET
+    } and m.opset_import[0].version == onnx_export.OPSET
     assert (
         m.graph.input[0].type.tensor_type.shape.dim[0].dim_param
         and abs(o.logits(files, bs=1) - o.logits(files, bs=7)).max() < 1e-4

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from ich_soups.app import audit
 from ich_soups.app import cli
-from ich_soups.app import export
+from ich_soups.app import export, onnx_model
 from ich_soups.app import report
 from ich_soups.app.audit import inspect
 from ich_soups.soups.cook import cook
@@ -194,8 +194,8 @@ def test_a_pipe_is_called_one(words, home, tmp_path, monkeypatch, capsys):
 def test_onnx_runtime_tells_nobody(monkeypatch, tmp_path):
     pytest.importorskip('onnxruntime')
     monkeypatch.delenv('ORT_DISABLE_TELEMETRY', raising=False)
-    assert export._needs_onnx() and os.environ['ORT_DISABLE_TELEMETRY'] == '1'
-    code = "from ich_soups.app.export import _needs_onnx; _needs_onnx()"
+    assert onnx_model.needs_onnx() and os.environ['ORT_DISABLE_TELEMETRY'] == '1'
+    code = "from ich_soups.app.onnx_model import needs_onnx; needs_onnx()"
     import subprocess, sys
 
     subprocess.run(

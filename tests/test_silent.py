@@ -4,7 +4,7 @@ import json, os, shutil, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
-import ich_soups.app.export as export
+from ich_soups.app import export, loading
 from ich_soups.data import collections as data
 from ich_soups.soups.checkpoints import Checkpoint, find_checkpoints, load_weights
 from ich_soups.app.cli import main
@@ -555,7 +555,7 @@ TOLD = dict(
 @pytest.mark.parametrize('case', TOLD)
 def test_what_a_stranger_says_is_compared_before_anything_is_built(stranger, monkeypatch, case):
     said, why = TOLD[case]
-    monkeypatch.setattr(export, 'create_model', lambda *a, **k: pytest.fail('a model was built'))
+    monkeypatch.setattr(loading, 'create_model', lambda *a, **k: pytest.fail('a model was built'))
     with pytest.raises(BadInput, match=why):
         export.Classifier.load(stranger(**said))
 

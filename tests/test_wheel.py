@@ -48,7 +48,7 @@ def test_contents(wheel):
     assert {n.split('/')[0] for n in names if '.dist-info' not in n} == {'ich_soups'}
     assert {f"ich_soups/{m.replace('.', '/')}.py" for m in MODULES} <= set(names)
     templates = {f'ich_soups/app/templates/{p.name}' for p in (PACKAGE / 'app' / 'templates').iterdir()}
-    assert len(templates) == 3 and templates <= set(names)
+    assert len(templates) == 8 and templates <= set(names)
     meta = next(zipfile.ZipFile(wheel).read(n).decode() for n in names if n.endswith('METADATA'))
     needed = {
         re.split(r'[^\w-]', l.removeprefix('Requires-Dist: '))[0]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli
 from ich_soups.data import collections as data
-from ich_soups.app import demo
+from ich_soups.app import upload
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
 from ich_soups.data.collections import (
@@ -333,7 +333,7 @@ def test_heic(name, home, photos):
         and abs(a[8, 2] - (200, 30, 30)).max() < 20
         and abs(a[8, 13] - (30, 30, 200)).max() < 20
     )
-    assert demo.read_upload(HEIC, 16)[1].size == (64, 48)
+    assert upload.read_upload(HEIC, 16)[1].size == (64, 48)
 
 
 @needs_heif
@@ -465,7 +465,7 @@ def test_a_transparent_colour_is_white(depth, colour, pixels, clear):
     b = png_of(40, depth, colour, zlib.compress((b'\0' + pixels) * 40), chunk(b'tRNS', clear))
     a = decode(b, 40)
     assert a[20, 5].tolist() == [255] * 3 and a[20, 35].tolist() != [255] * 3
-    shown = np.asarray(demo.read_upload(b, 40)[1])
+    shown = np.asarray(upload.read_upload(b, 40)[1])
     assert shown[20, 5].tolist() == [255] * 3 and (shown == a).all()
 
 
@@ -522,7 +522,7 @@ def test_wide_gamut_is_converted(kind):
     )
     assert abs(plain - (100, 160, 100)).max() <= 2 and wide[0] < 90 and wide[1] > 158
     b = saved(im, kind, icc_profile=wide_gamut(), **how)
-    assert abs(np.asarray(demo.read_upload(b, 16)[1])[8, 8].astype(int) - wide).max() <= 2
+    assert abs(np.asarray(upload.read_upload(b, 16)[1])[8, 8].astype(int) - wide).max() <= 2
 
 
 @pytest.mark.parametrize('profile', [b'junk', b'\0' * 5000, b''])
@@ -554,7 +554,7 @@ def uploads():
 @pytest.mark.parametrize('kind', uploads())
 def test_the_page_shows_what_the_model_sees(kind):
     b = uploads()[kind]
-    im, shown = demo.read_upload(b, 40)
+    im, shown = upload.read_upload(b, 40)
     assert (decode(im, 40) == decode(b, 40)).all()
     assert abs(np.asarray(shown.resize((40, 40), Image.BICUBIC)).astype(int) - decode(b, 40)).max() <= 6
     assert (np.asarray(to_look_at(open_picture(b), 40).resize((40, 40))) == np.asarray(shown)).all()

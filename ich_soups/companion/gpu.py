@@ -547,7 +547,7 @@ def onnx_on_card(trial: Trial) -> dict:
 def page_answers(trial: Trial) -> dict:
     "The page's verdict on its surest picture; the number is how far the probabilities of `predict` are."
     needs('captum', 'demo')
-    from ich_soups.app.demo import Page, _percent, _said
+    from ich_soups.app.answer import Page, percent, said
 
     pictures = uploads(trial)
     c, predict = (Classifier.load(soup_file(trial), precision=p) for p in ('fp32', 'auto'))
@@ -559,8 +559,8 @@ def page_answers(trial: Trial) -> dict:
     other = predict.probs(pictures)[i]
     answer = Page(c)(pictures[i])
     best = c.classes[p.argmax()]
-    must(f'<b>{_said(best)}</b>' in answer, 'the page names another class than its model')
-    must(_percent(p.max()) in answer, 'the page shows another probability than its model gives')
+    must(f'<b>{said(best)}</b>' in answer, 'the page names another class than its model')
+    must(percent(p.max()) in answer, 'the page shows another probability than its model gives')
     apart = float(np.abs(p - other).max())
     must(other.argmax() == p.argmax() and apart < 0.05, f'predict and the page are {apart:.2g} apart')
     return dict(number=apart, unit='of probability', note=f'{best}, {100 * p.max():.0f} %')
