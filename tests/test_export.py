@@ -7,7 +7,7 @@ from PIL import Image
 import ich_soups.app.export as export
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
-from ich_soups.data.collections import image_dls
+from ich_soups.data.loaders import image_dls
 from ich_soups.app.export import (
     Classifier,
     as_classifier,

@@ -634,7 +634,8 @@ def _wandb(path, cfg):
 def _look(data, split_seed=0):
     "`(Pictures, number for training, median of the smaller sides in pixels)`."
     import numpy as np
-    from ich_soups.data.collections import load_pictures, open_picture
+    from ich_soups.data.collections import load_pictures
+    from ich_soups.data.decoding import open_picture
 
     pics = load_pictures(data, split_seed)
 
@@ -653,7 +654,8 @@ def _readable(data):
     "`data`, or where some of its files cannot be read, a list of the others."
     import hashlib
     from ich_soups.core import cache_dir
-    from ich_soups.data.collections import check_folder, read_photos, write_split
+    from ich_soups.data.photos import check_folder, read_photos
+    from ich_soups.data.lists import write_split
 
     if not Path(data).exists() or not check_folder(data).unreadable:
         return data
@@ -923,7 +925,7 @@ def _no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
     if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir():
         return
-    from ich_soups.data.collections import check_regular  # which takes seconds to import
+    from ich_soups.data.formats import check_regular  # which takes seconds to import
 
     check_regular(path, math.inf)
 
@@ -1655,7 +1657,8 @@ def _pictures(names):
     "Files, every picture in folders, and what lists name; what is left out of folders is said."
     from collections import Counter
     from ich_soups.core import BadInput
-    from ich_soups.data.collections import _pictures_in, files_of_list, left_out
+    from ich_soups.data.files import _pictures_in, left_out
+    from ich_soups.data.lists import files_of_list
 
     out, left = [], Counter()
     for n in names:

@@ -40,15 +40,9 @@ from torch import nn
 from tqdm import tqdm
 from .export import as_classifier, Classifier, from_weights
 from ..core import BadInput, cache_dir, keep_array, kept_array
-from ich_soups.data.collections import (
-    _pixels_ahead,
-    decode,
-    IN_FLIGHT,
-    open_picture,
-    read_file,
-    to_look_at,
-    visible,
-)
+from ..data.formats import _pixels_ahead, read_file
+from ..data.decoding import decode, IN_FLIGHT, open_picture, to_look_at
+from ..data.names import visible
 from ..evidence.metrics import temperature
 
 # %% ../../nbs/app/02_demo.ipynb #9070e508

@@ -54,7 +54,9 @@ from ich_soups.core import (
     scratch,
     _leavings,
 )
-from ..data.collections import _why, decode, visible
+from ..data.decoding import decode
+from ..data.names import visible
+from ..data.scan import _why
 from ..evidence.metrics import paired_difference, paired_test, scores
 from ..train.models import blank_model, create_model, data_stats
 from ..soups.records import folder_info, onnx_info, read_info
