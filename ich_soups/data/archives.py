@@ -17,9 +17,9 @@ from .lists import _write_list
 from .scan import _scan
 from ..locks import locked
 
-# %% ../../nbs/data/17_archives.ipynb #6e42c6de
+# %% ../../nbs/data/17_archives.ipynb #e567fdd9
 def _clone(url, commit, to):
-    "Fetch one commit of a repository into the empty folder `to`, and check it out. Raises whatever dulwich does."
+    "Fetch one commit into the empty folder `to`, and check it out. Raises whatever dulwich does."
     from dulwich import porcelain
     from dulwich.client import get_transport_and_path
     from dulwich.repo import Repo
@@ -30,7 +30,7 @@ def _clone(url, commit, to):
     repo.refs[b'refs/heads/main'] = commit.encode()
     porcelain.reset(repo, 'hard', commit)
 
-# %% ../../nbs/data/17_archives.ipynb #782624bd
+# %% ../../nbs/data/17_archives.ipynb #50fad072
 def fetch_git(
     url: str,  # of a git repository
     commit: str,  # full hash: the checksum of everything in it
@@ -79,7 +79,7 @@ def _sha256(path):
             h.update(b)
     return h.hexdigest()
 
-# %% ../../nbs/data/17_archives.ipynb #fb4f7415
+# %% ../../nbs/data/17_archives.ipynb #19a451fa
 def _download(url, to):
     "Download `url` to the file `to`, with a progress bar; `BadInput` when it cannot be had."
     from fastcore.net import urlsave
@@ -99,7 +99,7 @@ def _download(url, to):
                 'folder instead'
             ) from None
 
-# %% ../../nbs/data/17_archives.ipynb #f052d8ec
+# %% ../../nbs/data/17_archives.ipynb #6dde59cd
 def _check_sum(url, path, check):
     "`BadInput` for a download whose checksum is another one."
     from fastdownload.core import path_stats
@@ -125,7 +125,7 @@ def _unpack(url, path, to):
     except Exception as e:
         raise BadInput(f'{url} cannot be unpacked ({type(e).__name__}: {e}); nothing was kept') from None
 
-# %% ../../nbs/data/17_archives.ipynb #5b5a72e8
+# %% ../../nbs/data/17_archives.ipynb #90f9cc45
 def fetch_archive(
     url: str,  # of a .tar, .tgz, .tar.gz or .zip
     check,  # its sha256 in hex; or what fastai's `download_checks` says: (bytes, md5 of the first MiB)

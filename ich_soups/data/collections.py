@@ -58,7 +58,7 @@ def _drawn(name, folder, n, size, seed, split_seed, draw, version, **sizes):
         z['images'],
     )
 
-# %% ../../nbs/data/18_collections.ipynb #6bebe293
+# %% ../../nbs/data/18_collections.ipynb #bc0a2c8e
 def _scenes(n=7406, seed=0, split_seed=0, size=64):
     "The collection `scenes17`."
     from ich_soups.data import scenes
@@ -86,7 +86,7 @@ def _small(n=3000, seed=0, noise=6, split_seed=0, size=64):
     parts = dict(n_val=min(600, n // 5), n_test=min(749, n // 4))
     return _drawn(name, name, n, size, seed, split_seed, draw, _code_of(scenes), **parts)
 
-# %% ../../nbs/data/18_collections.ipynb #700fb163
+# %% ../../nbs/data/18_collections.ipynb #70e24c05
 _MADE = {'scenes17': _scenes, 'small17': _small}  # functions of `(n, seed, ..., split_seed)`
 
 # %% ../../nbs/data/18_collections.ipynb #82886752
@@ -121,7 +121,7 @@ def _groceries(split_seed=0):
     part = stratified_split(labels, split_seed)
     return Pictures('groceries14', classes, labels, part, list(df.image_data), list(df.digest))
 
-# %% ../../nbs/data/18_collections.ipynb #a22c5fc0
+# %% ../../nbs/data/18_collections.ipynb #93b5e978
 _AHE10 = (
     'https://github.com/shuxinqiao/Architectural-Heritage-Elements-Classification',
     '34f82a3aff14ed0b48a9615c97ec01e396838c40',
@@ -140,7 +140,7 @@ def _from_env(name, split_seed):
         + (", or ICH_SOUPS_DOWNLOAD=1 to fetch the public archive" if name == 'ahe10' else '')
     )
 
-# %% ../../nbs/data/18_collections.ipynb #a0e500bf
+# %% ../../nbs/data/18_collections.ipynb #83379862
 _NAMED = {
     'groceries14': _groceries,
     'ahe10': partial(_from_env, 'ahe10'),
@@ -157,7 +157,7 @@ def _numbers(source, args, most=2):
         'scenes17:2000:5'
     )
 
-# %% ../../nbs/data/18_collections.ipynb #5c062cca
+# %% ../../nbs/data/18_collections.ipynb #a6df0fea
 def _share(source, percent):
     "A share from 0 to 1; `BadInput` for one that makes no sense."
     if 0 < percent <= 100:
@@ -174,7 +174,7 @@ def is_named(source) -> bool:
     name = name.partition(':')[0]
     return name in _MADE or name in _NAMED or bool(re.fullmatch(r'motifs\d+', name))
 
-# %% ../../nbs/data/18_collections.ipynb #94cf5a7f
+# %% ../../nbs/data/18_collections.ipynb #72676013
 def _say_which(source):
     "A warning where a collection hides a folder or a file of the same name."
     if is_named(source) and Path(str(source)).exists():
@@ -182,7 +182,7 @@ def _say_which(source):
             f'{source} is the collection of that name; for the folder or file that lies here give ./{source}'
         )
 
-# %% ../../nbs/data/18_collections.ipynb #1b8ec3cf
+# %% ../../nbs/data/18_collections.ipynb #55896a76
 def _by_name(source, split_seed):
     "The collection of that name, with what follows it; None for a path."
     name, *args = str(source).split(':')

@@ -50,8 +50,8 @@ def open_picture(
     src,  # a path, or the bytes of an image file
     most: int = MOST_PIXELS,  # pixels
 ) -> Image.Image:
-    """An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors, `BadInput` as
-    `check_regular` does and for known formats that are not read, and `OSError` for a file that is not there."""
+    """An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors, `OSError` for a
+    missing file, and `BadInput` for known formats that are not read, or as `check_regular` does."""
     data = src if isinstance(src, bytes) else read_file(src)
     _pixels_ahead(data, most)
     try:
@@ -71,7 +71,7 @@ def open_picture(
 
 # %% ../../nbs/data/07_decoding.ipynb #9ed34113
 class Budget:
-    "An amount that threads share: `take(n)` waits until `n` are left. A thread that wants more than all is alone."
+    "An amount that threads share: `take(n)` waits until `n` are left; who wants more than all is alone."
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def _ready(data, size):
         with IN_FLIGHT.take(_weight(im, before)):
             yield im
 
-# %% ../../nbs/data/07_decoding.ipynb #a96d7210
+# %% ../../nbs/data/07_decoding.ipynb #66a8e2cf
 def _in_eight_bits(im, said):
     "The image with eight bits a colour, and what was guessed of its numbers."
     if im.mode.startswith(('I', 'F')):
@@ -140,7 +140,7 @@ def _in_eight_bits(im, said):
         return _signed_bytes(im), ''
     return im, said.get('guess', '')
 
-# %% ../../nbs/data/07_decoding.ipynb #36fb5e2a
+# %% ../../nbs/data/07_decoding.ipynb #f70df2c4
 def _flat(im):
     "An upright RGB copy of eight bits with white behind it, and what was guessed."
     said = getattr(im, 'said', None) or _said_by(im)

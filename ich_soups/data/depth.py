@@ -109,7 +109,7 @@ def _range(a, said):
         return low, high, ''
     return low, high, f'numbers from {least:.6g} to {most:.6g} taken as {low:.6g} to {high:.6g}'
 
-# %% ../../nbs/data/05_depth.ipynb #3f44d2f0
+# %% ../../nbs/data/05_depth.ipynb #0b603a8a
 def _as_numbers(im, said):
     "The numbers of a grey image, [H, W]. Pillow reads 32 bits as signed ones, which a TIFF may deny."
     a = np.asarray(im)
@@ -124,7 +124,7 @@ def _finite(a):
     good = np.isfinite(a)
     return a if good.all() else a[good]
 
-# %% ../../nbs/data/05_depth.ipynb #9baaf74d
+# %% ../../nbs/data/05_depth.ipynb #7d629b8b
 def _eight_bits(im, said):
     "Wide, deep, signed or broken numbers as grey of eight bits, and what was guessed of their range."
     a = _as_numbers(im, said)
@@ -143,14 +143,14 @@ def _eight_bits(im, said):
         out.putalpha(Image.fromarray(np.where(a == clear, 0, 255).astype(np.uint8)))
     return out, guess
 
-# %% ../../nbs/data/05_depth.ipynb #80169dbf
+# %% ../../nbs/data/05_depth.ipynb #ba520190
 def _signed_bytes(im):
     "Grey whose bytes count from -128 to 127, from black to white."
     out = Image.fromarray(np.asarray(im) ^ 0x80)
     out.info = dict(im.info)
     return out
 
-# %% ../../nbs/data/05_depth.ipynb #d0bfe340
+# %% ../../nbs/data/05_depth.ipynb #9b31d606
 _OTHER_BYTE = {
     'RGB;16B': 'RGB;16L',
     'RGB;16L': 'RGB;16B',

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 from .scenes import scenes17
 
-# %% ../../nbs/data/02_examples.ipynb #997a6ab0
+# %% ../../nbs/data/02_examples.ipynb #327562a2
 @contextmanager
 def photo_folder(
-    layout: Mapping,  # folder, relative to the new one -> number of the class of `scenes17` that is drawn into it
+    layout: Mapping,  # folder below the new one -> number of the class of `scenes17` drawn into it
     n: int = 20,  # images a folder, PNG of 32 x 32 pixels
 ):
     "The path of a new folder with those folders of images; it is removed at the end of the `with` block."

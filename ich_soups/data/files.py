@@ -97,7 +97,7 @@ def _count_files(folder):
     "How many files lie in a folder and below it."
     return sum(len(names) for *_, names in os.walk(folder))
 
-# %% ../../nbs/data/08_files.ipynb #aec120a3
+# %% ../../nbs/data/08_files.ipynb #37d5b1e0
 def _enter(at, dirs, left):
     "Remove the folders that are not entered from `dirs`, and count the files in them."
     for d in [d for d in dirs if _is_skipped(d, deep=True)]:

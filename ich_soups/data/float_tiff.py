@@ -29,9 +29,9 @@ class _Field(NamedTuple):
     entry: int  # its place in the file, in bytes
     first: int  # its value, or the first of them
 
-# %% ../../nbs/data/06_float_tiff.ipynb #1ff19166
+# %% ../../nbs/data/06_float_tiff.ipynb #ecd5d8ab
 def _fields(data, order):
-    "Number of a field of a TIFF's first image -> `_Field`. Raises `struct.error` for a table that is cut short."
+    "Number of a field of a TIFF's first image -> `_Field`; `struct.error` for a table that is cut short."
     at = struct.unpack_from(order + 'I', data, 4)[0]
     out = {}
     for k in range(struct.unpack_from(order + 'H', data, at)[0]):
@@ -54,7 +54,7 @@ def _lie_apart(fields):
     "Whether the colours follow one another, each as a whole image, and not pixel by pixel."
     return _first(fields, Tag.PlanarConfiguration) == 2
 
-# %% ../../nbs/data/06_float_tiff.ipynb #cdcfce10
+# %% ../../nbs/data/06_float_tiff.ipynb #3ad2fe27
 def _drop_field(out, entry):
     "Overwrite an entry of the table by the one before it: a field that stands there twice counts once."
     out[entry : entry + 12] = out[entry - 12 : entry]
@@ -77,7 +77,7 @@ _OF_COLOURS = (
     Tag.SMaxSampleValue,
 )
 
-# %% ../../nbs/data/06_float_tiff.ipynb #132fa67a
+# %% ../../nbs/data/06_float_tiff.ipynb #f9e4249b
 def _as_grey(data, order, fields, n):
     "The bytes of a TIFF that says that it is grey, `n` times as wide or as high, and without a predictor."
     apart = _lie_apart(fields)
@@ -95,7 +95,7 @@ def _as_grey(data, order, fields, n):
             _drop_field(out, fields[tag].entry)
     return bytes(out)
 
-# %% ../../nbs/data/06_float_tiff.ipynb #363d7dd2
+# %% ../../nbs/data/06_float_tiff.ipynb #5d6ad15c
 def _unpredicted(a, n, order):
     "The numbers of rows that hold differences of their bytes, float32 [H, W * n]."
     a = a.byteswap() if order == '>' else a  # libtiff has swapped what were no numbers yet
@@ -103,7 +103,8 @@ def _unpredicted(a, n, order):
     b = np.cumsum(b, 1, dtype=np.uint8).reshape(len(a), 4, -1)  # highest bytes first
     return np.ascontiguousarray(b.transpose(0, 2, 1)).view('>f4')[..., 0].astype(np.float32)
 
-# %% ../../nbs/data/06_float_tiff.ipynb #d85b89c3
+# %% ../../nbs/data/06_float_tiff.ipynb #df7db52c
+_NEEDED = (Tag.ImageWidth, Tag.ImageLength, Tag.BitsPerSample, Tag.SamplesPerPixel)
 _NO_TIFF = 'save it as a TIFF of 8 or 16 bits a colour, or as a PNG'
 
 
@@ -121,10 +122,14 @@ def _check_kind(fields):
             f'it is a TIFF whose floating-point colours lie apart in a way that is not read; {_NO_TIFF}'
         )
 
-# %% ../../nbs/data/06_float_tiff.ipynb #1e80fab0
+# %% ../../nbs/data/06_float_tiff.ipynb #f3f92aa3
 def _float_numbers(data, order, fields, most):
-    "The floating-point numbers of a TIFF of several colours, [H, W, n]; `BadInput` for kinds that are not read."
-    width, height, n = (fields[t].first for t in (Tag.ImageWidth, Tag.ImageLength, Tag.SamplesPerPixel))
+    """The floating-point numbers of a TIFF of several colours, [H, W, n]. Raises `BadInput` for kinds that
+    are not read, `ValueError` for a header that is not whole."""
+    for tag in _NEEDED:
+        if tag not in fields:
+            raise ValueError(f'the header lacks {tag.name}')
+    width, height, _, n = (fields[tag].first for tag in _NEEDED)
     _bounded((width, height), most // 4)  # they take four times the memory of bytes, and more
     _check_kind(fields)
     with Image.open(io.BytesIO(_as_grey(data, order, fields, n)), formats=('TIFF',)) as im:
@@ -135,7 +140,7 @@ def _float_numbers(data, order, fields, most):
         a = _unpredicted(a, 1 if apart else n, order)
     return a.reshape(n, height, width).transpose(1, 2, 0) if apart else a.reshape(height, width, n)
 
-# %% ../../nbs/data/06_float_tiff.ipynb #36aafad3
+# %% ../../nbs/data/06_float_tiff.ipynb #7846a0a5
 def _to_bytes(a, low, high):
     "Numbers as bytes, 0 for `low` and 255 for `high`; what is not finite becomes an end."
     with np.errstate(all='ignore'):
@@ -152,7 +157,7 @@ def _from_numbers(a):
         im.putalpha(Image.fromarray((np.nan_to_num(a[..., 3]).clip(0, 1) * 255).round().astype(np.uint8)))
     return im, guess
 
-# %% ../../nbs/data/06_float_tiff.ipynb #0ce803c9
+# %% ../../nbs/data/06_float_tiff.ipynb #2d72cb98
 def _float_colours(data, most):
     "An upright RGB image of a TIFF of floating-point colours; None for any other file."
     order = _TIFF.get(data[:4])

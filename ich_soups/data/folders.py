@@ -86,7 +86,7 @@ def _class_rows(folder, part, told):
             told.notes.append(f'the folder {c.name!r} holds no image that is read, and is no class')
     return rows
 
-# %% ../../nbs/data/12_folders.ipynb #4e66b109
+# %% ../../nbs/data/12_folders.ipynb #2d9d89c6
 _NOTES_BESIDE = {
     *'.txt .csv .tsv .json .md .html .htm .xml .yaml .yml .log .py .ipynb'.split(),
     'without an ending',
@@ -140,7 +140,7 @@ def _inmost(folder, part):
 def _holds_classes(folder):
     return any(_pictures_in(c) for c in _subdirs(folder))
 
-# %% ../../nbs/data/12_folders.ipynb #d2f0d78b
+# %% ../../nbs/data/12_folders.ipynb #100a8f26
 def _check_beside(root, dirs, parts):
     "`BadInput` for images in a folder beside the parts."
     other = [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]
@@ -167,7 +167,7 @@ def _holds_classes(folder, part, told):
         )
     return False
 
-# %% ../../nbs/data/12_folders.ipynb #8a6dfd27
+# %% ../../nbs/data/12_folders.ipynb #5834c89c
 def _split_folders(root, dirs, parts, told):
     "`{part: folder}` of the parts that have labels. Raises `BadInput` as the two above."
     _check_beside(root, dirs, parts)
@@ -217,7 +217,7 @@ def _other_files(root):
 # %% ../../nbs/data/12_folders.ipynb #838cd1fc
 def _list_folder(root, told=None):
     """`(files, labels, parts or None)` of a folder in either layout; `told`, a `Told`, gets what is to be
-    said of it. Raises `BadInput` for a folder without images in class folders, and for parts that contradict."""
+    said of it. `BadInput` for a folder without images in class folders, and for parts that contradict."""
     told = Told() if told is None else told
     _note_loose(root, told)
     top, parts = _unwrapped(root, told)

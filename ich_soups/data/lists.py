@@ -39,13 +39,15 @@ def _text_of(path):
             f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}'
         ) from None
 
-# %% ../../nbs/data/13_lists.ipynb #ff31c4a6
+# %% ../../nbs/data/13_lists.ipynb #f02a6b07
 _COLUMNS = dict(
     path=(
         'path filename file file_name filepath file_path fname image image_path image_name img img_path '
         'img_name image_id picture paths filenames files images'
     ).split(),
-    label='label class category class_name class_label label_name target species labels classes categories'.split(),
+    label=(
+        'label class category class_name class_label label_name target species labels classes categories'
+    ).split(),
     split='split part subset set fold'.split(),
 )
 
@@ -61,7 +63,7 @@ def _columns(header):
     found = {k: next((s for s in known if s in names), None) for k, known in _COLUMNS.items()}
     return {k: names.index(s) for k, s in found.items() if s}
 
-# %% ../../nbs/data/13_lists.ipynb #7e635917
+# %% ../../nbs/data/13_lists.ipynb #fa7a3556
 def _separator(line):
     "What separates the columns of a list, by its first line."
     return max(',;\t|', key=line.count)
@@ -78,7 +80,7 @@ def _cells_of(text):
     rows = ((reader.line_num + bool(said), [c.strip() for c in r]) for r in reader)
     return [(line, r) for line, r in rows if any(r)]
 
-# %% ../../nbs/data/13_lists.ipynb #2ce2fb1f
+# %% ../../nbs/data/13_lists.ipynb #8c89fd7e
 def _rows_of(path, needs=('path', 'label')):
     """The rows of a list as dicts of path, label, split and line, blanks around them taken off; `BadInput`
     says what was found instead."""
@@ -96,7 +98,7 @@ def _rows_of(path, needs=('path', 'label')):
     cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
     return [dict({k: cell(r, k) for k in _COLUMNS}, line=line) for line, r in rows]
 
-# %% ../../nbs/data/13_lists.ipynb #b15d8f26
+# %% ../../nbs/data/13_lists.ipynb #c43835d3
 _NFC = partial(unicodedata.normalize, 'NFC')
 _ALIKE = (_NFC, lambda s: _NFC(s).casefold())  # names that agree under the first are sought first
 
@@ -121,7 +123,7 @@ class _Finder:
                     return found
         return self._moved(name.replace('\\', '/')) or plain
 
-# %% ../../nbs/data/13_lists.ipynb #88ed2c0c
+# %% ../../nbs/data/13_lists.ipynb #cdc1e1a3
 @patch
 def _walk(self: _Finder, base, name):
     "The path of the file that is called so, or alike, below `base`; None if there is none."
@@ -146,7 +148,7 @@ def _alike(self: _Finder, folder, part):
         if len(hits) == 1:
             return folder / hits[0]
 
-# %% ../../nbs/data/13_lists.ipynb #cd56d426
+# %% ../../nbs/data/13_lists.ipynb #5a4bfc5b
 @patch
 def _moved(self: _Finder, name):
     "What lies below the list under the longest end of a path from the root of another machine, or None."
@@ -194,7 +196,7 @@ def _from_list(path, folder):
         same = True  # the list is made before the file, or both are to be moved
     return name if same else str(path)
 
-# %% ../../nbs/data/13_lists.ipynb #18bb6fa0
+# %% ../../nbs/data/13_lists.ipynb #e9c8c8c4
 def _write_list(path, header, rows):
     "Write a CSV, all of it or nothing."
     with atomic(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:

@@ -85,10 +85,10 @@ class PixelDL(TfmdDL):
     def _one_pass(self):
         self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
 
-# %% ../../nbs/data/19_loaders.ipynb #fa10de2c
+# %% ../../nbs/data/19_loaders.ipynb #8b95dc0d
 def _axis(length, start, line):
-    """Where a crop samples one axis, [B, S]: its length, negative if flipped, and its start, both [B] as shares of
-    what there is; `line` [S] are the centres of the pixels from -1 to 1."""
+    """Where a crop samples one axis, [B, S]. Its length, negative if flipped, and its start are shares of
+    the axis, [B]; `line` [S] are the centres of the pixels from -1 to 1."""
     return length[:, None] * line + ((2 * start - 1) * (1 - length.abs()))[:, None]
 
 # %% ../../nbs/data/19_loaders.ipynb #a391a085
@@ -131,12 +131,12 @@ def _is_small(pics, size):
 
     return np.median([side(p) for p in pics.items[:50]]) <= size
 
-# %% ../../nbs/data/19_loaders.ipynb #b35a59cf
+# %% ../../nbs/data/19_loaders.ipynb #82c4ef5d
 def _stored_size(pics, size):
     "Width and height at which images are kept for training crops."
     return size if pics.array is not None or _is_small(pics, size) else round(1.25 * size)
 
-# %% ../../nbs/data/19_loaders.ipynb #369e9715
+# %% ../../nbs/data/19_loaders.ipynb #26725b3f
 def _numbers_of(pics, split, split_seed, bootstrap):
     "Numbers of the images of a part; of train the k-th bootstrap sample, if `bootstrap` is k > 0."
     i = pics.idxs(split)
@@ -144,7 +144,7 @@ def _numbers_of(pics, split, split_seed, bootstrap):
         return np.random.default_rng([split_seed, bootstrap]).choice(i, len(i))
     return i
 
-# %% ../../nbs/data/19_loaders.ipynb #be57fb0c
+# %% ../../nbs/data/19_loaders.ipynb #bcb2137e
 def _loader(ds, bs, shuffle, tfms, device):
     "A loader that augments, and drops what is left of the last batch, if the part is for training."
     train = ds.split_idx == 0
@@ -158,7 +158,7 @@ def _loader(ds, bs, shuffle, tfms, device):
         device=device,
     )
 
-# %% ../../nbs/data/19_loaders.ipynb #9b8f82c0
+# %% ../../nbs/data/19_loaders.ipynb #7dff06fe
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -174,7 +174,8 @@ def image_dls(
     device=None,  # default: the GPU if there is one
 ) -> DataLoaders:
     """fastai `DataLoaders` of the train, val and test parts (`dls[0]`, `dls[1]`, `dls[2]`); only the first
-    augments. `dls.plain` is the train part without, `dls.pictures` the collection. Raises as `load_pictures`."""
+    augments. `dls.plain` is the train part without, `dls.pictures` the collection. Raises as
+    `load_pictures` does."""
     pics = load_pictures(source, split_seed)
     store = _stored_size(pics, size) if store is None else store
     dev = torch.device(device) if device is not None else default_device()

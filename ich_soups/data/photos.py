@@ -75,7 +75,7 @@ def _absent_advice(path, part):
         )
     raise BadInput(f'{path} leaves the {missing} part empty (it has {there}); add images')
 
-# %% ../../nbs/data/16_photos.ipynb #4a4fff05
+# %% ../../nbs/data/16_photos.ipynb #ab60666c
 def _check_classes(part, classes, labels):
     "`BadInput` for a class that has no training image."
     absent = sorted(set(classes) - {classes[l] for l in np.unique(labels[part == 'train'])})
@@ -88,7 +88,7 @@ def _check_classes(part, classes, labels):
         more = f'; it is called {alike[0]!r} there: give both one name'
     raise BadInput(f'class {missing!r} has no training picture{more}')
 
-# %% ../../nbs/data/16_photos.ipynb #58d74b6e
+# %% ../../nbs/data/16_photos.ipynb #121b1c99
 def _check_parts(path, part, given, classes, labels):
     "`BadInput` for parts that a training cannot do without, a warning for a missing test part."
     if given and not {'train', 'val'} <= set(part):
@@ -117,7 +117,7 @@ def _warn_of_single(classes, labels):
                 'merge the class'
             )
 
-# %% ../../nbs/data/16_photos.ipynb #5e06c5e9
+# %% ../../nbs/data/16_photos.ipynb #f3f3713d
 def _readable(path, on_bad):
     "`(root, [(file, digest, class, part or None)], whether a split is given)` of the files that decode."
     told = Told()
@@ -134,7 +134,7 @@ def read_photos(
     path,  # a folder, or a CSV list
     seed: int = 0,  # of the split, where the source brings none
     on_bad: str = 'raise',  # 'skip' leaves unreadable files out with a warning
-    scoring: bool = False,  # the images are only to be looked at by a model: any part, and one class, is enough
+    scoring: bool = False,  # a model is only to label the images: any part, and one class, is enough
 ) -> Pictures:
     """A collection from files. Raises `BadInput` for an empty folder, one class only, a missing part, an
     unreadable image; warns of what is left out and of classes that are too small to be scored."""

@@ -19,7 +19,7 @@ from .pixels import cached_pixels
 from .scan import digest_of
 from .splits import part_of_each, share_of_train, SPLITS
 
-# %% ../../nbs/data/15_pictures.ipynb #50503111
+# %% ../../nbs/data/15_pictures.ipynb #432551e2
 @dataclass(eq=False)
 class Pictures:
     "A labelled, split collection of `N` images in `C` classes."
@@ -35,30 +35,42 @@ class Pictures:
     def __len__(self):
         return len(self.labels)
 
-    def idxs(self, split):
-        "Numbers of the images of a part, int [n]."
-        return np.flatnonzero(self.part == split)
-
-    def subset(self, keep):
-        "Only the images number `keep`, int [M], in that order."
-        items, digests = ([of[i] for i in keep] for of in (self.items, self.digests))
-        array = None if self.array is None else self.array[keep]
-        return replace(
-            self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array
-        )
-
     @cached_property
     def fingerprint(self) -> str:
         "Of the contents, the labels and the split."
         rows = [f'{d} {self.classes[l]} {p}' for d, l, p in zip(self.digests, self.labels, self.part)]
         return hashlib.sha256('\n'.join(rows).encode()).hexdigest()[:16]
 
-    def counts(self) -> dict:
-        "Images of each class in each part: `{class: {part: n}}`."
-        n = lambda i, s: int(((self.labels == i) & (self.part == s)).sum())
-        return {c: {s: n(i, s) for s in SPLITS} for i, c in enumerate(self.classes)}
+# %% ../../nbs/data/15_pictures.ipynb #72db0526
+@patch
+def idxs(
+    self: Pictures,
+    split: str,  # 'train', 'val' or 'test'
+) -> np.ndarray:
+    "Numbers of the images of a part, int [n]."
+    return np.flatnonzero(self.part == split)
 
-# %% ../../nbs/data/15_pictures.ipynb #01382399
+
+@patch
+def subset(
+    self: Pictures,
+    keep,  # numbers of images, int [M]
+) -> Pictures:
+    "Only those images, in that order."
+    items, digests = ([of[i] for i in keep] for of in (self.items, self.digests))
+    array = None if self.array is None else self.array[keep]
+    return replace(
+        self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array
+    )
+
+
+@patch
+def counts(self: Pictures) -> dict:
+    "Images of each class in each part: `{class: {part: n}}`."
+    n = lambda i, s: int(((self.labels == i) & (self.part == s)).sum())
+    return {c: {s: n(i, s) for s in SPLITS} for i, c in enumerate(self.classes)}
+
+# %% ../../nbs/data/15_pictures.ipynb #5621339d
 def _some(pics, n, seed=0):
     """A random `n` images of a collection, every class and part in proportion; all of them if there are
     no more."""

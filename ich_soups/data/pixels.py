@@ -56,7 +56,7 @@ def _as_written(path):
     except BadInput:
         return False
 
-# %% ../../nbs/data/14_pixels.ipynb #1a3d65cb
+# %% ../../nbs/data/14_pixels.ipynb #7b273120
 def _write_pixels(path, shape, one):
     "Write the cache and its checksum; `one(i)` is image number i, uint8 [S, S, 3]."
     _sum_file(path).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def _write_pixels(path, shape, one):
         crc = _crc.__wrapped__(tmp, 0)
     write_json(_sum_file(path), dict(crc32=crc))
 
-# %% ../../nbs/data/14_pixels.ipynb #48aa8983
+# %% ../../nbs/data/14_pixels.ipynb #a13f274b
 def cached_pixels(
     path,  # of the cache, a `.npy`
     shape,  # [N, S, S, 3]

@@ -51,18 +51,18 @@ def _looked_at(path, see=None):
         see(digest, small)
     return digest, '', guess
 
-# %% ../../nbs/data/09_scan.ipynb #9c91156d
+# %% ../../nbs/data/09_scan.ipynb #4819b84c
 def _check_file(path, see=None):
     "`(digest, reason)` of one image file, as of `_looked_at`."
     return _looked_at(path, see)[:2]
 
-# %% ../../nbs/data/09_scan.ipynb #6ea18c2b
+# %% ../../nbs/data/09_scan.ipynb #e83c805e
 def _threaded(f, items, what):
     "`map(f, items)` over all cores, with a progress bar called `what` if it takes long."
     with ThreadPoolExecutor(os.cpu_count() or 2) as ex:
         return list(tqdm(ex.map(f, items), total=len(items), desc=what, delay=3, leave=False, disable=None))
 
-# %% ../../nbs/data/09_scan.ipynb #a1953068
+# %% ../../nbs/data/09_scan.ipynb #c8cb3b3e
 def _memo(root, what, suffix):
     "Where something about a folder is remembered."
     name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
@@ -88,14 +88,14 @@ def _state(path):
     st = path.stat()
     return '' if changed_lately(st) else ' '.join(map(str, file_state(st)))
 
-# %% ../../nbs/data/09_scan.ipynb #eb892a37
+# %% ../../nbs/data/09_scan.ipynb #c81dd90c
 def _not_there(path, e):
     "Why a file cannot even be asked for."
     if re.search(r'(^|[/\\])(https?|ftp|s3|gs):/', str(path)):
         return 'FileNotFoundError: it is an address; download it and name the file'
     return f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"
 
-# %% ../../nbs/data/09_scan.ipynb #af718f72
+# %% ../../nbs/data/09_scan.ipynb #c0eb0f78
 def _row(path, known, see):
     "`[state, digest, reason, guess]` of a file; `known` is the row of an earlier scan, or None."
     try:
@@ -106,7 +106,7 @@ def _row(path, known, see):
         return [state, *known[1:]]
     return [state, *_looked_at(path, see)]
 
-# %% ../../nbs/data/09_scan.ipynb #c178d1e2
+# %% ../../nbs/data/09_scan.ipynb #e375937e
 def _scan(root, files, see=None, guesses=None):
     """Check `files`, remembering the result for unchanged ones; list of `(digest, reason)`. `guesses`, a
     dict, gets what was guessed of the numbers of a file, by number of the file."""

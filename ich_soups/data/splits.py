@@ -14,8 +14,8 @@ _SHARES = dict(test=749 / 7406, val=600 / 7406)
 
 
 def _allocate(counts, total):
-    """How many of each class, int [C] of `counts`, go into a part of about `total`: proportional, at least one
-    where two or more are left."""
+    """How many of each class, of int [C] `counts`, go into a part of about `total`: proportional, at least
+    one where two or more are left."""
     quota = total * counts / max(1, counts.sum())
     take = np.where(counts >= 2, np.maximum(1, np.floor(quota)), 0).astype(int)
     room = np.where(counts >= 2, counts - 1, 0)
