@@ -140,7 +140,7 @@ def test_nothing_is_decoded_twice(home, photos, monkeypatch):
     first = inspect(photos)
     monkeypatch.setattr(audit, 'phash', lambda t: pytest.fail('hashed again'))
     monkeypatch.setattr(audit, 'same_photo', lambda a, b: pytest.fail('compared again'))
-    monkeypatch.setattr('ich_soups.data.collections.decode', lambda *a: pytest.fail('decoded again'))
+    monkeypatch.setattr('ich_soups.data.pictures.decode', lambda *a: pytest.fail('decoded again'))
     monkeypatch.setattr(audit, 'decode', lambda *a: pytest.fail('decoded again'))
     again = inspect(photos)
     assert again.findings.equals(first.findings) and again.curve.equals(first.curve)

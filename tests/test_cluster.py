@@ -247,8 +247,8 @@ def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
 PLAIN = """
 import sys
 from ich_soups.train import cluster
-from ich_soups.data import collections as data
-data.CropFlip = lambda size, crop_min: data.DisplayedTransform()
+from ich_soups.data import loaders
+loaders.CropFlip = lambda size, crop_min: loaders.DisplayedTransform()
 cluster.main(sys.argv[1:])
 """
 EXACT = dict(
@@ -265,11 +265,11 @@ EXACT = dict(
 
 
 def test_two_processes_take_the_steps_of_one(home, tmp_path, monkeypatch):
-    from ich_soups.data import collections as data
+    from ich_soups.data import loaders
 
     cfg = Config.scratch(**EXACT)
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
-    monkeypatch.setattr(data, 'CropFlip', lambda size, crop_min: data.DisplayedTransform())
+    monkeypatch.setattr(loaders, 'CropFlip', lambda size, crop_min: loaders.DisplayedTransform())
     one = get_run(cfg, tmp_path / 'one')
     cluster.write_json(tmp_path / 'cfg.json', cluster.asdict(cfg))
     (tmp_path / 'plain.py').write_text(PLAIN)

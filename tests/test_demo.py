@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
-from ich_soups.data.collections import decode
+from ich_soups.data.decoding import decode
 from ich_soups.train.runs import get_run
 
 pytest.importorskip('gradio', reason="to run this, pip install 'ich_soups[demo]'")
 pytest.importorskip('captum', reason="to run this, pip install 'ich_soups[demo]'")
 import httpx
 from ich_soups.app import answer, demo, guard, upload, visits
-from ich_soups.app.export import to_onnx
+from ich_soups.app.onnx_export import to_onnx
 from ich_soups.app.from_run import examples_of
 from ich_soups.app.visits import COOKIE
 

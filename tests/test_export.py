@@ -7,18 +7,13 @@ from PIL import Image
 from ich_soups.app import classifier, export, onnx_export
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
-from ich_soups.data.collections import image_dls
-from ich_soups.app.export import (
-    Classifier,
-    as_classifier,
-    int8_loss,
-    push_to_hub,
-    save_pretrained,
-    split_of,
-    to_int8,
-    to_learner,
-    to_onnx,
-)
+from ich_soups.data.loaders import image_dls
+from ich_soups.app.classifier import Classifier
+from ich_soups.app.loading import as_classifier
+from ich_soups.app.int8 import int8_loss, split_of, to_int8
+from ich_soups.app.export import push_to_hub, save_pretrained
+from ich_soups.app.learner import to_learner
+from ich_soups.app.onnx_export import to_onnx
 from ich_soups.train.models import create_model
 from ich_soups.data.scenes import scenes17
 from ich_soups.soups.soup import Soup

@@ -9,7 +9,10 @@ from fastai.callback.core import Callback
 from ich_soups.train import runs as training
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput, Config, cache_dir
-from ich_soups.data.collections import check_folder, decode, image_dls, load_pictures, read_photos
+from ich_soups.data.photos import check_folder, read_photos
+from ich_soups.data.decoding import decode
+from ich_soups.data.loaders import image_dls
+from ich_soups.data.collections import load_pictures
 from ich_soups.train.runs import get_run
 
 pytestmark = pytest.mark.quick

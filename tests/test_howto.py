@@ -6,7 +6,8 @@ import yaml
 from PIL import Image
 from conftest import ROOT
 from ich_soups.core import BadInput
-from ich_soups.data.collections import fetch_archive, list_archive, load_pictures
+from ich_soups.data.archives import fetch_archive, list_archive
+from ich_soups.data.collections import load_pictures
 
 pytestmark = pytest.mark.quick
 

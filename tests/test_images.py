@@ -9,16 +9,12 @@ from PIL import Image
 import ich_soups
 from ich_soups.app import audit
 from ich_soups.app import cli
-from ich_soups.data import collections as data
+from ich_soups.data import decoding, files, formats, scan
 from ich_soups.core import BadInput, cache_dir
-from ich_soups.data.collections import (
-    Pictures,
-    check_folder,
-    decode,
-    load_pictures,
-    open_picture,
-    read_photos,
-)
+from ich_soups.data.pictures import Pictures
+from ich_soups.data.photos import check_folder, read_photos
+from ich_soups.data.decoding import decode, open_picture
+from ich_soups.data.collections import load_pictures
 
 PACKAGE = Path(ich_soups.__file__).parent
 
@@ -87,26 +83,28 @@ def opens(path):
 
 def test_every_open_names_its_formats():
     found = [(f.name, line, how) for f in sorted(PACKAGE.rglob('*.py')) for line, how in opens(f)]
-    assert len(found) >= 6 and {n for n, *_ in found} >= {'collections.py', 'audit.py', 'page.py'}
+    assert len(found) >= 6 and {n for n, *_ in found} >= {'decoding.py', 'audit.py', 'page.py'}
     for name, line, how in found:
         assert how and 'formats' in how, f'{name}:{line} lets Pillow try every format it knows'
         given = how['formats']
-        names = data.FORMATS if ast.unparse(given) == 'FORMATS' else ast.literal_eval(given)
-        assert set(names) <= {*data.FORMATS, 'DIB'}, f'{name}:{line}'
+        names = formats.FORMATS if ast.unparse(given) == 'FORMATS' else ast.literal_eval(given)
+        assert set(names) <= {*formats.FORMATS, 'DIB'}, f'{name}:{line}'
 
 
 def test_the_list_of_formats_is_short():
-    assert {'JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'ICO', 'TGA', 'JPEG2000'} <= set(data.FORMATS)
-    assert not {'EPS', 'PSD', 'FITS', 'WMF', 'GRIB', 'HDF5', 'BUFR', 'MPEG', 'PDF', 'ICNS', 'SPIDER'} & set(
-        data.FORMATS
+    assert {'JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'ICO', 'TGA', 'JPEG2000'} <= set(
+        formats.FORMATS
     )
-    assert {'.jpg', '.png', '.webp', '.tif', '.jp2'} <= data._EXTS and not {
+    assert not {'EPS', 'PSD', 'FITS', 'WMF', 'GRIB', 'HDF5', 'BUFR', 'MPEG', 'PDF', 'ICNS', 'SPIDER'} & set(
+        formats.FORMATS
+    )
+    assert {'.jpg', '.png', '.webp', '.tif', '.jp2'} <= files._EXTS and not {
         '.eps',
         '.ps',
         '.psd',
         '.wmf',
         '.fits',
-    } & data._EXTS
+    } & files._EXTS
 
 
 def eps():
@@ -159,7 +157,7 @@ def test_other_formats_start_nothing(kind, tmp_path, home, photos, monkeypatch):
     monkeypatch.setattr(os, 'system', no)
     file = photos / 'Chợ nổi' / 'holiday.jpg'
     file.write_bytes(OTHERS[kind]())
-    assert 'UnidentifiedImage' in data._check_file(file)[1]
+    assert 'UnidentifiedImage' in scan._check_file(file)[1]
     for give in (file, file.read_bytes()):
         with pytest.raises(Exception, match='cannot identify'):
             decode(give, 32)
@@ -206,7 +204,7 @@ def test_sizes_that_are_known_late(kind, tmp_path, monkeypatch):
     with pytest.raises(Image.DecompressionBombError, match='9,200 x'):
         open_picture(file)
     t0 = time.process_time()
-    why = data._check_file(file)[1]
+    why = scan._check_file(file)[1]
     assert 'DecompressionBomb' in why and '9,200 x' in why and time.process_time() - t0 < 0.5, why
 
 
@@ -228,9 +226,9 @@ def test_too_many_pixels_in_a_folder(size, home, photos):
 
 def test_pixels_in_flight_are_counted(monkeypatch):
     "Sixteen threads and pictures of four million pixels, of which two fit at a time."
-    budget, now, most, lock = data.Budget(9_000_000), [], [], threading.Lock()
-    monkeypatch.setattr(data, 'IN_FLIGHT', budget)
-    squeezed = data._squeezed
+    budget, now, most, lock = decoding.Budget(9_000_000), [], [], threading.Lock()
+    monkeypatch.setattr(decoding, 'IN_FLIGHT', budget)
+    squeezed = decoding._squeezed
 
     def watched(im, size):
         with lock:
@@ -241,7 +239,7 @@ def test_pixels_in_flight_are_counted(monkeypatch):
             now.remove(im.width * im.height)
         return out
 
-    monkeypatch.setattr(data, '_squeezed', watched)
+    monkeypatch.setattr(decoding, '_squeezed', watched)
     files = [
         blank_png(2000, 2000),
         saved(photo(1500, 1200), 'bmp'),
@@ -254,14 +252,14 @@ def test_pixels_in_flight_are_counted(monkeypatch):
 
 
 def test_what_fails_gives_its_pixels_back(monkeypatch):
-    monkeypatch.setattr(data, 'IN_FLIGHT', data.Budget(1_000_000))
+    monkeypatch.setattr(decoding, 'IN_FLIGHT', decoding.Budget(1_000_000))
     bad = saved(photo(600, 600), 'png')[:3000]
     for _ in range(5):
         with pytest.raises(Exception):
             decode(bad, 32)
     assert (
-        data.IN_FLIGHT.used == 0
-        and data._IN_MEMORY.used == 0
+        decoding.IN_FLIGHT.used == 0
+        and decoding._IN_MEMORY.used == 0
         and decode(saved(photo(600, 600), 'png'), 32).shape == (32, 32, 3)
     )
 
@@ -275,7 +273,7 @@ def no_files(tmp_path):
     os.mkfifo(tmp_path / 'pipe.jpg')
     (tmp_path / 'link.jpg').symlink_to('/dev/zero')
     with open(tmp_path / 'large.jpg', 'wb') as f:
-        f.truncate(data.MOST_BYTES + 1)
+        f.truncate(formats.MOST_BYTES + 1)
     return {
         '/dev/zero': 'a device',
         str(tmp_path / 'pipe.jpg'): 'a named pipe',
@@ -397,7 +395,7 @@ def seeds():
         saved(p, 'jpeg2000'),
         saved(p, 'mpo', save_all=True, append_images=[photo().rotate(90)]),
     ]
-    if 'AVIF' in data.FORMATS:
+    if 'AVIF' in formats.FORMATS:
         out.append(saved(p, 'avif'))
     return out
 
@@ -432,13 +430,13 @@ def one_case(seed, pool, tmp_path):
     b = mutated(random.Random(seed), pool)
     file = tmp_path / 'a.jpg'
     file.write_bytes(b)
-    digest, why = data._check_file(file)
+    digest, why = scan._check_file(file)
     assert bool(digest) != bool(why) and '\n' not in why and len(why) <= 140, seed
     if digest:
         for size in (16, 64, 224):
             a = decode(file, size)
             assert a.shape == (size, size, 3) and a.dtype == np.uint8 and (a == decode(b, size)).all(), seed
-    assert data.IN_FLIGHT.used == data._IN_MEMORY.used == 0, seed
+    assert decoding.IN_FLIGHT.used == decoding._IN_MEMORY.used == 0, seed
     return bool(digest)
 
 

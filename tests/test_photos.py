@@ -4,7 +4,9 @@ import time
 import numpy as np
 import pytest
 from ich_soups.core import Config
-from ich_soups.data.collections import check_folder, image_dls, load_pictures
+from ich_soups.data.photos import check_folder
+from ich_soups.data.loaders import image_dls
+from ich_soups.data.collections import load_pictures
 from ich_soups.soups.weights import uniform_soup
 from ich_soups.train.scoring import evaluate
 from ich_soups.train.runs import get_run

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from ich_soups.evidence.comparison import Candidate, table
 from ich_soups.core import BadInput, Config
-from ich_soups.data.collections import Pictures
+from ich_soups.data.pictures import Pictures
 from ich_soups.app import model_sections, result_sections
 from ich_soups.app.evidence import Evidence, same_data
 from ich_soups.app.page import render

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from ich_soups.app import export, loading
-from ich_soups.data import collections as data
+from ich_soups.data import scan
 from ich_soups.soups.checkpoints import Checkpoint, find_checkpoints, load_weights
 from ich_soups.app.cli import main
 from ich_soups.evidence.comparison import Candidate, table
@@ -447,8 +447,8 @@ def test_a_snapshot_that_changes_under_its_time_is_noticed(copy):
 
 
 def test_what_is_known_of_pictures_stays_known(home, photos, monkeypatch):
-    read, looked = [], data._looked_at
-    monkeypatch.setattr(data, '_looked_at', lambda p, see=None: read.append(p) or looked(p, see))
+    read, looked = [], scan._looked_at
+    monkeypatch.setattr(scan, '_looked_at', lambda p, see=None: read.append(p) or looked(p, see))
     time.sleep(0.2)
     want, n = load_pictures(photos).fingerprint, len(read)
     assert load_pictures(photos).fingerprint == want and len(read) == n

@@ -177,7 +177,8 @@ def test_an_export_that_is_killed_between_two_names_takes_nothing_away(home, tmp
 
 
 def test_a_memory_of_another_kind_is_made_again(home, photos):
-    from ich_soups.data.collections import _memo, load_pictures
+    from ich_soups.data.scan import _memo
+    from ich_soups.data.collections import load_pictures
 
     want = load_pictures(photos).digests
     f = _memo(photos, 'digests', 'json')

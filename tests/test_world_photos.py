@@ -15,19 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli
-from ich_soups.data import collections as data
+from ich_soups.data import collections, decoding, formats, metadata, scan, splits
 from ich_soups.app import upload
 from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
-from ich_soups.data.collections import (
-    decode,
-    files_of_list,
-    load_pictures,
-    open_picture,
-    read_photos,
-    to_look_at,
-    write_split,
-)
+from ich_soups.data.decoding import decode, open_picture, to_look_at
+from ich_soups.data.lists import files_of_list, write_split
+from ich_soups.data.collections import load_pictures
+from ich_soups.data.photos import read_photos
 
 HEIC = base64.b85decode(  # 64 x 48, its left half red, its right half blue
     '0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004fZDn*}000000000XXk=`10000000000aA{+700000000000000000000B57=IV*mgE07O6l0RRC200001p#T8@00000002P%0'
@@ -37,7 +32,7 @@ HEIC = base64.b85decode(  # 64 x 48, its left half red, its right half blue
     '2Ahspo{U;j$ISMD(r{+<O|TK{wOeHGo54sIF4Csf+pCF@PqdNj{9r8F}~pF{'
 )
 needs_heif = pytest.mark.skipif(
-    'HEIF' not in data.FORMATS, reason="to run this, pip install 'ich_soups[photos]'"
+    'HEIF' not in formats.FORMATS, reason="to run this, pip install 'ich_soups[photos]'"
 )
 
 
@@ -209,7 +204,7 @@ def split(photos, root, **parts):
 def test_parts_by_any_usual_name(names, home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', **dict(zip(('train', 'val', 'test'), names)))
     pics = load_pictures(root)
-    assert len(pics.classes) == 3 and [len(pics.idxs(s)) for s in data.SPLITS] == [36] * 3
+    assert len(pics.classes) == 3 and [len(pics.idxs(s)) for s in splits.SPLITS] == [36] * 3
 
 
 @pytest.mark.parametrize(
@@ -219,7 +214,7 @@ def test_parts_by_any_usual_name(names, home, photos, tmp_path):
 def test_a_split_without_val_is_no_folder_of_two_classes(names, home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', **dict(zip(('train', 'test'), names)))
     pics, said = notes(lambda: load_pictures(root))
-    assert [len(pics.idxs(s)) for s in data.SPLITS] == [33, 3, 36] and 'in has no val part' in said
+    assert [len(pics.idxs(s)) for s in splits.SPLITS] == [33, 3, 36] and 'in has no val part' in said
     assert {c: n for c, n in Counter(pics.labels[pics.idxs('val')].tolist()).items()} == {0: 1, 1: 1, 2: 1}
     tested = {Path(pics.items[i]).relative_to(root).parts[0] for i in pics.idxs('test')}
     assert tested == {names[1].split('/')[0]}  # what was given for judging stays that
@@ -239,7 +234,7 @@ def test_a_train_part_alone_is_split(kind, home, photos, tmp_path):
         rows = ''.join(f'{p},{l},train\n' for p, l in rows_of(photos))
         source.write_text('path,label,split\n' + rows, encoding='utf-8')
     pics, said = notes(lambda: load_pictures(source))
-    assert [len(pics.idxs(s)) for s in data.SPLITS] == [29, 3, 4]
+    assert [len(pics.idxs(s)) for s in splits.SPLITS] == [29, 3, 4]
     assert 'has no val part: val (3) and test (4) of its 36 training images' in said
     assert 'there is no val and no test part: they are drawn from train' in texts(source)
 
@@ -265,7 +260,7 @@ def test_train_and_val_are_enough(home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', train='train', val='val')
     pics, said = notes(lambda: load_pictures(root))
     assert (
-        [len(pics.idxs(s)) for s in data.SPLITS] == [36, 36, 0]
+        [len(pics.idxs(s)) for s in splits.SPLITS] == [36, 36, 0]
         and 'no test part' in said
         and 'there is no test part' in texts(root)
     )
@@ -292,7 +287,7 @@ def test_wrappers(inner, home, photos, tmp_path):
 def test_an_image_is_one_by_its_contents(name, home, photos):
     f = sorted(photos.rglob('*.jpg'))[0]
     f.rename(f.with_name(name))
-    assert len(load_pictures(photos)) == (36 if 'HEIF' in data.FORMATS or name != 'a.HEIC' else 35)
+    assert len(load_pictures(photos)) == (36 if 'HEIF' in formats.FORMATS or name != 'a.HEIC' else 35)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +335,7 @@ def test_heic(name, home, photos):
 @pytest.mark.parametrize('cut', [20, 100, 300, 480])
 def test_a_broken_heic_is_unreadable(cut, tmp_path):
     (tmp_path / 'a.heic').write_bytes(HEIC[:cut])
-    assert data._check_file(tmp_path / 'a.heic')[1]
+    assert scan._check_file(tmp_path / 'a.heic')[1]
 
 
 # Images.
@@ -416,7 +411,7 @@ def test_deep_pixels_by_the_range_that_the_file_states(tags, home):
             info.tagtype[k] = 11
     b = saved(Image.fromarray(ramp(4, np.float32, low)), 'tiff', tiffinfo=info)
     want = (ramp(4, float, low) - low) / (8 - low) * 255
-    assert abs(decode(b, 40)[..., 0] - want).max() <= 4 and not data._decoded(b, 40)[1]
+    assert abs(decode(b, 40)[..., 0] - want).max() <= 4 and not decoding._decoded(b, 40)[1]
 
 
 @pytest.mark.parametrize('top', [255, 1023, 4095, 65535])
@@ -433,7 +428,7 @@ def test_deep_colours(top, turn):
         40, 16, 6 if turn == 'opaque' else 2, zlib.compress(b''.join(b'\0' + r.tobytes() for r in a)), exif
     )
     is_ramp(b, 4)
-    assert bool(data._decoded(b, 40)[1]) == (top < 65535)
+    assert bool(decoding._decoded(b, 40)[1]) == (top < 65535)
 
 
 def test_numbers_that_are_none():
@@ -494,7 +489,7 @@ def test_long_notes_in_a_png(kind):
 
 
 def test_short_notes_stay():
-    assert data._without_long_notes(b := saved(Image.fromarray(ramp()), 'png', dpi=(72, 72))) is b
+    assert metadata._without_long_notes(b := saved(Image.fromarray(ramp()), 'png', dpi=(72, 72))) is b
 
 
 def wide_gamut():
@@ -660,12 +655,16 @@ def test_what_is_only_scored_needs_no_training_part(kind, home, photos, tmp_path
 def test_a_name_means_the_collection_everywhere(home, photos, monkeypatch):
     photos.rename(photos.with_name('scenes17'))
     monkeypatch.chdir(photos.parent)
-    assert data.is_named('scenes17') and data.is_named('scenes17:40') and not data.is_named('./scenes17')
+    assert (
+        collections.is_named('scenes17')
+        and collections.is_named('scenes17:40')
+        and not collections.is_named('./scenes17')
+    )
     assert len(inspect('scenes17:40', near=None).source.items) == 40
     pics, said = notes(lambda: load_pictures('./scenes17'))
     assert len(pics) == 36 and not said
-    data._say_which('scenes17:40')
-    assert 'give ./scenes17' in notes(lambda: data._say_which('scenes17'))[1]
+    collections._say_which('scenes17:40')
+    assert 'give ./scenes17' in notes(lambda: collections._say_which('scenes17'))[1]
 
 
 # Colours that are floating-point numbers, and formats that come and go.
@@ -767,7 +766,7 @@ def test_colours_of_floating_point(how, home, photos):
 )
 def test_colours_of_floating_point_that_are_not_read(b, tmp_path):
     (tmp_path / 'a.tif').write_bytes(b)
-    why = data._check_file(tmp_path / 'a.tif')[1]
+    why = scan._check_file(tmp_path / 'a.tif')[1]
     assert why.startswith('it is a TIFF') and 'save it as' in why, why
 
 
@@ -789,10 +788,10 @@ def test_a_broken_tiff_of_floating_point_is_one_sentence(tmp_path):
     for k in range(4, len(b), 29):
         for spoilt in (b[:k], b[:k] + bytes([b[k] ^ 0xFF]) + b[k + 1 :]):
             (tmp_path / 'a.tif').write_bytes(spoilt)
-            data._check_file(tmp_path / 'a.tif')  # a reason, or pixels; never more
+            scan._check_file(tmp_path / 'a.tif')  # a reason, or pixels; never more
 
 
-@pytest.mark.skipif('AVIF' not in data.FORMATS, reason='this Pillow reads no AVIF')
+@pytest.mark.skipif('AVIF' not in formats.FORMATS, reason='this Pillow reads no AVIF')
 @pytest.mark.parametrize('name', ['a.avif', 'a', 'a.jpg'])
 def test_avif(name, home, photos):
     im = Image.fromarray(np.stack([ramp()] * 3, -1))
@@ -811,10 +810,11 @@ def test_avif(name, home, photos):
     ],
 )
 def test_formats_that_are_not_read_here_are_named(head, lost, says, home, photos, monkeypatch, tmp_path):
-    formats = tuple(f for f in data.FORMATS if f != lost)
-    monkeypatch.setattr(data, 'FORMATS', formats)
+    known = tuple(f for f in formats.FORMATS if f != lost)
+    for module in (formats, decoding):
+        monkeypatch.setattr(module, 'FORMATS', known)
     (tmp_path / 'a.jpg').write_bytes(head + bytes(200))
-    why = data._check_file(tmp_path / 'a.jpg')[1]
+    why = scan._check_file(tmp_path / 'a.jpg')[1]
     assert says in why and why.startswith('it is '), why
 
 

@@ -20,7 +20,8 @@ from .gradcam import GradCam, overlay
 from .page import environment
 from .upload import LARGE, LONG, Refused, Turns, as_png, friendly, pixels_of, read_upload
 from ..core import BadInput
-from ..data.collections import IN_FLIGHT, decode, visible
+from ..data.decoding import IN_FLIGHT, decode
+from ..data.names import visible
 
 # %% ../../nbs/app/33_answer.ipynb #5bba0828
 def said(

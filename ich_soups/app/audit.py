@@ -27,24 +27,16 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from ..core import atomic, BadInput, cache_dir, keep_array, kept_array, one_line
-from ich_soups.data.collections import (
-    _alike_name,
-    _listing,
-    _memo,
-    _scan,
-    _threaded,
-    decode,
-    FORMATS,
-    is_named,
-    load_pictures,
-    MOST_PIXELS,
-    Pictures,
-    SPLITS,
-    stratified_split,
-    Told,
-    visible,
-    write_split,
-)
+from ..data.names import _alike_name, visible
+from ..data.photos import _listing
+from ..data.scan import _memo, _scan, _threaded
+from ..data.decoding import decode
+from ..data.formats import FORMATS, MOST_PIXELS
+from ..data.collections import is_named, load_pictures
+from ..data.pictures import Pictures
+from ..data.splits import SPLITS, stratified_split
+from ..data.folders import Told
+from ..data.lists import write_split
 from ..evidence.plots import COLOURS
 from ..train.models import create_model, data_stats
 

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 from .classifier import Classifier
 from ..core import BadInput, amp_dtype, device_name, one_line, provenance
-from ..data.collections import visible
+from ..data.names import visible
 from ..evidence.metrics import paired_test, scores
 
 # %% ../../nbs/app/26_card.ipynb #0bae7a87

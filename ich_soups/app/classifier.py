@@ -17,7 +17,8 @@ from scipy.special import softmax
 from torch import nn
 from .description import check_description
 from ..core import BadInput
-from ..data.collections import _why, decode
+from ..data.scan import _why
+from ..data.decoding import decode
 from ..soups.records import read_info
 
 # %% ../../nbs/app/21_classifier.ipynb #6a0430ba

@@ -634,7 +634,8 @@ def _wandb(path, cfg):
 def _look(data, split_seed=0):
     "`(Pictures, number for training, median of the smaller sides in pixels)`."
     import numpy as np
-    from ich_soups.data.collections import load_pictures, open_picture
+    from ich_soups.data.collections import load_pictures
+    from ich_soups.data.decoding import open_picture
 
     pics = load_pictures(data, split_seed)
 
@@ -653,7 +654,8 @@ def _readable(data):
     "`data`, or where some of its files cannot be read, a list of the others."
     import hashlib
     from ich_soups.core import cache_dir
-    from ich_soups.data.collections import check_folder, read_photos, write_split
+    from ich_soups.data.photos import check_folder, read_photos
+    from ich_soups.data.lists import write_split
 
     if not Path(data).exists() or not check_folder(data).unreadable:
         return data
@@ -923,7 +925,7 @@ def _no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
     if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir():
         return
-    from ich_soups.data.collections import check_regular  # which takes seconds to import
+    from ich_soups.data.formats import check_regular  # which takes seconds to import
 
     check_regular(path, math.inf)
 
@@ -1357,7 +1359,8 @@ def _moved(name, data):
 def _models(names, arch, size, pics, data=None, part=None):
     """`{name: Classifier}` of soups, runs (their single best epoch), checkpoints, exported files; all for
     the classes of `pics`."""
-    from ich_soups.app.export import Classifier, as_classifier
+    from ich_soups.app.classifier import Classifier
+    from ich_soups.app.loading import as_classifier
     from ich_soups.soups.soup import Soup
 
     out = {}
@@ -1655,7 +1658,8 @@ def _pictures(names):
     "Files, every picture in folders, and what lists name; what is left out of folders is said."
     from collections import Counter
     from ich_soups.core import BadInput
-    from ich_soups.data.collections import _pictures_in, files_of_list, left_out
+    from ich_soups.data.files import _pictures_in, left_out
+    from ich_soups.data.lists import files_of_list
 
     out, left = [], Counter()
     for n in names:
@@ -1709,7 +1713,7 @@ def _own_file(path, bare=False):
 
 def _classifier(path, **kw):
     "A `Classifier` that knows what it is of."
-    from ich_soups.app.export import Classifier
+    from ich_soups.app.classifier import Classifier
 
     _no_pipe(path)
     _own_file(path)
@@ -1951,7 +1955,8 @@ def export(
     """Make a file or folder of a soup that others can load."""
     from ich_soups.soups.checkpoints import save_weights
     from ich_soups.core import BadInput
-    from ich_soups.app.export import push_to_hub, save_pretrained, to_onnx, to_onnx_images
+    from ich_soups.app.export import push_to_hub, save_pretrained
+    from ich_soups.app.onnx_export import to_onnx, to_onnx_images
     from ich_soups.soups.soup import Soup
 
     _known(to, tuple(_ENDS), 'format')
@@ -2012,7 +2017,8 @@ def export(
 # %% ../../nbs/app/90_cli.ipynb #c17bd3fd
 def _export_int8(c, soup, path, data):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
-    from ich_soups.app.export import int8_loss, to_int8, to_onnx
+    from ich_soups.app.int8 import int8_loss, to_int8
+    from ich_soups.app.onnx_export import to_onnx
 
     data, pics = _pictures_of([soup], data)
     _fits(c, soup, pics)

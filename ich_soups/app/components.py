@@ -11,7 +11,9 @@ from .answer import EMPTY, TO_ANSWER, parts
 from .upload import Refused, as_png, read_upload
 from .visits import NOT_YOURS, seen_file, visit_of
 from ..core import BadInput
-from ..data.collections import decode, read_file, visible
+from ..data.decoding import decode
+from ..data.formats import read_file
+from ..data.names import visible
 
 # %% ../../nbs/app/37_components.ipynb #ef387e58
 def needs(package: str):

@@ -22,7 +22,7 @@ from .loading import as_classifier
 from .upload import MOST_BYTES
 from .visits import Uploads
 from ..core import BadInput
-from ..data.collections import visible
+from ..data.names import visible
 
 # %% ../../nbs/app/38_demo.ipynb #4929d59b
 def _own_folder():

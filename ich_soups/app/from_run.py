@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .classifier import Classifier
 from .loading import from_weights
 from ..core import BadInput, cache_dir, keep_array, kept_array
-from ..data.collections import open_picture, to_look_at
+from ..data.decoding import open_picture, to_look_at
 from ..evidence.metrics import temperature
 
 # %% ../../nbs/app/31_from_run.ipynb #2bbbbaf0

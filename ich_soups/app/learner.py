@@ -20,7 +20,7 @@ from PIL import Image
 from .classifier import Classifier
 from .loading import in_torch
 from ..core import BadInput
-from ..data.collections import decode
+from ..data.decoding import decode
 
 # %% ../../nbs/app/27_learner.ipynb #c5af6612
 class _Picture(DisplayedTransform):

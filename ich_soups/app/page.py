@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 from PIL import Image
 import ich_soups
-from ..data.collections import visible
+from ..data.names import visible
 from ..evidence.plots import shrink_png
 
 # %% ../../nbs/app/03_page.ipynb #64011463

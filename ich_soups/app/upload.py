@@ -11,7 +11,8 @@ import threading
 from contextlib import contextmanager
 from fastcore.basics import patch
 from PIL import Image
-from ..data.collections import _pixels_ahead, open_picture, to_look_at
+from ..data.formats import _pixels_ahead
+from ..data.decoding import open_picture, to_look_at
 
 # %% ../../nbs/app/32_upload.ipynb #f69a12d6
 MOST_PIXELS, MOST_BYTES = 25_000_000, 20_000_000  # of an image

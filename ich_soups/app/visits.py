@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from .upload import MOST_BYTES, Refused, as_png
-from ..data.collections import read_file
+from ..data.formats import read_file
 
 # %% ../../nbs/app/35_visits.ipynb #c3e14997
 MOST_KEPT = 100  # uploads that a page keeps

@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 from safetensors.torch import save_file
 from ..soups.averaging import average
 from ..core import Config, amp_dtype, device, device_name, keep_memory, provenance
-from ..data.collections import image_dls, load_pictures
+from ..data.loaders import image_dls
+from ..data.collections import load_pictures
 from ..train.models import create_model
 from ..soups.greedy import greedy_soup
 from ..evidence.tables import add_rows, long_table

@@ -19,7 +19,9 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from .published import published
 from ..core import atomic, BadInput, Config, device_name, home
-from ..data.collections import _list_folder, load_pictures, SPLITS
+from ..data.folders import _list_folder
+from ..data.collections import load_pictures
+from ..data.splits import SPLITS
 from ..evidence.comparison import Candidate, table
 from ..evidence.metrics import newcombe, wilson
 from ..evidence.plots import COLOURS, GROUPS, legend_above, use_style

@@ -20,17 +20,18 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.data.transforms import ColReader, Normalize
 from fastai.callback import schedule as _fit  # noqa: F401  gives Learner fit_one_cycle and fine_tune
-from fastai.vision.augment import aug_transforms, RandomResizedCropGPU, Resize
+from fastai.vision.augment import aug_transforms, Resize
 from fastai.vision.data import ImageBlock
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from ..core import BadInput, Config, device_name, home, provenance, scratch, seed_all
-from ..data.collections import load_pictures, open_picture
+from ..core import BadInput, Config, home, provenance, scratch, seed_all
+from ..data.collections import load_pictures
+from ..data.decoding import open_picture
 from ..evidence.metrics import METRICS
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..soups.cook import cook
-from ..train.models import create_model, data_stats, head_of
+from ..train.models import create_model, data_stats
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/15_rivals.ipynb #39da6775

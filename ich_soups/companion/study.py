@@ -23,7 +23,8 @@ import pandas as pd
 from scipy.special import softmax
 from .regime import keep_curve
 from ..core import atomic, BadInput, Config, kept_arrays
-from ..data.collections import load_pictures, PixelDataset
+from ..data.collections import load_pictures
+from ..data.loaders import PixelDataset
 from ..evidence.bias_variance import bias_variance, bootstrap_draws
 from ..evidence.comparison import Candidate, table
 from ..evidence.ensembles import soft_voting

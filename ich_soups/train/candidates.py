@@ -8,7 +8,7 @@ __all__ = ['PAPER_SOUPS', 'paper_soups', 'pool', 'logits_on', 'candidates', 'fre
 # %% ../../nbs/train/06_candidates.ipynb #c48ec2cb
 import numpy as np
 from ..core import BadInput
-from ..data.collections import PixelDataset
+from ..data.loaders import PixelDataset
 from ..evidence.comparison import Candidate
 from ..evidence.ensembles import soft_voting
 from ..soups.averaging import average

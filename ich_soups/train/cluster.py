@@ -44,7 +44,8 @@ from ich_soups.core import (
     sweep_temporary,
     write_json,
 )
-from ..data.collections import load_pictures, write_split
+from ..data.collections import load_pictures
+from ..data.lists import write_split
 from ..locks import locked
 from ..soups.averaging import weighted_mean
 from ..soups.records import epochs_done

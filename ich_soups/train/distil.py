@@ -14,7 +14,9 @@ from fastai.callback.core import Callback
 from torch import nn
 from torch.nn import functional as F
 from ..core import amp_dtype, atomic, cache_dir, device, kept_arrays
-from ..data.collections import collection, load_pictures, open_picture, Pictures, to_look_at
+from ..data.collections import collection, load_pictures
+from ..data.decoding import open_picture, to_look_at
+from ..data.pictures import Pictures
 from ..data.motifs import motifs
 from ..locks import locked
 from .models import pip_weights

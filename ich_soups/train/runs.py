@@ -52,7 +52,8 @@ from ich_soups.core import (
     sweep_temporary,
     write_json,
 )
-from ..data.collections import load_pictures, write_split
+from ..data.collections import load_pictures
+from ..data.lists import write_split
 from ..evidence.metrics import METRICS, nll
 from ..locks import locked
 from ..soups.checkpoints import load_weights, save_weights

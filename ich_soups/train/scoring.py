@@ -15,7 +15,8 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 from ..core import amp_dtype, BadInput, Config, device, provenance
-from ..data.collections import image_dls, load_pictures
+from ..data.loaders import image_dls
+from ..data.collections import load_pictures
 from ..evidence.metrics import metric, scores, temperature as best_temperature
 from ..soups.cook import BN_IMAGES
 from ..soups.batchnorm import bn_batches, recalibrate_bn
