@@ -42,7 +42,9 @@ from scipy.special import softmax
 from scipy.stats import binom
 from timm.models._hub import save_config_for_hf
 from torch import nn
-from ..soups.checkpoints import fit_names, load_weights, save_weights
+from ..soups.tensor_names import fit_names
+from ..soups.checkpoints import load_weights
+from ..soups.saving import save_weights
 from ich_soups.core import (
     BadInput,
     amp_dtype,
@@ -58,7 +60,7 @@ from ..data.collections import _why, decode, visible
 from ..evidence.metrics import paired_difference, paired_test, scores
 from ..train.models import blank_model, create_model, data_stats
 from ..soups.records import folder_info, onnx_info, read_info
-from ..soups.checkpoints import soup_header
+from ..soups.contents import soup_header
 from ..soups.soup import Soup
 from ..soups.batchnorm import bn_batches
 

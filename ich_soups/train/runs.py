@@ -54,7 +54,8 @@ from ich_soups.core import (
 )
 from ..data.collections import load_pictures, write_split
 from ..locks import locked
-from ..soups.checkpoints import load_weights, save_weights
+from ..soups.checkpoints import load_weights
+from ..soups.saving import save_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.records import read_done, read_history, read_state
 from .models import create_model
