@@ -10,7 +10,7 @@ import numpy as np
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from ich_soups.soups import file_index
+from ich_soups.soups import averaging, file_index, sums
 from ich_soups.soups.averaging import average
 from ich_soups.soups.side_by_side import side_by_side
 from ich_soups.soups.places import MOST
@@ -700,7 +700,7 @@ def test_a_bit_that_fell_over_is_found_by_its_checksum(tmp_path, monkeypatch):
     with zipfile.ZipFile(good) as z:
         records = [i for i in z.infolist() if '/data/' in i.filename]
     for piece, block in ((1 << 17, 1 << 22), (100, 250)):
-        monkeypatch.setattr(averaging, 'PIECE', piece)
+        monkeypatch.setattr(sums, 'PIECE', piece)
         monkeypatch.setattr(averaging, 'BLOCK', block)
         assert alike(average([good]), {k: v.contiguous() for k, v in a.items()})
         for i in records:

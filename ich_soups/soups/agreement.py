@@ -39,7 +39,7 @@ def as_list(
     "A list of checkpoints."
     return [snapshots] if isinstance(snapshots, (str, Path, dict)) else list(snapshots)
 
-
+# %% ../../nbs/soups/24_agreement.ipynb #d01da72e
 def checkpoint_name(
     o,  # a checkpoint
     i: int,  # its number in the list
@@ -57,7 +57,7 @@ def _source(o):
 
 # %% ../../nbs/soups/24_agreement.ipynb #6f03a405
 def _aligned(s, first, n):
-    "Give `s` the names of the first checkpoint where they differ in a prefix alone, or in what is no network."
+    "Give `s` the names of the first where they differ in a prefix alone, or in what is no network."
     odd = s.places.keys() ^ first.places.keys()
     beside = sorted(k for k in odd if is_beside(k))
     if beside:
@@ -129,7 +129,7 @@ def _another(n, other, k, v, first):
         return BadInput(text + 'so their mean would mean nothing')
     return BadInput(text + f'({shown(v)} and {shown(first)})')
 
-
+# %% ../../nbs/soups/24_agreement.ipynb #1221a13e
 def _agree_in_words(sources, names):
     "`BadInput` unless all headers that say something say the same."
     said = {}

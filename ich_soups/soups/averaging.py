@@ -125,7 +125,7 @@ def average(
     file are tied. A note where the checkpoints seem to be of different trainings."""
     return _average(snapshots, weights, out, dtype, meta, note_strangers)
 
-
+# %% ../../nbs/soups/28_averaging.ipynb #ca3819e7
 def weighted_mean(snapshots, weights=None):
     "What `average` gives in memory, without a note: for those that have looked at the checkpoints already."
     return _average(snapshots, weights)

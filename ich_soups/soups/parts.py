@@ -38,7 +38,7 @@ def is_state(d):
     "Whether it is a dictionary with tensors in it."
     return isinstance(d, dict) and any(map(is_tensor, d.values()))
 
-
+# %% ../../nbs/soups/11_parts.ipynb #20a9fd77
 def _is_wrapper(d):
     return isinstance(d, dict) and any(isinstance(d.get(k), dict) for k in PARTS)
 
@@ -75,7 +75,7 @@ def _dicts_in(d, seen):
 def _is_large(v):
     return is_tensor(v) and math.prod(v.shape) > 1 and v.dtype != torch.uint8
 
-
+# %% ../../nbs/soups/11_parts.ipynb #5df771e8
 def networks(
     obj: dict,  # of a checkpoint
 ) -> dict:
@@ -147,7 +147,8 @@ def _only(obj):
     first = shown(next(iter(nets)))
     raise Other(
         'several networks',
-        f'it holds tensors in {some_names(nets)}; say which with --part {first.strip(chr(39))}, or part={first}',
+        f'it holds tensors in {some_names(nets)}; say which with --part {first.strip(chr(39))}, '
+        f'or part={first}',
         {n: len(d) for n, d in nets.items()},
     )
 
@@ -175,7 +176,7 @@ def _inner(obj):
     "The first state dict or wrapper under a known name, or None."
     return next((obj[k] for k in PARTS if is_state(obj.get(k)) or _is_wrapper(obj.get(k))), None)
 
-
+# %% ../../nbs/soups/11_parts.ipynb #737f6e4b
 def unwrap(
     obj,  # what a checkpoint holds
     part: str | None = None,  # a key, a path of keys with dots, or the beginning of its tensors' names

@@ -113,7 +113,7 @@ def _global(m):
     module, name = m.line().decode(), m.line().decode()
     m.push(find_name(module, name))
 
-
+# %% ../../nbs/soups/06_pickle_calls.ipynb #62157cd3
 @CALLS('\x93')
 def _stack_global(m):
     name, module = m.pop(), m.pop()

@@ -122,7 +122,7 @@ CONTAINERS('}', OBJECT)(lambda m: m.push({}))
 CONTAINERS('d', OBJECT)(lambda m: m.push(put_items(m, {}, m.since_mark())))
 CONTAINERS('u')(lambda m: _add(m, m.since_mark()))
 
-
+# %% ../../nbs/soups/05_pickle_containers.ipynb #e8233292
 @CONTAINERS('s')
 def _one_item(m):
     value, key = m.pop(), m.pop()

@@ -162,7 +162,7 @@ TENSORS = Instructions()
 def _text_of(x):
     return x.decode('latin-1') if type(x) is bytes else x
 
-
+# %% ../../nbs/soups/07_pickle_tensors.ipynb #bc0239c8
 @TENSORS('Q', OBJECT)
 def _persistent(m):
     pid = m.pop()
@@ -187,7 +187,7 @@ def budget_of(
     "Bytes that the values of the pickles of a file may take."
     return min(BUDGET + size // 4, 4 * BUDGET)
 
-
+# %% ../../nbs/soups/07_pickle_tensors.ipynb #f9016221
 class Pickles(Machine):
     "The reader of the pickles of a checkpoint: plain values, and descriptions of tensors."
 

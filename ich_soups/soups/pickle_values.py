@@ -55,7 +55,7 @@ def _int(m):
     line = m.line()
     m.push(_BOOLS[line] if line in _BOOLS else decimal(line))
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #a6d1f383
 @VALUES('L', NUMBER + _DIGITS)
 def _long(m):
     m.push(decimal(m.line().removesuffix(b'L')))

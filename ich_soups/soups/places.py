@@ -69,7 +69,7 @@ def _expanded(n, width):
     "Bytes of an expanded tensor of `n` elements, and of the float32 in which it is averaged."
     return n * (width if width >= 4 else 4 + width)
 
-
+# %% ../../nbs/soups/01_places.ipynb #71af8017
 def check_places(
     places: dict,  # `Place` by name
     size: int,  # bytes of the file

@@ -74,7 +74,7 @@ def _arch_in(table):
     said = [table.get(k) for k in _ARCH_KEYS]
     return [v for v in said if type(v) is str and re.fullmatch(r'[\w.:/-]{2,100}', v)]
 
-
+# %% ../../nbs/soups/14_progress.ipynb #b6d15926
 def said_inside(
     obj,  # what a pickled checkpoint holds
 ) -> dict:

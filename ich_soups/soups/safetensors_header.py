@@ -216,7 +216,7 @@ def safetensors_index(
     read,  # `read(start, n)` gives bytes of the file
     size: int,  # bytes of the file
 ) -> tuple:
-    "`(places, metadata)` of a safetensors file; `ValueError` or `BadInput` says what is wrong with its header."
+    "`(places, metadata)` of a safetensors file; `ValueError` or `BadInput` says what is wrong with it."
     n = int.from_bytes(read(0, min(8, size)), 'little')
     if not 2 <= n <= size - 8:
         raise ValueError('its header is cut short, or it is no safetensors file')

@@ -42,7 +42,8 @@ def _weight_map(path):
     "`{tensor: file}` of an index; any of several errors if it is none."
     if path.stat().st_size > HEADER:
         raise ValueError
-    listed = json.loads(path.read_text(encoding='utf-8'))['weight_map']
+    said = json.loads(path.read_text(encoding='utf-8'))
+    listed = said['weight_map']
     if not listed or not all(type(x) is str for kv in listed.items() for x in kv):
         raise ValueError
     if any(Path(f).name != f or '\\' in f for f in listed.values()):
@@ -105,7 +106,8 @@ def whole_index(
     files: list,  # its `shards`, as `OpenFile`s
     part: str | None = None,  # as in `file_index`
 ) -> tuple:
-    "`(Index, bases)` of all files of a checkpoint as if one lay behind the other; file `i` begins at `bases[i]`."
+    """`(Index, bases)` of all files of a checkpoint, as if one lay behind the other; file `i` begins at
+    `bases[i]`. The errors are those of `file_index`, and `BadInput` if the files do not fit together."""
     if not path.name.endswith(INDEX):
         return file_index(files[0], part), [0]
     index, bases = _together(files)

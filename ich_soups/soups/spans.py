@@ -60,7 +60,7 @@ def _in_order(places):
     "Names of tensors, the widest types first, as they lie in the file."
     return sorted(places, key=lambda k: (-places[k].dtype.itemsize, getattr(places[k], 'start', 0)))
 
-
+# %% ../../nbs/soups/26_spans.ipynb #bbf82dc2
 def spans_of(
     sources,  # opened checkpoints, of `open_all`
     coefs,  # a function of a tensor's name to their coefficients

@@ -83,7 +83,7 @@ def _prefix(own, given):
 
 # %% ../../nbs/soups/12_tensor_names.ipynb #91d425d1
 def _prefixes(own, given, body, head):
-    "The prefixes below which the given names hold all of a network, without its last layer if there is a `head`."
+    "The prefixes below which the given names hold all of a network, or with a `head` all but its last layer."
 
     def belongs(k, p):
         if k.removeprefix(p) in own or is_beside(k, p):
@@ -99,7 +99,7 @@ def _prefixes(own, given, body, head):
 def _without_head(names, head):
     return {k for k in names if not (head and k.startswith(head))}
 
-
+# %% ../../nbs/soups/12_tensor_names.ipynb #db298759
 def fitting(
     own,  # names of a network's tensors
     given,  # names in a checkpoint
@@ -138,7 +138,7 @@ def _check_shape(k, theirs, ours, what):
             'images of the classes and the size that it was trained for'
         )
 
-
+# %% ../../nbs/soups/12_tensor_names.ipynb #ebb589ea
 def fit_names(
     weights: dict,  # a state dict
     model: torch.nn.Module,  # to load it into
