@@ -17,7 +17,7 @@ for _k, _v in dict(HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_ENABLED='False
 _FACE = dict(
     BadInput='core', Config='core', Checkpoint='soups.checkpoints', Run='train.runs', Soup='soups.soup',
     SnapshotCallback='train.learner', average='soups.averaging', cook='soups.cook',
-    find_checkpoints='soups.checkpoints', get_run='train.runs', load_weights='soups.checkpoints',
+    find_checkpoints='soups.folders', get_run='train.runs', load_weights='soups.checkpoints',
 )
 __all__ = sorted(_FACE)
 

@@ -10,9 +10,13 @@ import numpy as np
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from ich_soups.soups import averaging, checkpoints
-from ich_soups.soups.averaging import average, side_by_side
-from ich_soups.soups.checkpoints import MOST, load_weights, save_weights
+from ich_soups.soups import averaging, file_index, sums
+from ich_soups.soups.averaging import average
+from ich_soups.soups.side_by_side import side_by_side
+from ich_soups.soups.places import MOST
+from ich_soups.soups.checkpoints import load_weights
+from ich_soups.soups.saving import save_weights
+from ich_soups.soups.tensor_names import without_prefix
 from ich_soups.core import BadInput
 
 MIB = 1 << 20
@@ -432,7 +436,7 @@ def fuzz_headers(folder, seed, n):
         if isinstance(ours, str):
             assert theirs is None or any(s in ours for s in STRICTER), say
         else:
-            assert theirs is not None and alike(ours, checkpoints.without_prefix(theirs)), say
+            assert theirs is not None and alike(ours, without_prefix(theirs)), say
         counts['refused' if isinstance(ours, str) else 'read'] += 1
     return counts
 
@@ -696,7 +700,7 @@ def test_a_bit_that_fell_over_is_found_by_its_checksum(tmp_path, monkeypatch):
     with zipfile.ZipFile(good) as z:
         records = [i for i in z.infolist() if '/data/' in i.filename]
     for piece, block in ((1 << 17, 1 << 22), (100, 250)):
-        monkeypatch.setattr(averaging, 'PIECE', piece)
+        monkeypatch.setattr(sums, 'PIECE', piece)
         monkeypatch.setattr(averaging, 'BLOCK', block)
         assert alike(average([good]), {k: v.contiguous() for k, v in a.items()})
         for i in records:
@@ -726,14 +730,14 @@ def test_a_bit_that_fell_over_is_found_by_its_checksum(tmp_path, monkeypatch):
 def test_checksums_cost_no_pass_over_the_file(tmp_path, monkeypatch):
     f, count = tmp_path / 'a.pth', [0]
     torch.save(dict(model={'w': torch.randn(1 << 20)}, optimizer=torch.randn(1 << 20)), f)
-    read = checkpoints._read_at
+    read = file_index._read_at
 
     def counted(file, view, start):
         n = read(file, view, start)
         count[0] += n
         return n
 
-    monkeypatch.setattr(checkpoints, '_read_at', counted)
+    monkeypatch.setattr(file_index, '_read_at', counted)
     average([f], out=tmp_path / 'o.safetensors')
     assert 4 << 20 <= count[0] < (4 << 20) + 10_000
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from conftest import ROOT
 from ich_soups.data.scenes import scenes17
-from ich_soups.soups.checkpoints import save_weights
+from ich_soups.soups.saving import save_weights
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)

@@ -4,12 +4,13 @@ import copy, json, math, re, shutil
 from pathlib import Path
 import pytest, torch
 from ich_soups.app import cli
-from ich_soups.soups.checkpoints import Checkpoint, load_weights, save_weights
+from ich_soups.soups.checkpoints import Checkpoint, load_weights
+from ich_soups.soups.saving import save_weights
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config, write_json
 from ich_soups.app.classifier import Classifier
 from ich_soups.soups.records import read_done, read_state
-from ich_soups.soups.checkpoints import soup_header
+from ich_soups.soups.contents import soup_header
 from ich_soups.soups.soup import Soup
 from ich_soups.soups.greedy import greedy_soup
 from ich_soups.train.runs import Run, get_run

@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from ich_soups.app import export, loading
 from ich_soups.data import scan
-from ich_soups.soups.checkpoints import Checkpoint, find_checkpoints, load_weights
+from ich_soups.soups.checkpoints import Checkpoint, load_weights
+from ich_soups.soups.folders import find_checkpoints
 from ich_soups.app.cli import main
 from ich_soups.evidence.comparison import Candidate, table
 from ich_soups.soups.cook import cook

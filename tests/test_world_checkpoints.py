@@ -7,7 +7,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from ich_soups.app import cli
 from ich_soups.soups.averaging import average
-from ich_soups.soups.checkpoints import Checkpoint, contents, find_checkpoints, fit_names, load_weights
+from ich_soups.soups.checkpoints import Checkpoint, load_weights
+from ich_soups.soups.contents import contents
+from ich_soups.soups.folders import find_checkpoints
+from ich_soups.soups.tensor_names import fit_names
 from ich_soups.core import BadInput, Config
 from ich_soups.soups.recipes import RECIPES
 from ich_soups.soups.soup import Soup

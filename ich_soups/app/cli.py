@@ -287,7 +287,7 @@ def main(
 def _noted_runs(path):
     "Where the header of a soup says that its run lies: seen from the soup, and from the root."
     from ich_soups.core import BadInput
-    from ich_soups.soups.checkpoints import soup_header
+    from ich_soups.soups.contents import soup_header
 
     if Path(path).suffix != '.safetensors' or not Path(path).is_file():
         return []
@@ -958,7 +958,7 @@ _TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'  # recipes that need the o
 
 def _taken(parts):
     "Which of several parts is read where none is asked for."
-    from ich_soups.soups.checkpoints import PARTS
+    from ich_soups.soups.parts import PARTS
 
     return next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
 
@@ -966,7 +966,7 @@ def _taken(parts):
 def _checkpoints(names, recipe='uniform', part=None):
     """The checkpoints of a mixture of files and folders, opened, in the order of training, and notes for
     people about what is known of them."""
-    from ich_soups.soups.checkpoints import ingredients
+    from ich_soups.soups.ingredients import ingredients
     from ich_soups.core import BadInput
 
     for n in names:
@@ -1202,7 +1202,8 @@ def _places(run, soup):
 # %% ../../nbs/app/90_cli.ipynb #fdd073f0
 def _files_in(name):
     "A file, or those of a folder that may be checkpoints, of its folders if it has none itself."
-    from ich_soups.soups.checkpoints import INDEX, SUFFIXES, find_checkpoints
+    from ich_soups.soups.shards import INDEX
+    from ich_soups.soups.folders import SUFFIXES, find_checkpoints
 
     if not Path(name).is_dir():
         return find_checkpoints(name)
@@ -1237,7 +1238,7 @@ def _said_of(c):
 def _describe(names, part):
     "What `--what` prints."
     from dataclasses import asdict
-    from ich_soups.soups.checkpoints import contents
+    from ich_soups.soups.contents import contents
 
     for n in names:
         _no_pipe(n)
@@ -1248,7 +1249,7 @@ def _describe(names, part):
 def _replaceable(out):
     "`BadInput` if that file is there and no soup: it may be somebody's only checkpoint."
     from ich_soups.core import BadInput
-    from ich_soups.soups.checkpoints import soup_header
+    from ich_soups.soups.contents import soup_header
 
     _no_pipe(out)
     try:
@@ -1337,7 +1338,7 @@ def _fit_all(files, arch, data, size):
 # %% ../../nbs/app/90_cli.ipynb #45b0ebfe
 def _told_by_all(files):
     "What the headers of all the files say of their model."
-    from ich_soups.soups.averaging import open_all, told
+    from ich_soups.soups.agreement import open_all, told
 
     said = [told(s) for s in open_all(files)[0]]
     return {k: v for k, v in said[0].items() if all(k in t for t in said)}
@@ -1417,7 +1418,7 @@ def _targs(c, pics, idx):
 def _source(names, data):
     "`(data, split_seed, fingerprint)`: what was given, or what the first run or soup was trained on."
     from ich_soups.core import BadInput, load_config
-    from ich_soups.soups.checkpoints import soup_header
+    from ich_soups.soups.contents import soup_header
 
     info, found = {}, None
     for n in names:
@@ -1681,7 +1682,8 @@ def _pictures(names):
 # %% ../../nbs/app/90_cli.ipynb #d268550c
 def _several(path):
     "The networks in a checkpoint by name, where there are several; `BadInput` if it is none."
-    from ich_soups.soups.checkpoints import Checkpoint, Other
+    from ich_soups.soups.checkpoints import Checkpoint
+    from ich_soups.soups.refusals import Other
 
     try:
         found = Checkpoint(path).said.get('parts', ())
@@ -1696,7 +1698,7 @@ def _own_file(path, bare=False):
     """`BadInput` for a checkpoint of others, or, unless the `bare` weights are enough, a soup of some, which
     do not say their network and their classes."""
     from ich_soups.core import BadInput
-    from ich_soups.soups.checkpoints import soup_header
+    from ich_soups.soups.contents import soup_header
 
     if not Path(path).is_file() or Path(path).suffix == '.onnx':
         return
@@ -1953,7 +1955,7 @@ def export(
     ] = 'other',
 ):
     """Make a file or folder of a soup that others can load."""
-    from ich_soups.soups.checkpoints import save_weights
+    from ich_soups.soups.saving import save_weights
     from ich_soups.core import BadInput
     from ich_soups.app.export import push_to_hub, save_pretrained
     from ich_soups.app.onnx_export import to_onnx, to_onnx_images

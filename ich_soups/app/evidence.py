@@ -16,7 +16,7 @@ from ..evidence.comparison import table
 from fastcore.basics import patch
 from ..evidence.metrics import nll
 from ..evidence.metrics import temperature as fit_temperature
-from ..soups.checkpoints import fit_names
+from ..soups.tensor_names import fit_names
 from ..soups.cook import cook
 from ..soups.soup import Soup
 from ..train.candidates import candidates, logits_on, paper_soups

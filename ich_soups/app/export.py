@@ -23,7 +23,7 @@ from .loading import as_classifier, from_weights, in_torch, read_folder
 from .onnx_export import to_onnx, to_onnx_images
 from .onnx_model import OnnxModel
 from ..core import BadInput, _leavings, scratch
-from ..soups.checkpoints import save_weights
+from ..soups.saving import save_weights
 
 # %% ../../nbs/app/29_export.ipynb #04eab3dd
 # what other notebooks of this room make, under the name that people know

@@ -13,7 +13,9 @@ from .classifier import Classifier, with_features
 from .description import FIELDS, check_description, complete, soup_info
 from .onnx_model import from_onnx
 from ..core import BadInput, amp_dtype, device as default_device
-from ..soups.checkpoints import fit_names, load_weights, soup_header
+from ..soups.tensor_names import fit_names
+from ..soups.checkpoints import load_weights
+from ..soups.contents import soup_header
 from ..soups.records import folder_info
 from ..soups.soup import Soup
 from ..train.models import blank_model, create_model

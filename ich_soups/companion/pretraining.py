@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
-from ..soups.checkpoints import save_weights
+from ..soups.saving import save_weights
 from ..core import BadInput, Config, read_json, write_json
 from ..train.distil import Distil
 from ..train.models import RELATIVES, WEIGHTS

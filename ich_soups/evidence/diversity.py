@@ -92,7 +92,7 @@ def q_statistic(
 
 # %% ../../nbs/evidence/04_diversity.ipynb #4beb2b4d
 def weight_geometry(
-    gram,  # float [K, K], inner products of flattened weights, e.g. summed from `averaging.side_by_side`
+    gram,  # float [K, K], inner products of flattened weights, e.g. summed from `side_by_side`
 ) -> tuple:
     """L2 distances and cosines between checkpoints, each float [K, K]; the cosines of their differences from
     their mean."""

@@ -25,7 +25,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 import ich_soups
 from ..core import BadInput, read_json, seed_all, suggest
-from ..soups.checkpoints import fitting, load_weights, Other, save_weights
+from ..soups.tensor_names import fitting
+from ..soups.checkpoints import load_weights
+from ..soups.refusals import Other
+from ..soups.saving import save_weights
 
 # %% ../../nbs/train/00_models.ipynb #f4b1a26b
 PAPER_MODELS = {

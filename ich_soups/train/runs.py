@@ -56,7 +56,8 @@ from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..evidence.metrics import METRICS, nll
 from ..locks import locked
-from ..soups.checkpoints import load_weights, save_weights
+from ..soups.checkpoints import load_weights
+from ..soups.saving import save_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.records import read_done, read_history, read_state
 from .head import head_first, kept_features

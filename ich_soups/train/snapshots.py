@@ -16,7 +16,9 @@ import torch
 from fastai.callback.core import Callback
 from ..core import atomic, BadInput, suggest, sweep_temporary, write_json
 from ..evidence.metrics import METRICS
-from ..soups.checkpoints import Checkpoint, load_weights, save_weights, without_prefix
+from ..soups.checkpoints import Checkpoint, load_weights
+from ..soups.saving import save_weights
+from ..soups.tensor_names import without_prefix
 from ..soups.cook import is_sound
 from ..soups.records import check_file, file_sha256, known_digest, read_manifest, run_folder
 
