@@ -44,6 +44,7 @@ class Machine:
     "Reads the pickles in `data`, one behind the other. A subclass says with which `instructions`."
 
     instructions = Instructions()
+    known = {}  # names, as (module, name): what each stands for
 
     def __init__(
         self,

@@ -332,7 +332,7 @@ class Journal(Callback):
     def __init__(self, path, title, start=0, rows=(), planned=()):
         self.path, self.title, self.start = Path(path), title, start
         self.rows, self.planned, self.moved = list(rows), list(planned), []
-        self.scaler, self.head = None, {}
+        self.scaler, self.fitted = None, {}
 
     def before_fit(self):
         if self.scaler:
@@ -378,7 +378,7 @@ class Journal(Callback):
             scaler=s.state_dict() if (s := getattr(self.learn, 'scaler', None)) else None,
         )
         state |= dict(planned=self.planned) if self.planned else {}
-        state |= dict(head=self.head) if self.head else {}
+        state |= dict(head=self.fitted) if self.fitted else {}
         with atomic(self.path / 'state.pt') as tmp:
             torch.save(state, tmp)
         self.bar.set_postfix({k: f'{row[k]:.3f}' for k in ('train_loss', 'accuracy')}, refresh=False)
@@ -873,7 +873,8 @@ def _write_done(cfg, path, learn, **known):
     names = {f.relative_to(path).as_posix(): f for f in files}
     known |= dict(sizes={n: f.stat().st_size for n, f in names.items()})
     known |= dict(hashes={n: file_sha256(f) for n, f in names.items()})
-    known |= {k: v for k in ('moved', 'head') if (v := getattr(learn.journal, k))}
+    told = dict(moved=learn.journal.moved, head=learn.journal.fitted)
+    known |= {k: v for k, v in told.items() if v}
     if learn.journal.planned and learn.journal.planned[-1] < cfg.epochs:
         known |= dict(planned=learn.journal.planned)  # it was made longer
     precision = str(amp_dtype(cfg.precision)).split('.')[1]
@@ -886,7 +887,7 @@ def _train(cfg, path, cbs=()):
     t0 = time.monotonic()
     learn, state = _begin(cfg, path, cbs)
     start, data = state.get('epoch', 0), learn.dls.pictures.fingerprint
-    learn.journal.head = _first_head(cfg, learn, state)
+    learn.journal.fitted = _first_head(cfg, learn, state)
     _fit(cfg, learn, path, start)
     _write_averages(learn, path)
     seconds = round(time.monotonic() - t0, 1)
