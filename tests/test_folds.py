@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.core import BadInput, Config
-from ich_soups.data.collections import load_pictures
+from ich_soups.data.collections import load_pictures, Pictures
 from ich_soups.data.shares import half_width, split_shares
 from ich_soups.soups.soup import Soup
-from ich_soups.train.folds import cross_validated, fold_lists, fold_parts, run_folds, score_folds, with_val
+from ich_soups.train.folds import fold_lists, fold_parts, run_folds, score_folds, with_val
 
 
 def put(folder, drawn, numbers, classes, name='{}.png'):
@@ -93,8 +93,6 @@ def test_rare_classes_can_always_be_trained_on(k):
         r = np.random.default_rng(seed)
         counts = [k, *r.integers(k, 40, 4)]
         labels = r.permutation(np.repeat(range(5), counts))
-        from ich_soups.data.collections import Pictures
-
         pics = Pictures(
             'x', list('abcde'), labels, np.full(len(labels), 'train'), [], list(map(str, range(len(labels))))
         )

@@ -9,7 +9,8 @@ from PIL import Image
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.soups.checkpoints import load_weights
-from ich_soups.train.more import epochs_for, go_on, grown, images_of, plan_more
+from ich_soups.train.grown import grown, images_of
+from ich_soups.train.more import epochs_for, go_on, plan_more
 from ich_soups.train.runs import get_run, Run
 
 
@@ -127,7 +128,7 @@ def test_a_run_without_digests(here, drawn):
 
 
 def split_folders(here, drawn, spoil=None):
-    "The photographs of the run in folders of its parts, and new ones; `spoil` is a part to move one image from."
+    "The photographs of the run in folders of its parts, and new ones; one of the part `spoil` is moved."
     at = here / 'parts'
     pics = Run(here / 'run').pictures
     moved = pics.idxs(spoil)[0] if spoil else -1

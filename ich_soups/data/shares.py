@@ -16,7 +16,7 @@ def half_width(
     "Half of the 95 % interval of an accuracy that is measured on `n` images."
     return 1.96 * np.sqrt(p * (1 - p) / n)
 
-# %% ../../nbs/data/90_shares.ipynb #a006cb1c
+# %% ../../nbs/data/90_shares.ipynb #884970bf
 LEAST, MOST = 200, 0.15  # images in a part; the share of it where there are too few for that
 PAPER = dict(val=600 / 7406, test=749 / 7406)  # its shares, which hold where they give enough images
 
@@ -26,6 +26,7 @@ def split_shares(
     least: int = LEAST,
     most: float = MOST,
 ) -> tuple:
-    "`(val, test)`, the shares to set aside: at least `least` images each, at most the share `most`, never less than the paper."
+    """`(val, test)`, the shares to set aside: at least `least` images each, at most the share `most`, never
+    less than in the paper."""
     n = max(1, int(np.sum(counts)))
     return tuple(max(PAPER[part], min(most, least / n)) for part in ('val', 'test'))
