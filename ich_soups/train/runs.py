@@ -804,6 +804,7 @@ def _begin(cfg, path, cbs):
     write_json(path / 'config.json', asdict(cfg))
     if isinstance(dls.pictures.items[0], Path):
         write_split(dls.pictures, path / 'split.csv')
+        write_json(path / 'digests.json', dict(digests=list(dls.pictures.digests)))  # in that order
     # what was listed when the state was written
     write_json(path / 'snapshots' / 'manifest.json', state.get('entries', {}))
     learn = make_learner(cfg, dls, path, start, rows, cbs, planned)
