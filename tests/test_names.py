@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.app import audit
-from ich_soups.app import cli
+from ich_soups.app import cli, cli_predict
 from ich_soups.app import export
 from ich_soups.app import report
 from ich_soups.app.audit import inspect
@@ -70,7 +70,9 @@ def test_tables_for_spreadsheets_hold_no_formulas(home, photos, tmp_path, monkey
     model = create_model('test_coatnet', len(names), 32, seed=0)
     info = dict(arch='test_coatnet', classes=names, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     monkeypatch.setattr(
-        cli, '_classifier', lambda *a, **k: export.from_weights(model.state_dict(), info, 'x', device='cpu')
+        cli_predict,
+        'open_classifier',
+        lambda *a, **k: export.from_weights(model.state_dict(), info, 'x', device='cpu'),
     )
     monkeypatch.chdir(tmp_path)
     for name in ('=cmd.jpg', '-4.jpg', '@x.jpg', 'good.jpg'):
