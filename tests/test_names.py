@@ -4,7 +4,7 @@ import csv, io, os, shutil
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups.app import audit
+from ich_soups.app import audit_inspect, audit_sheet
 from ich_soups.app import cli, cli_predict
 from ich_soups.app import export
 from ich_soups.app import report
@@ -40,7 +40,7 @@ def test_sheets_of_names_that_look_like_formulas(home, photos, tmp_path, capsys)
     a.contact_sheet(tmp_path / 'doubts.png')
     for name in FORMULAS:
         tile = dict(pictures=[np.zeros((8, 8, 3), np.uint8)], title=name, under=[name], colour='black')
-        audit.plot_findings([tile], name).savefig(io.BytesIO(), format='png')
+        audit_sheet.plot_findings([tile], name).savefig(io.BytesIO(), format='png')
 
 
 @pytest.mark.parametrize('copies', ['in one class', 'under two labels', 'in two parts'])
@@ -54,13 +54,13 @@ def test_a_sheet_of_exact_copies_alone(copies, home, photos, tmp_path, capsys, m
     else:
         a, b = sorted(photos.iterdir())[:2]
         shutil.copy(next(a.glob('*.jpg')), (a if copies == 'in one class' else b) / 'again.jpg')
-    monkeypatch.setattr(audit, '_near', lambda *a: ((np.empty(0, int),) * 4, None))
+    monkeypatch.setattr(audit_inspect, 'near_pairs', lambda *a: ((np.empty(0, int),) * 4, None))
     assert cli.main(['check', photos, '--sheet', tmp_path / 'sheet.png']) == 0
     assert 'written' in capsys.readouterr().out and (tmp_path / 'sheet.png').exists()
 
 
 def test_without_anything_to_show_there_is_no_sheet(home, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(audit, '_near', lambda *a: ((np.empty(0, int),) * 4, None))
+    monkeypatch.setattr(audit_inspect, 'near_pairs', lambda *a: ((np.empty(0, int),) * 4, None))
     assert cli.main(['check', photos, '--sheet', tmp_path / 'sheet.png']) == 0
     assert 'no sheet was written' in capsys.readouterr().err and not (tmp_path / 'sheet.png').exists()
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from ich_soups.app import cli, cli_models, cli_predict
+from ich_soups.app import cli_models, cli_predict
 from ich_soups.data import collections as data
 from ich_soups.app import demo
 from ich_soups.app.audit import inspect
