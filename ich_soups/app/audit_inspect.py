@@ -89,7 +89,7 @@ def _text(audit):
     fine = [] if lines or src.told.notes or unsplit(src) else ['nothing to put right']
     return [_head(src, audit.counts), *lines, *fine, *audit.notes]
 
-# %% ../../nbs/app/36_audit_inspect.ipynb #bfa99113
+# %% ../../nbs/app/36_audit_inspect.ipynb #d994ff2a
 @dataclass(eq=False, repr=False)
 class Audit:
     "What `inspect` found."
@@ -124,10 +124,8 @@ class Audit:
     def short(self, path):
         return short(path, self.source.root)
 
-    def __str__(self):
+    def __repr__(self):
         return '\n'.join(self.text)
-
-    __repr__ = __str__
 
     def _repr_markdown_(self):
         return '\n'.join(f'- {t}' for t in self.text)
@@ -163,9 +161,9 @@ def _worth_saying(src, found, keepers, rows):
     seen = {str(src.items[i]) for i in keepers} - {r['path'] for r in rows if r['kind'] == 'blank'}
     return {i: v for i, v in found.items() if str(src.items[i]) in seen}
 
-# %% ../../nbs/app/36_audit_inspect.ipynb #ec3d9019
+# %% ../../nbs/app/36_audit_inspect.ipynb #188e63b3
 def inspect(
-    source,  # a folder of classes, one with train, val and test, a CSV list, the name of a collection, or `Pictures`
+    source,  # a folder (of classes, or with train, val and test), a CSV list, the name of a collection, `Pictures`
     near: float
     | None = 0.8,  # near-duplicates: least correlation of details (`same_photo`); None does not look for them
     suspects=False,  # True looks for wrong labels too; 'auto' if what it takes is installed

@@ -67,9 +67,9 @@ def _places(n, most, columns):
 
     return (W, H), place
 
-# %% ../../nbs/app/38_audit_sheet.ipynb #381d05a1
+# %% ../../nbs/app/38_audit_sheet.ipynb #f979a56a
 def plot_findings(
-    tiles,  # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each picture)
+    tiles,  # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each)
     heading: str,  # above all of them
     columns: int = 3,  # tiles in a row
 ):

@@ -77,8 +77,8 @@ What = Annotated[
     ),
 ]
 
-# %% ../../nbs/app/48_cli_cook.ipynb #786e3ac6
-@dataclass(frozen=True)
+# %% ../../nbs/app/48_cli_cook.ipynb #b8a38384
+@dataclass(eq=False)
 class Cooking:
     "How a soup is made, and of which part of the files."
 

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['FAULTS', 'fault', 'end_bars', 'explain']
 
-# %% ../../nbs/app/41_cli_errors.ipynb #849168aa
+# %% ../../nbs/app/41_cli_errors.ipynb #b9e89762
 import errno
 import re
 import sys
-import tempfile
 import traceback
 import typer
 from .cli_shared import say
@@ -75,13 +74,15 @@ def fault(
     "What the user can do about an error in one line, or None if it is ours."
     return next((told for f in FAULTS if (told := f(e))), None)
 
-# %% ../../nbs/app/41_cli_errors.ipynb #0f43f110
+# %% ../../nbs/app/41_cli_errors.ipynb #368cb1b3
 _BUGS = 'https://github.com/ich-soups/ich_soups/issues'
 _FILE = dict(prefix='ich-soups-', suffix='.txt', delete=False, encoding='utf-8', errors='backslashreplace')
 
 
 def _kept_traceback(e):
     "Where the traceback is."
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile('w', **_FILE) as f:
             f.write(''.join(traceback.format_exception(e)))

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SoupFile', 'To', 'Ranges', 'Push', 'Licence', 'export']
 
-# %% ../../nbs/app/52_cli_export.ipynb #4ba308c6
-import tempfile
+# %% ../../nbs/app/52_cli_export.ipynb #6b0e7388
 from pathlib import Path
 from typing import Optional
 from .cli_models import check_classes, open_classifier, own_file, targets
@@ -54,7 +53,7 @@ def _write_timm(name, soup, path, data, push, licence):
         raise BadInput(f'{path} could not be written: {full}') from None
     return dict(pushed=push_to_hub(path, push)) if push else {}
 
-# %% ../../nbs/app/52_cli_export.ipynb #22caa9c3
+# %% ../../nbs/app/52_cli_export.ipynb #684feb9e
 def _batches(c, px, idx, bs=32):
     "Images as the network takes them, float32 [n, 3, S, S] each."
     return [c.normalise(px[idx[i : i + bs]]).numpy() for i in range(0, len(idx), bs)]
@@ -62,6 +61,7 @@ def _batches(c, px, idx, bs=32):
 
 def _write_int8(name, soup, path, data, **options):
     "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
+    import tempfile
     from ich_soups.app.export import int8_loss, to_int8, to_onnx
 
     c = open_classifier(name, device='cpu')

@@ -61,7 +61,7 @@ def _note_parts(found, part):
     taken = next((p for k in PARTS for p in parts if p.split('.')[0] == k), parts[0])
     return [f"note: the files hold {', '.join(parts[:4])}; {taken} is taken, --part takes another"]
 
-# %% ../../nbs/app/47_cli_files.ipynb #a68db009
+# %% ../../nbs/app/47_cli_files.ipynb #093ce905
 _TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'  # recipes that need the order of training
 
 
@@ -76,8 +76,8 @@ def _note_order(found, how, recipe):
     if recipe in _TIMED:
         raise BadInput(
             f'the order of training of these {len(found)} checkpoints cannot be told from their epochs, '
-            f'steps or names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., or take --recipe '
-            'uniform'
+            f'steps or names, and the recipe {recipe} needs it; name them epoch_1, epoch_2, ..., '
+            'or take --recipe uniform'
         )
     return []
 

@@ -6,9 +6,8 @@
 __all__ = ['known', 'no_pipe', 'ready', 'is_run', 'means_run', 'find_run', 'open_run', 'run_of', 'pictures_of', 'moved_pictures',
            'own_pictures']
 
-# %% ../../nbs/app/42_cli_places.ipynb #1f4bebf7
+# %% ../../nbs/app/42_cli_places.ipynb #3558adba
 import math
-import tempfile
 from pathlib import Path
 
 # %% ../../nbs/app/42_cli_places.ipynb #d76c76e0
@@ -33,11 +32,12 @@ def no_pipe(path):
 
     check_regular(path, math.inf)
 
-# %% ../../nbs/app/42_cli_places.ipynb #359dd324
+# %% ../../nbs/app/42_cli_places.ipynb #f3caac58
 def ready(
     path,  # of a file that a command is going to write
 ) -> Path:
     "The same path, if something can be written there: better known before the work than after it."
+    import tempfile
     from ich_soups.core import BadInput
 
     p = Path(path)

@@ -144,9 +144,9 @@ def choose(
     d['fixed'] = tuple(range(d['epochs'] // 2 + 1, d['epochs'] + 1))
     return d, why.format(arch=arch, side=side)
 
-# %% ../../nbs/app/44_cli_plan.ipynb #38e24d5e
+# %% ../../nbs/app/44_cli_plan.ipynb #91f592ee
 def _clock(budget, cuda):
-    "A callback that notes the time after each batch, in `at`, and stops after ten or when the budget is spent."
+    "A callback that notes the time after each batch, and stops when the budget is spent; the list of times."
     import torch
     from fastai.callback.core import Callback, CancelFitException
 
