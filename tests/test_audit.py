@@ -4,8 +4,9 @@ import shutil, time
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups.app import audit
-from ich_soups.app.audit import hamming_counts, hamming_pairs, inspect
+from ich_soups.app import audit_copies, audit_inspect, audit_labels, audit_source
+from ich_soups.app.audit_inspect import inspect
+from ich_soups.app.audit_hashes import hamming_counts, hamming_pairs, phash
 from ich_soups.core import BadInput, cache_dir
 from ich_soups.data.collections import load_pictures
 
@@ -138,10 +139,10 @@ def test_bursts_are_too_little_to_judge_labels_by(home, tmp_path, drawn):
 
 def test_nothing_is_decoded_twice(home, photos, monkeypatch):
     first = inspect(photos)
-    monkeypatch.setattr(audit, 'phash', lambda t: pytest.fail('hashed again'))
-    monkeypatch.setattr(audit, 'same_photo', lambda a, b: pytest.fail('compared again'))
+    monkeypatch.setattr(audit_source, 'phash', lambda t: pytest.fail('hashed again'))
+    monkeypatch.setattr(audit_copies, 'same_photo', lambda a, b: pytest.fail('compared again'))
     monkeypatch.setattr('ich_soups.data.pictures.decode', lambda *a: pytest.fail('decoded again'))
-    monkeypatch.setattr(audit, 'decode', lambda *a: pytest.fail('decoded again'))
+    monkeypatch.setattr(audit_source, 'decode', lambda *a: pytest.fail('decoded again'))
     again = inspect(photos)
     assert again.findings.equals(first.findings) and again.curve.equals(first.curve)
 
@@ -223,7 +224,8 @@ def test_missing_packages_are_said(home, photos, monkeypatch):
     def absent(name):
         raise BadInput(f"this check needs the package {name}: pip install 'ich_soups[audit]'")
 
-    monkeypatch.setattr(audit, '_needs', absent)
+    for module in (audit_inspect, audit_labels):
+        monkeypatch.setattr(module, 'needs', absent)
     a = inspect(photos, suspects='auto')
     assert (
         a.ok
@@ -249,8 +251,8 @@ def test_pictures_alike_by_nature_do_not_make_a_pair_of_every_two(home):
     r = np.random.default_rng(0)
     base = r.integers(60, 190, (32, 32))
     thumbs = np.clip(base + r.normal(0, 1, (300, 32, 32)), 0, 255).astype(np.uint8)
-    (a, b, *_), curve = audit._near(
-        [f'{i}' for i in range(300)], range(300), thumbs, np.array([audit.phash(t) for t in thumbs]), 0.8, 16
+    (a, b, *_), curve = audit_copies.near_pairs(
+        [f'{i}' for i in range(300)], range(300), thumbs, np.array([phash(t) for t in thumbs]), 0.8, 16
     )
     assert (
         curve.pairs.sum() == 300 * 299 // 2

@@ -4,11 +4,11 @@ import csv, io, os, shutil
 import numpy as np
 import pytest
 from PIL import Image
-from ich_soups.app import audit
-from ich_soups.app import cli
+from ich_soups.app import audit_inspect, audit_sheet
+from ich_soups.app import cli, cli_predict
 from ich_soups.app import export, onnx_model
 from ich_soups.app import report
-from ich_soups.app.audit import inspect
+from ich_soups.app.audit_inspect import inspect
 from ich_soups.soups.cook import cook
 from ich_soups.core import Config
 from ich_soups.data.collections import load_pictures
@@ -42,7 +42,7 @@ def test_sheets_of_names_that_look_like_formulas(home, photos, tmp_path, capsys)
     a.contact_sheet(tmp_path / 'doubts.png')
     for name in FORMULAS:
         tile = dict(pictures=[np.zeros((8, 8, 3), np.uint8)], title=name, under=[name], colour='black')
-        audit.plot_findings([tile], name).savefig(io.BytesIO(), format='png')
+        audit_sheet.plot_findings([tile], name).savefig(io.BytesIO(), format='png')
 
 
 @pytest.mark.parametrize('copies', ['in one class', 'under two labels', 'in two parts'])
@@ -56,13 +56,13 @@ def test_a_sheet_of_exact_copies_alone(copies, home, photos, tmp_path, capsys, m
     else:
         a, b = sorted(photos.iterdir())[:2]
         shutil.copy(next(a.glob('*.jpg')), (a if copies == 'in one class' else b) / 'again.jpg')
-    monkeypatch.setattr(audit, '_near', lambda *a: ((np.empty(0, int),) * 4, None))
+    monkeypatch.setattr(audit_inspect, 'near_pairs', lambda *a: ((np.empty(0, int),) * 4, None))
     assert cli.main(['check', photos, '--sheet', tmp_path / 'sheet.png']) == 0
     assert 'written' in capsys.readouterr().out and (tmp_path / 'sheet.png').exists()
 
 
 def test_without_anything_to_show_there_is_no_sheet(home, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(audit, '_near', lambda *a: ((np.empty(0, int),) * 4, None))
+    monkeypatch.setattr(audit_inspect, 'near_pairs', lambda *a: ((np.empty(0, int),) * 4, None))
     assert cli.main(['check', photos, '--sheet', tmp_path / 'sheet.png']) == 0
     assert 'no sheet was written' in capsys.readouterr().err and not (tmp_path / 'sheet.png').exists()
 
@@ -72,7 +72,9 @@ def test_tables_for_spreadsheets_hold_no_formulas(home, photos, tmp_path, monkey
     model = create_model('test_coatnet', len(names), 32, seed=0)
     info = dict(arch='test_coatnet', classes=names, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     monkeypatch.setattr(
-        cli, '_classifier', lambda *a, **k: export.from_weights(model.state_dict(), info, 'x', device='cpu')
+        cli_predict,
+        'open_classifier',
+        lambda *a, **k: export.from_weights(model.state_dict(), info, 'x', device='cpu'),
     )
     monkeypatch.chdir(tmp_path)
     for name in ('=cmd.jpg', '-4.jpg', '@x.jpg', 'good.jpg'):

@@ -14,10 +14,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from ich_soups.app import cli
+from ich_soups.app import cli_models, cli_predict, upload
 from ich_soups.data import collections, decoding, formats, metadata, scan, splits
-from ich_soups.app import upload
-from ich_soups.app.audit import inspect
+from ich_soups.app.audit_inspect import inspect
 from ich_soups.core import BadInput
 from ich_soups.data.decoding import decode, open_picture, to_look_at
 from ich_soups.data.lists import files_of_list, write_split
@@ -166,8 +165,8 @@ def test_a_folder_wholly_from_a_mac_keeps_its_names_and_is_scored_by_other_model
     pics = load_pictures(photos)
     assert pics.classes == sorted(unicodedata.normalize('NFD', c) for c in pics.classes)
     model = type('Model', (), dict(classes=[unicodedata.normalize('NFC', c) for c in pics.classes]))
-    cli._fits(model, 'm', pics)
-    assert (cli._targs(model, pics, np.arange(len(pics))) == pics.labels).all()
+    cli_models.check_classes(model, 'm', pics)
+    assert (cli_models.targets(model, pics, np.arange(len(pics))) == pics.labels).all()
 
 
 @pytest.mark.parametrize('names', [('Cat', 'cat'), ('dog', 'dog '), ('bell tower', 'bell_tower')])
@@ -306,7 +305,7 @@ def test_what_is_no_image_is_counted_and_named(name, head, home, photos, capsys)
     kind = Path(name).suffix or 'without an ending'
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics) == 36 and f'1 {kind}' in said and f'1 {kind}' in texts(photos)
-    assert len(cli._pictures([photos])) == 36 and f'1 {kind}' in capsys.readouterr().err
+    assert len(cli_predict.pictures([photos])) == 36 and f'1 {kind}' in capsys.readouterr().err
 
 
 def test_a_class_that_vanishes_is_named(home, photos):
