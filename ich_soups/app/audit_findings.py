@@ -12,7 +12,7 @@ import pandas as pd
 from .audit_copies import blank
 from .audit_source import utf8
 from ..data.names import _alike_name
-from ..data.collections import FORMATS
+from ..data.formats import FORMATS
 from ..data.formats import MOST_PIXELS
 from ..data.splits import SPLITS
 

@@ -53,7 +53,7 @@ def _note_runs(runs):
 
 def _note_parts(found, part):
     "Of several networks in the files, where none is asked for."
-    from ich_soups.soups.checkpoints import PARTS
+    from ich_soups.soups.parts import PARTS
 
     parts = list(dict.fromkeys(p for c in found for p in c.said.get('parts', ())))
     if len(parts) < 2 or part:
