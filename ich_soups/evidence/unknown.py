@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'RAPS', 'METHODS', 'KEEP', 'COVERAGE', 'SCORE', 'METHOD', 'probability', 'energy', 'ClassMeans',
-           'class_means', 'upper_quantile', 'threshold_of', 'separation', 'refused', 'misfit', 'set_threshold',
-           'in_sets', 'calibration', 'stated', 'verdicts']
+           'class_means', 'class_directions', 'cosine', 'upper_quantile', 'threshold_of', 'separation', 'refused',
+           'misfit', 'set_threshold', 'in_sets', 'calibration', 'stated', 'verdicts']
 
 # %% ../../nbs/evidence/07_unknown.ipynb #b0f146de
 from dataclasses import dataclass
@@ -79,7 +79,30 @@ def class_means(
     whole = LedoitWolf().fit(x)
     return ClassMeans(means, within.precision_, whole.location_, whole.precision_)
 
-# %% ../../nbs/evidence/07_unknown.ipynb #1cb08337
+# %% ../../nbs/evidence/07_unknown.ipynb #6c1f4cd2
+def class_directions(
+    x,  # float [N, D], features of training images
+    y,  # int [N], their classes
+) -> np.ndarray:
+    "The mean direction of the features of each class, float64 [C, D], each of length 1."
+    unit = _unit(x)
+    return _unit(np.stack([unit[y == c].mean(0) for c in np.unique(y)]))
+
+
+def cosine(
+    x,  # float [N, D], features
+    directions,  # of `class_directions`
+) -> np.ndarray:
+    "The cosine to the nearest class, float64 [N], from -1 to 1."
+    return (_unit(x) @ directions.T).max(1)
+
+
+def _unit(x):
+    "The rows at length 1, float64."
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+# %% ../../nbs/evidence/07_unknown.ipynb #c81e79a6
 def upper_quantile(
     values,  # float [N]
     share: float,  # from 0 to 1
@@ -100,7 +123,7 @@ def threshold_of(
     for fewer than `keep / (1 - keep)` scores, 19 for 0.95."""
     return -upper_quantile(-np.asarray(scores_val, np.float64), keep)
 
-# %% ../../nbs/evidence/07_unknown.ipynb #15ffb5d6
+# %% ../../nbs/evidence/07_unknown.ipynb #b2a26963
 def separation(
     known,  # float [N], scores of new images of the known classes
     strangers,  # float [M], of images of no known class
@@ -118,7 +141,7 @@ def refused(
     "Which images are unknown, bool [N]; a score that is no number is not known."
     return ~(np.asarray(scores) >= threshold)
 
-# %% ../../nbs/evidence/07_unknown.ipynb #65a5c244
+# %% ../../nbs/evidence/07_unknown.ipynb #c45de719
 RAPS = dict(charge=0.05, free=2)  # what each class costs after the first `free`
 
 
@@ -143,7 +166,7 @@ def misfit(
 
 METHODS = ('lac', 'aps', 'raps')
 
-# %% ../../nbs/evidence/07_unknown.ipynb #cec1d327
+# %% ../../nbs/evidence/07_unknown.ipynb #8a3a9240
 def set_threshold(
     logits,  # float [N, C], of val
     targs,  # int [N]
@@ -167,7 +190,7 @@ def in_sets(
     "Which classes are in the set of each image, bool [N, C]; none, if no class fits well enough."
     return misfit(logits, temperature, method) <= threshold
 
-# %% ../../nbs/evidence/07_unknown.ipynb #a9877781
+# %% ../../nbs/evidence/07_unknown.ipynb #872d92f1
 KEEP = 0.95  # of the known images
 COVERAGE = 0.9  # of the sets
 SCORE = 'energy'  # of `SCORES`
@@ -190,7 +213,7 @@ def calibration(
         known['sets'] = dict(coverage=COVERAGE, threshold=most, method=METHOD, val=len(targs))
     return known
 
-# %% ../../nbs/evidence/07_unknown.ipynb #5244bdcd
+# %% ../../nbs/evidence/07_unknown.ipynb #71460789
 _NAMED = dict(unknown='from when on an image is unknown', sets='how large its sets of classes are')
 
 
@@ -207,7 +230,7 @@ def stated(
         )
     return info[what]
 
-# %% ../../nbs/evidence/07_unknown.ipynb #a2d25318
+# %% ../../nbs/evidence/07_unknown.ipynb #ec3961fb
 def verdicts(
     logits,  # float [N, C]
     temperature: float = 1.0,
