@@ -31,8 +31,9 @@ class Source(Protocol):
     def describe(self) -> dict:
         "What has to be known to use the weights elsewhere."
 
-    def temperature(self, weights: dict) -> float | None:
-        "What divides the logits so that probabilities are calibrated on the validation part, if there are any."
+    def calibration(self, weights: dict) -> dict:
+        """What the validation part says of the answers: the temperature, and the thresholds of `unknown` and
+        `sets`; empty if the network does not classify."""
 
 # %% ../../nbs/soups/37_cook.ipynb #ad07c5b2
 BN_IMAGES = 1024  # training images that BatchNorm statistics are estimated on
@@ -118,7 +119,5 @@ def cook(
 def _described(soup, source, metric):
     "The soup with all that is known of its origin."
     soup.info |= source.describe() | dict(metric=metric)
-    temperature = source.temperature(soup.weights)
-    if temperature is not None:
-        soup.info['temperature'] = temperature
+    soup.info |= source.calibration(soup.weights)
     return soup

@@ -27,6 +27,7 @@ from ich_soups.core import (
     matching,
     number,
     Odd,
+    one_of,
     parsed,
     read_json,
     table,
@@ -43,6 +44,34 @@ def optional(kind):
 
     return either
 
+# %% ../../nbs/soups/13_records.ipynb #27a4f112
+def _all_of(**kinds):
+    "The kind of tables that have all these fields, and perhaps others."
+
+    def kind(v):
+        if type(v) is not dict or not kinds.keys() <= v.keys():
+            raise Odd('a table of ' + ', '.join(kinds))
+        out = anything(v)
+        for k, of in kinds.items():
+            try:
+                out[k] = of(v[k])
+            except Odd as e:
+                raise Odd(f'a table whose {k} is {e}') from None
+        return out
+
+    return kind
+
+# %% ../../nbs/soups/13_records.ipynb #84f55e69
+_SHARE = number(0.5, 0.9999)
+_THRESHOLDS = dict(probability=number(0, 1), energy=number(-1e6, 1e6))  # by the name of the score
+_sets = _all_of(coverage=_SHARE, threshold=number(0, 100), method=one_of('lac', 'aps', 'raps'), val=whole(1))
+
+
+def _threshold(v):
+    "The kind of thresholds below which an image is unknown."
+    said = _all_of(score=one_of(*_THRESHOLDS), keeps=_SHARE, val=whole(1), threshold=anything)(v)
+    return _all_of(threshold=_THRESHOLDS[said['score']])(said)
+
 # %% ../../nbs/soups/13_records.ipynb #9e2ff5b5
 _NAME = text(
     4096, plain=False
@@ -57,6 +86,8 @@ INFO = dict(
     mean=_COLOUR,
     std=_SPREAD,
     temperature=number(1e-3, 1e3),
+    unknown=_threshold,
+    sets=_sets,
     run=optional(_RUN),
     data=optional(_NAME),
     device=optional(_NAME),

@@ -94,6 +94,5 @@ def balance(
         f'{m}_{k}': float(r[m]) for k, r in (('before', plain), ('after', best)) for m in ('accuracy', 'f1')
     }
     soup.info['balance'] = dict(strength=float(best.strength), cost=cost) | told
-    if 'temperature' in soup.info:
-        soup.info['temperature'] = source.temperature(soup.weights)
+    soup.info |= source.calibration(soup.weights)
     return soup

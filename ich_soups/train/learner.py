@@ -16,7 +16,8 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
 from ..core import BadInput, provenance, suggest
-from ..evidence.metrics import metric as metric_fn, METRICS, temperature
+from ..evidence.metrics import metric as metric_fn, METRICS
+from ..evidence.unknown import calibration
 from ..soups.cook import BN_IMAGES, cook
 from ..soups.batchnorm import bn_batches, recalibrate_bn
 from ..soups.scorers import NeedsScorer, Scorer
@@ -198,15 +199,15 @@ class LearnerSource:
         batches = _training_inputs(self.learn, BN_IMAGES)
         return lambda model: recalibrate_bn(_one(model), batches)
 
-    def temperature(self, weights):
-        "Of a classifier; None of others."
+    def calibration(self, weights):
+        "Of a classifier, as `evidence.unknown.calibration` has it; nothing of others."
         if not self.classifies:
-            return None
+            return {}
         score = self.scorer('neg_nll')
         score.load(weights)
         n = len(self.targs)
         parts = np.array_split(np.arange(n), -(-n // self.rows.dl.bs))
-        return temperature(np.concatenate([score.logits(i) for i in parts]), self.targs)
+        return calibration(np.concatenate([score.logits(i) for i in parts]), self.targs)
 
 # %% ../../nbs/train/05_learner.ipynb #58f6bdf3
 @patch
