@@ -77,9 +77,12 @@ _SURE = (  # confidence above which the sentence begins so
 )
 
 
-def _verdict(probs, classes):
+_UNKNOWN = 'This is like none of the photos that the model knows. The nearest class is'
+
+
+def _verdict(probs, classes, unknown=False):
     i, p = int(probs.argmax()), float(probs.max())
-    how = next(words for least, words in _SURE if p > least)
+    how = _UNKNOWN if unknown else next(words for least, words in _SURE if p > least)
     return dict(how=how, name=classes[i])
 
 
@@ -167,6 +170,7 @@ class _Seen:
         self.x, self.shown = model.normalise(image[None]), shown
         logits, feats = model.forward(self.x)
         self.probs = model.calibrated(logits[0])
+        self.unknown = bool(model.verdicts(logits)[0]['unknown'])
         self.best, self.feats = int(self.probs.argmax()), None if feats is None else feats[0]
 
 # %% ../../nbs/app/23_answer.ipynb #31c9deab
@@ -178,7 +182,7 @@ def _answer(self: Page, decoded):
         maps = {n: cam(seen[n].x, seen[n].best) for n, cam in self.cams.items()}
     first = next(iter(seen.values()))
     said = dict(
-        verdict=_verdict(first.probs, self.classes),
+        verdict=_verdict(first.probs, self.classes, first.unknown),
         other=self._other(seen),
         models=[_bars(n, s.probs, self.classes) for n, s in seen.items()],
         looked=self._looked(seen, maps),

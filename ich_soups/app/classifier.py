@@ -19,6 +19,7 @@ from .description import check_description
 from ..core import BadInput
 from ..data.scan import _why
 from ..data.decoding import decode
+from ..evidence.unknown import verdicts as verdicts_of
 from ..soups.records import read_info
 
 # %% ../../nbs/app/01_classifier.ipynb #6a0430ba
@@ -123,7 +124,8 @@ class Classifier:
         said = read_info(_plain(said) | dict(arch=arch), name or 'the model')
         self.classes, self.size, self.temperature = said['classes'], said['size'], said['temperature']
         self.mean, self.std = tuple(said['mean']), tuple(said['std'])
-        self.forward, self.arch, self.name, self.info = forward, arch, name, dict(info or {})
+        self.forward, self.arch, self.name = forward, arch, name
+        self.info = read_info(dict(info or {}), name or 'the model')
         self.model, self.precision = model, precision
 
     def __repr__(self):
@@ -153,6 +155,17 @@ def normalise(self: Classifier, images) -> torch.Tensor:
 def calibrated(self: Classifier, logits) -> np.ndarray:
     "Logits [..., C] as honest probabilities, float64: what lies between the network and the answer."
     return softmax(np.asarray(logits, np.float64) / self.temperature, -1)
+
+# %% ../../nbs/app/01_classifier.ipynb #53b48a21
+@patch
+def verdicts(
+    self: Classifier,
+    logits,  # float [N, C]
+    accept_all: bool = False,  # refuse nothing
+) -> list:
+    "One dict an image: `unknown`, `score` and `set`, as `evidence.unknown.verdicts` has them."
+    unknown = None if accept_all else self.info.get('unknown')
+    return verdicts_of(logits, self.temperature, unknown, self.info.get('sets'))
 
 # %% ../../nbs/app/01_classifier.ipynb #359111fb
 @patch

@@ -103,10 +103,11 @@ def _plan(pics, n, why, cfg, seeds):
     "What is said before it starts: the images, the choice, the training."
     pretrained = ', pre-trained' if cfg.pretrained else ''
     several = f', {seeds} trainings' if seeds > 1 else ''
+    how = 'only its classifier is fitted' if cfg.schedule == 'head' else f'{cfg.epochs} epochs'
     return [
         f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training',
         f'chosen: {why}',
-        f'{cfg.arch}{pretrained}, {cfg.size} px, batches of {cfg.bs}, {cfg.epochs} epochs{several}',
+        f'{cfg.arch}{pretrained}, {cfg.size} px, batches of {cfg.bs}, {how}{several}',
     ]
 
 # %% ../../nbs/app/42_cli_train.ipynb #3a8120c9
