@@ -225,7 +225,8 @@ def gather(
     n: int = 2048,  # plain training images to look at
 ) -> Evidence:
     "All forward passes of a report."
-    bn, soups = run.calibrator(), soups_of_report(run, soups)
+    frozen = run.cfg.schedule == 'head'  # a body that was never trained keeps its statistics
+    bn, soups = None if frozen else run.calibrator(), soups_of_report(run, soups)
     cands = candidates(run, soups, annealed, bn)
     cands = {k: v for k, v in cands.items() if k not in LEFT_OUT}
     val = _val_logits(run, soups, bn)

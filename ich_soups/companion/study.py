@@ -106,10 +106,10 @@ JUDGES = 'small17:10000:1000000:0'  # of another seed, no label is wrong
 
 
 @cache
-def judges(source: str = JUDGES) -> tuple:
-    "Images uint8 [N, S, S, 3] and labels int [N] of a drawn collection without wrong labels."
+def judges(source: str = JUDGES, size: int = 64) -> tuple:
+    "Images uint8 [N, size, size, 3] and labels int [N] of a drawn collection without wrong labels."
     pics = load_pictures(source)
-    return pics.array, pics.labels
+    return pics.array if pics.array.shape[1] == size else pics.pixels(size), pics.labels
 
 # %% ../../nbs/companion/04_study.ipynb #56364c46
 def _is_judged(run):
@@ -133,7 +133,7 @@ def outputs(
     out = dict(val=run.logits_of(weights, 'val', prepare))
     loaders = dict(test=run.dls[2])
     if _is_judged(run):
-        loaders['scenes'] = _loader(run, judges(scenes)[0])
+        loaders['scenes'] = _loader(run, judges(scenes, run.cfg.size)[0])
     return out | {k: predict_logits(run.model, dl, run.cfg.precision) for k, dl in loaders.items()}
 
 # %% ../../nbs/companion/04_study.ipynb #8ef46a6a
