@@ -7,12 +7,13 @@ __all__ = ['NETWORKS', 'SEVEN', 'CASES', 'ELSEWHERE', 'PHOTOGRAPHS', 'DRAWS', 'S
            'Known', 'known', 'scores_of', 'strangers', 'stranger_rows', 'covered', 'set_rows', 'unknown_rows', 'main',
            'plot_unknown']
 
-# %% ../../nbs/companion/14_unknown.ipynb #23ccd703
+# %% ../../nbs/companion/14_unknown.ipynb #2984c006
 import argparse
 import sys
 from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from ..cache import cached
 from ..core import BadInput, Config, device, provenance
 from ..data.collections import PixelDataset, Pictures, image_dls, load_pictures
@@ -62,7 +63,7 @@ def noise(n: int = 600, size: int = 64, seed: int = 0) -> Pictures:
     names = [f'noise {seed} {size} {i}' for i in range(n)]
     return Pictures('noise', ['noise'], np.zeros(n, int), np.repeat('test', n), names, names, array)
 
-# %% ../../nbs/companion/14_unknown.ipynb #3fcebfcf
+# %% ../../nbs/companion/14_unknown.ipynb #57927140
 def config_of(network: str, case: str) -> Config:
     "The training of a network of `NETWORKS` on a case of `CASES`."
     if NETWORKS[network]:
@@ -77,7 +78,7 @@ def _seen(arch, size, weights, n_classes, images):
     "What a body sees of all images, float32 [N, D]; the weights of the classifier do not matter."
     model = create_model(arch, n_classes, size)
     model.load_state_dict(weights)
-    dl = image_dls('scenes17:60', size, 128, stats=data_stats(arch))[1]
+    dl = image_dls('scenes17:60', size, 128, stats=data_stats(arch))[1]  # lends its normalisation
     rows = PixelDataset(images.pixels(size), images.labels, np.arange(len(images)), images.classes, 1)
     model.to(device(), memory_format=torch.channels_last)
     return features(model, n_classes, dl.new(rows, shuffle=False, drop_last=False), 'fp32')
