@@ -74,6 +74,7 @@ full: setup               ## the long tables anew: hours
 	$(BIN)/python -m ich_soups.companion.regime
 	$(BIN)/python -m ich_soups.companion.efficiency
 	$(BIN)/python -m ich_soups.companion.transfer
+	$(BIN)/python -m ich_soups.companion.unknown
 
 pretrain: setup           ## make the weights in the package anew: about 45 minutes on two cores; NETWORKS="a b" for some, RATES=1 for the grid of rates
 	$(BIN)/python -m ich_soups.companion.pretraining $(NETWORKS) $(if $(RATES),--rates)

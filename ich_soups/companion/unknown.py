@@ -38,7 +38,7 @@ from ..train.head import features, fit_head
 from ..train.models import create_model, data_stats, head_of
 from ..train.runs import get_run
 
-# %% ../../nbs/companion/16_unknown.ipynb #9cfc0116
+# %% ../../nbs/companion/16_unknown.ipynb #09da583f
 NETWORKS = {  # name -> fields of a `Config`
     'tiny CoAtNet, head only': dict(schedule='head', head='fitted', epochs=1),
     'EfficientNet-Lite0, head only': dict(
@@ -46,7 +46,7 @@ NETWORKS = {  # name -> fields of a `Config`
     ),
     'tiny CoAtNet, fine-tuned': dict(),
 }
-SEVEN = 'ahe10, 7 of 10 classes'
+SEVEN = 'ahe10, 7 classes'
 CASES = ('ahe10', 'small17', SEVEN)  # what is known
 ELSEWHERE = dict(groceries='groceries14:600', scenes='scenes17:600:9', motifs='motifs100:600:9')
 PHOTOGRAPHS = dict(buildings='ahe10:600')  # strangers to scenes
@@ -202,7 +202,7 @@ def set_rows(net: Known) -> list:
         rows.append(row | dict(kind='halves of test', value=value, lo=lo, hi=hi, size=size, empty=empty))
     return rows
 
-# %% ../../nbs/companion/16_unknown.ipynb #60c0c16b
+# %% ../../nbs/companion/16_unknown.ipynb #98aa5a68
 KEYS = ('network', 'known', 'draw', 'what', 'kind', 'how')
 
 
@@ -217,8 +217,8 @@ def unknown_rows(network: str, case: str, draw: int = 0) -> list:
 
 
 def main(args=None):
-    """python -m ich_soups.companion.unknown: make the rows of `unknown.csv` anew; about ten minutes on two cores
-    where the other chapters have trained"""
+    """python -m ich_soups.companion.unknown: make the rows of `unknown.csv` anew; about ten minutes on two
+    cores where the other chapters have trained"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.unknown', description=main.__doc__)
     p.add_argument('--networks', nargs='*', default=list(NETWORKS))
     p.add_argument('--known', nargs='*', default=CASES)
@@ -238,7 +238,7 @@ def _draws(network, case):
         return DRAWS if NETWORKS[network] else 0
     return 1
 
-# %% ../../nbs/companion/16_unknown.ipynb #0b237f49
+# %% ../../nbs/companion/16_unknown.ipynb #83e542d4
 _SHOWN = {  # score -> colour, mark
     'probability': ('blue', 'o'),
     'energy': ('orange', 'D'),
@@ -260,45 +260,56 @@ def _one_network(ax, d, rows):
 
 
 def _coverages(ax, d, cases):
-    "Coverage of sets: bars from the 5th to the 95th of 100 random halves, and what val gives."
+    "Coverage of sets: bars from the 5th to the 95th per cent of random halves, and what val gives."
     ax.axhspan(88, 92, color='0.9', zorder=0)
     ax.axhline(90, color='black', lw=0.7, ls=':')
     for shift, (how, (colour, mark)) in zip((-0.22, 0, 0.22), _SETS.items()):
         of = {k: g.set_index('case').reindex(cases) for k, g in d[d.how == how].groupby('kind')}
         x, half = np.arange(len(cases)) + shift, of['halves of test']
         span = 100 * np.array([half.value - half.lo, half.hi - half.value])
-        look = dict(fmt=mark, ms=4.5, color=COLOURS[colour], lw=1.2)
-        ax.errorbar(x, 100 * half.value, yerr=span, label=f'{how.upper()}, on halves of test', **look)
+        look = dict(ms=4.5, color=COLOURS[colour])
+        ax.errorbar(x, 100 * half.value, yerr=span, fmt=mark, lw=1.2, label=f'{how.upper()}, on test', **look)
         val = 100 * of['val'].value
-        ax.plot(
-            x + 0.07, val, mark, mfc='white', color=COLOURS[colour], ms=4.5, label=f'{how.upper()}, on val'
-        )
+        ax.plot(x + 0.09, val, mark, mfc='white', label=f'{how.upper()}, on val', **look)
     ax.set_xticks(range(len(cases)), cases, fontsize=8)
     ax.set_ylabel('coverage of 90 % sets, %')
+    marks, labels = ax.get_legend_handles_labels()
+    order = np.argsort([label.split(',')[0] for label in labels], kind='stable')
+    look = dict(ncols=3, loc='lower left', bbox_to_anchor=(0, 1.0), title='calibrated', alignment='left')
+    ax.legend([marks[i] for i in order], [labels[i] for i in order], **look)
+
+
+def _label(network):
+    "Names of networks on three short lines."
+    return network.str.replace(', ', '\n').str.replace('(EfficientNet-|tiny )', '', regex=True)
+
+
+_ORDER = {c: i for i, c in enumerate(CASES)}
 
 
 def plot_unknown(
     df,  # columns network, known, draw, what, kind, how, value, lo, hi: of `unknown.csv`
 ):
     "Strangers refused by network, kind and score; coverage of sets by network and method."
-    names = df.network.unique()
-    fig = plt.figure(figsize=(8.8, 6.6))
+    names = [n for n in NETWORKS if n in set(df.network)] or list(df.network.unique())
+    df = df.sort_values('network', key=lambda k: k.map(names.index), kind='stable')
+    df = df.sort_values('known', key=lambda k: k.map(_ORDER), kind='stable')
+    fig = plt.figure(figsize=(8.8, 7))
     grid = fig.add_gridspec(2, len(names), height_ratios=(1.5, 1))
     far = df[df.what == 'strangers'].assign(row=lambda d: d.known + ': ' + d.kind)
     rows = list(dict.fromkeys(far.row))
     axs = [fig.add_subplot(grid[0, i]) for i in range(len(names))]
     for ax, name in zip(axs, names):
         _one_network(ax, far[far.network == name], rows)
-        ax.set_title(name)
+        ax.set_title(name.replace(', ', '\n'))
         ax.set_xlabel('strangers refused, %')
         ax.tick_params(labelleft=ax is axs[0])
     low = fig.add_subplot(grid[1, :])
     sets = df[(df.what == 'sets') & (df.draw == 0)].assign(
-        case=lambda d: d.network.str.replace(', ', '\n') + '\n' + d.known
+        case=lambda d: _label(d.network) + '\n' + d.known.str.replace(', ', ',\n')
     )
     _coverages(low, sets, list(dict.fromkeys(sets.case)))
-    axs[0].legend(*axs[0].get_legend_handles_labels(), ncols=4, loc='lower left', bbox_to_anchor=(0, 1.1))
-    low.legend(ncols=3, loc='lower left', bbox_to_anchor=(0, 1.0))
+    fig.legend(*axs[0].get_legend_handles_labels(), ncols=4, loc='outside upper center')
     return fig
 
 # %% ../../nbs/companion/16_unknown.ipynb #90a0fb02
