@@ -230,9 +230,9 @@ def stated(
         )
     return info[what]
 
-# %% ../../nbs/evidence/07_unknown.ipynb #ec3961fb
+# %% ../../nbs/evidence/07_unknown.ipynb #5ca5f621
 def verdicts(
-    logits,  # float [N, C]
+    logits,  # float [N, C], not logarithms of probabilities if the score is 'energy'
     temperature: float = 1.0,
     unknown: dict | None = None,  # of `Soup.info`; without it no image is refused
     sets: dict | None = None,  # of `Soup.info`; without it there are none
