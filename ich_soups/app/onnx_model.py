@@ -86,6 +86,7 @@ def from_onnx(
 def _from_whole(m, path):
     "A file that takes images as a classifier."
     meta = onnx_info(m.meta, path)
+    meta['provenance'] = {k: v for k, v in (meta.get('provenance') or {}).items() if k != 'unknown'}
     mean, std = (torch.tensor(meta[k])[:, None, None] for k in ('mean', 'std'))
 
     def forward(x):
