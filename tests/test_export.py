@@ -8,7 +8,7 @@ from ich_soups.app import classifier, export, onnx_export
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
 from ich_soups.data.loaders import image_dls
-from ich_soups.app.classifier import Classifier
+from ich_soups.app.export import Classifier
 from ich_soups.app.loading import as_classifier
 from ich_soups.app.int8 import int8_loss, split_of, to_int8
 from ich_soups.app.export import push_to_hub, save_pretrained

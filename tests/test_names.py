@@ -13,7 +13,7 @@ from ich_soups.soups.cook import cook
 from ich_soups.core import Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.data.names import visible
-from ich_soups.app.classifier import Classifier
+from ich_soups.app.export import Classifier
 from ich_soups.app.card import model_card
 from ich_soups.train.models import create_model
 from ich_soups.train.runs import get_run

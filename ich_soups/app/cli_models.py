@@ -67,7 +67,7 @@ def _best_of_run(name, data):
 
 def _of_file(name, arch, size, classes, part):
     "A soup, an exported model, or a checkpoint of that network, as a `Classifier`."
-    from ich_soups.app.classifier import Classifier
+    from ich_soups.app.export import Classifier
 
     if arch:
         size = size or native_size(arch)
@@ -130,7 +130,7 @@ def own_file(
 
 def open_classifier(path, **kw):
     "A `Classifier` that knows what it is of."
-    from ich_soups.app.classifier import Classifier
+    from ich_soups.app.export import Classifier
 
     no_pipe(path)
     own_file(path)

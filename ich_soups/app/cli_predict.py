@@ -169,13 +169,13 @@ def predict(
     if csv:
         ready(csv)
     c = open_classifier(soup, precision='auto')
+    rows, bad = _predicted(c, files, bs, top, accept_all)
+    if len(bad) == len(files):
+        raise BadInput(_all_bad(bad))
     if not accept_all and not c.info.get('unknown'):
         say(
             f'note: {soup} does not say from when on a picture is unknown, so each gets a class; cook it again'
         )
-    rows, bad = _predicted(c, files, bs, top, accept_all)
-    if len(bad) == len(files):
-        raise BadInput(_all_bad(bad))
     if csv:
         _write_table(rows, csv)
     if bad:

@@ -44,7 +44,7 @@ from ..soups.averaging import average
 from ..train.cluster import Ranks, _accelerator, _environ, _watch, start_group
 from ..core import BadInput, Config, checkout, device, device_name, load_config
 from ..core import one_line, provenance, write_json
-from ..app.classifier import Classifier
+from ..app.export import Classifier
 from ..app.onnx_export import to_onnx
 from ..soups.batchnorm import bn_batches, recalibrate_bn
 from ..soups.recipes import recipe
