@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.app import audit_copies, audit_inspect, audit_labels, audit_source
-from ich_soups.app.audit_inspect import inspect
+from ich_soups.app.audit import inspect
 from ich_soups.app.audit_hashes import hamming_counts, hamming_pairs, phash
 from ich_soups.core import BadInput, cache_dir
 from ich_soups.data.collections import load_pictures

@@ -111,7 +111,8 @@ def test_a_picture_that_is_none(sh, kitchen, what):
     refused(sh, kitchen, 'predict', 'soup.safetensors', what, says=[what])
     code, out, err = sh('check', 'spoilt')
     assert code == 0 and what in out
-    code, out, err = sh('predict', 'soup.safetensors', 'spoilt', '--csv', 'table.csv', '--json')
+    words = 'soup.safetensors', 'spoilt', '--csv', 'table.csv', '--json', '--accept-all'
+    code, out, err = sh('predict', *words)
     doc = json.loads(out)
     assert (
         code == 0

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from fastai.callback.core import Callback
 from ich_soups.train import runs as training
-from ich_soups.app.audit_inspect import inspect
+from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput, Config, cache_dir
 from ich_soups.data.photos import check_folder, read_photos
 from ich_soups.data.decoding import decode

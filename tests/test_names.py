@@ -8,7 +8,7 @@ from ich_soups.app import audit_inspect, audit_sheet
 from ich_soups.app import cli, cli_predict
 from ich_soups.app import export, onnx_model
 from ich_soups.app import report
-from ich_soups.app.audit_inspect import inspect
+from ich_soups.app.audit import inspect
 from ich_soups.soups.cook import cook
 from ich_soups.core import Config
 from ich_soups.data.collections import load_pictures

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageCms
 from ich_soups.app import cli_models, cli_predict, upload
 from ich_soups.data import collections, decoding, formats, metadata, scan, splits
-from ich_soups.app.audit_inspect import inspect
+from ich_soups.app.audit import inspect
 from ich_soups.core import BadInput
 from ich_soups.data.decoding import decode, open_picture, to_look_at
 from ich_soups.data.lists import files_of_list, write_split

@@ -56,7 +56,7 @@ def check(data: Data, fix: Fix = None, suspects: Suspects = False, sheet: Sheet 
     classes.
 
     Exit code 0 means that it was looked at, whatever was found."""
-    from ich_soups.app.audit_inspect import inspect
+    from ich_soups.app.audit import inspect
 
     _writable(fix, sheet)
     a = inspect(data, suspects=suspects, **(dict(seed=seed) if suspects else {}))
