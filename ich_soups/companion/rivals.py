@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
@@ -56,6 +57,8 @@ TASKS = {
 def files_of(task: Task, split_seed: int) -> pd.DataFrame:
     "`path, label, part` of every image."
     p = load_pictures(task.data, split_seed)
+    if not isinstance(p.items[0], Path):
+        raise BadInput(f'{task.data} is drawn and has no files, which the rivals read; give photographs')
     return pd.DataFrame(dict(path=p.items, label=[p.classes[i] for i in p.labels], part=p.part))
 
 # %% ../../nbs/companion/15_rivals.ipynb #11c18ab6
