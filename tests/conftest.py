@@ -51,3 +51,12 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section('seconds of each file')
     for name, s in seconds.most_common():
         terminalreporter.write_line(f'{name}: {s:.0f} s')
+
+
+def put(folder, drawn, numbers, classes, name='{}.png'):
+    "Files of drawn images, so many of each class."
+    for c in classes:
+        (folder / f'class {c}').mkdir(parents=True, exist_ok=True)
+        images = drawn.images[drawn.labels == c]
+        for i in numbers:
+            Image.fromarray(images[i]).save(folder / f'class {c}' / name.format(i))

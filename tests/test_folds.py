@@ -3,22 +3,13 @@
 import shutil
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import put
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.data.pictures import Pictures
 from ich_soups.data.shares import half_width, split_shares
 from ich_soups.soups.soup import Soup
 from ich_soups.train.folds import fold_lists, fold_parts, run_folds, score_folds, with_val
-
-
-def put(folder, drawn, numbers, classes, name='{}.png'):
-    "Files of drawn images, so many of each class."
-    for c in classes:
-        (folder / f'class {c}').mkdir(parents=True, exist_ok=True)
-        images = drawn.images[drawn.labels == c]
-        for i in numbers:
-            Image.fromarray(images[i]).save(folder / f'class {c}' / name.format(i))
 
 
 @pytest.fixture

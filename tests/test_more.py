@@ -4,23 +4,14 @@ import json, os, shutil, warnings
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import put
 import torch
-from PIL import Image
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.soups.checkpoints import load_weights
 from ich_soups.train.grown import grown, images_of
 from ich_soups.train.more import epochs_for, go_on, plan_more
 from ich_soups.train.runs import get_run, Run
-
-
-def put(folder, drawn, numbers, classes, name='{}.png'):
-    "Files of drawn images, so many of each class."
-    for c in classes:
-        (folder / f'class {c}').mkdir(parents=True, exist_ok=True)
-        images = drawn.images[drawn.labels == c]
-        for i in numbers:
-            Image.fromarray(images[i]).save(folder / f'class {c}' / name.format(i))
 
 
 def config(data, **over):

@@ -77,7 +77,7 @@ class SnapshotStore:
     def __init__(
         self,
         path,  # made if needed
-        dtype=None,  # of kernels and matrices on disk, e.g. `torch.bfloat16` for half the space; vectors, few and delicate, stay as they are
+        dtype=None,  # of matrices on disk, e.g. `torch.bfloat16` for half the space; vectors stay as they are
     ):
         self.path, self.dtype = Path(path), dtype
         self.entries = read_manifest(self.path / 'manifest.json', self._root)
