@@ -26,7 +26,7 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from ..core import BadInput, Config, home, provenance, scratch, seed_all
+from ..core import BadInput, cache_dir, Config, home, provenance, scratch, seed_all
 from ..data.collections import load_pictures
 from ..data.decoding import open_picture
 from ..evidence.metrics import METRICS
@@ -54,12 +54,20 @@ TASKS = {
 }
 
 
-def files_of(task: Task, split_seed: int) -> pd.DataFrame:
-    "`path, label, part` of every image."
+def files_of(task: Task, split_seed: int, folder: Path) -> pd.DataFrame:
+    "`path, label, part` of every image; those that have no file of their own are written into `folder`."
     p = load_pictures(task.data, split_seed)
-    if not isinstance(p.items[0], Path):
+    if p.array is not None:
         raise BadInput(f'{task.data} is drawn and has no files, which the rivals read; give photographs')
-    return pd.DataFrame(dict(path=p.items, label=[p.classes[i] for i in p.labels], part=p.part))
+    paths = [_on_disk(item, folder / f'{digest}.jpg') for item, digest in zip(p.items, p.digests)]
+    return pd.DataFrame(dict(path=paths, label=[p.classes[i] for i in p.labels], part=p.part))
+
+
+def _on_disk(item, path):
+    if isinstance(item, Path):
+        return item
+    path.write_bytes(item)
+    return path
 
 # %% ../../nbs/companion/15_rivals.ipynb #11c18ab6
 def fastai_dls(task: Task, files, stats):
@@ -185,14 +193,15 @@ KEYS = ('task', 'way', 'lr', 'seed')
 def rival_row(name: str, way: str, lr: float, seed: int, task: Task | None = None) -> dict:
     "Train in one way, and score val and test."
     task = task or TASKS[name]
-    files, targs = files_of(task, seed), {}
     seed_all(seed)
-    if way == 'this package':
-        out = own_logits(task, lr, seed)
-    elif way == 'plain loop':
-        out = loop_logits(task, lr, seed, files)
-    else:
-        out = fastai_logits(task, way, lr, seed, files)
+    with scratch(cache_dir(), 'rival') as folder:
+        files = files_of(task, seed, folder)
+        if way == 'this package':
+            out = own_logits(task, lr, seed)
+        elif way == 'plain loop':
+            out = loop_logits(task, lr, seed, files)
+        else:
+            out = fastai_logits(task, way, lr, seed, files)
     codes = pd.Categorical(files.label, categories=sorted(files.label.unique())).codes
     row = dict(task=name, way=way, lr=lr, seed=seed, seconds=out['seconds'])
     row |= dict(images_per_second=task.epochs * (files.part == 'train').sum() / out['seconds'])
