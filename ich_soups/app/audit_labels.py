@@ -19,7 +19,8 @@ from tqdm import tqdm
 from .audit_hashes import needs
 from .audit_source import gather
 from ..core import BadInput, cache_dir, keep_array, kept_array
-from ..train.models import create_model, data_stats
+from ..train.models import create_model
+from ..train.weight_files import data_stats
 
 # %% ../../nbs/app/14_audit_labels.ipynb #dbad74bb
 def _stages(model, x):

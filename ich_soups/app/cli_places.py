@@ -94,7 +94,7 @@ def open_run(
 ):
     "A finished `Run`; `BadInput` if `data` holds other pictures than those it was trained on."
     from ich_soups.core import BadInput
-    from ich_soups.train.runs import Run
+    from ich_soups.train.finished_run import Run
 
     path = find_run(name)
     if not (path / 'DONE').exists():

@@ -186,7 +186,8 @@ def epoch_seconds(
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np
     from ich_soups.core import home, keep_memory, scratch
-    from ich_soups.train.runs import batches_of_one, make_learner
+    from ich_soups.train.runs import batches_of_one
+    from ich_soups.train.recipe import make_learner
 
     keep_memory()
     clock, at = _clock(budget, dls.device.type == 'cuda')

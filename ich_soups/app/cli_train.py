@@ -114,7 +114,7 @@ def _plan(pics, n, why, cfg, seeds):
 def _train_elsewhere(cfgs, plan, course):
     "The runs of trainings on Ray."
     from ich_soups.core import BadInput
-    from ich_soups.train.cluster import train_all
+    from ich_soups.train.train_all import train_all
 
     if course.out or course.log:
         odd = '--out' if course.out else '--log'
@@ -155,7 +155,7 @@ def _watched_runs(cfgs, paths, todo, plan, log):
 
 def _train_here(cfgs, paths, plan, log):
     "The runs; one line says where it stands when they are interrupted."
-    from ich_soups.train.runs import goes_on
+    from ich_soups.train.longer import goes_on
 
     todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists() or goes_on(c, p)]
     try:

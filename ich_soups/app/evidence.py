@@ -20,7 +20,7 @@ from ..soups.tensor_names import fit_names
 from ..soups.cook import cook
 from ..soups.soup import Soup
 from ..train.candidates import candidates, logits_on, paper_soups
-from ..train.runs import Run
+from ..train.finished_run import Run
 
 # %% ../../nbs/app/31_evidence.ipynb #a3ce74ca
 def _as_runs(

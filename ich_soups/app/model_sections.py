@@ -23,7 +23,8 @@ from ..evidence.ensembles import soft_voting
 from ..evidence.unknown import calibration, COVERAGE, KEEP, verdicts
 from ..evidence.metrics import confusion, ece, nll, per_class, reliability
 from ..evidence.plots import plot_confusions, plot_maps, plot_per_class, plot_reliability
-from ..train.models import create_model, stage_summary
+from ..train.models import create_model
+from ..train.stages import stage_summary
 
 # %% ../../nbs/app/33_model_sections.ipynb #d283dc4b
 def _predictions(e) -> dict:

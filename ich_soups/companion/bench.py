@@ -34,7 +34,9 @@ from ..data.collections import load_pictures
 from ..train.models import create_model
 from ..soups.greedy import greedy_soup
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import compiled as through_compiler, get_run, make_learner
+from ..train.precision import compiled as through_compiler
+from ..train.runs import get_run
+from ..train.recipe import make_learner
 from ..train.scoring import predict_logits
 
 # %% ../../nbs/companion/08_bench.ipynb #c67383c0
@@ -754,7 +756,7 @@ def _bench_busy(folder, keep):
 # %% ../../nbs/companion/08_bench.ipynb #55ae2e9b
 def _bench_runs(folder, keep):
     "Several trainings, one after another and on Ray."
-    from ich_soups.train.cluster import speed
+    from ich_soups.train.estimate import speed
 
     title = (
         'seconds of trainings one after another on one thread, and on Ray; to_ideal: of the time of the one '

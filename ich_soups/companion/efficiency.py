@@ -10,7 +10,7 @@ import argparse
 from itertools import product
 import pandas as pd
 from ..core import Config
-from ..train.models import RELATIVES
+from ..train.relatives import RELATIVES
 from .study import FEWER, outputs, scored, small17, tuned_run
 from ..evidence.tables import add_rows, long_table, origin, read_rows
 from ..train.runs import get_run

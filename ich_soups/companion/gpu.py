@@ -41,7 +41,9 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torch import nn
 from ..soups.averaging import average
-from ..train.cluster import Ranks, _accelerator, _environ, _watch, start_group
+from ..train.engine import set_environ
+from ..train.ranks import Ranks
+from ..train.cluster import accelerator, start_group, watch
 from ..core import BadInput, Config, checkout, device, device_name, load_config
 from ..core import one_line, provenance, write_json
 from ..app.export import Classifier
@@ -49,7 +51,8 @@ from ..app.onnx_export import to_onnx
 from ..soups.batchnorm import bn_batches, recalibrate_bn
 from ..soups.recipes import recipe
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import Run, get_run
+from ..train.finished_run import Run
+from ..train.runs import get_run
 
 # %% ../../nbs/companion/10_gpu.ipynb #4818ffff
 def no_gpu(
@@ -223,7 +226,7 @@ def tried(
     "The row or rows of a part, whatever happens in it."
     t0 = time.monotonic()
     try:
-        with _environ(ICH_SOUPS_HOME=str(trial.at)), at_most(trial.left()):
+        with set_environ(ICH_SOUPS_HOME=str(trial.at)), at_most(trial.left()):
             got = f(trial)
     except Skip as e:
         got = dict(status='skipped', note=in_words(e))
@@ -446,7 +449,7 @@ def one_rank(
     path,  # of the run
 ):
     "What the process of the group does."
-    acc = _accelerator()
+    acc = accelerator()
     cfg = load_config(config)
     get_run(cfg, path, [Ranks(acc, cfg.seed)])
     acc.end_training()
@@ -469,7 +472,7 @@ def group_of_one(
     command = [sys.executable, '-W', 'ignore', '-c', code]
     with open(said, 'w') as log:
         group = start_group(1, command, f'{path}.meeting', log, torch.get_num_threads())
-        code = _watch(group, cfg, path, progress=False)
+        code = watch(group, cfg, path, progress=False)
     errors = ERROR.findall(said.read_text(errors='replace'))
     must(code == 0, f"the process ended with code {code}: {errors[0] if errors else 'without a word'}")
     return Run(path)

@@ -27,7 +27,8 @@ from ..evidence.metrics import newcombe, wilson
 from ..evidence.plots import COLOURS, GROUPS, legend_above, use_style
 from ..evidence.tables import add_rows, one_more, origin, over_seeds, read_rows
 from ..train.candidates import candidates, paper_soups
-from ..train.models import create_model, PAPER_MODELS, RELATIVES
+from ..train.models import create_model
+from ..train.relatives import PAPER_MODELS, RELATIVES
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/09_paper.ipynb #4e02386f
@@ -630,7 +631,7 @@ def _train_and_compare(a):
         print(device_name(), costs(jobs).round(2).to_string(index=False, na_rep=''), sep='\n')
         return
     if a.where != 'here':
-        from ich_soups.train.cluster import train_all
+        from ich_soups.train.train_all import train_all
 
         train_all([c for j in jobs for c in j if c is not None], a.where, gpus=a.gpus)
     use_style()

@@ -16,9 +16,11 @@ from fastai.callback.core import Callback
 from ..soups.saving import save_weights
 from ..core import BadInput, Config, read_json, write_json
 from ..train.distil import Distil
-from ..train.models import RELATIVES, WEIGHTS
+from ..train.relatives import RELATIVES
+from ..train.weight_files import WEIGHTS
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import Run, get_run
+from ..train.finished_run import Run
+from ..train.runs import get_run
 
 # %% ../../nbs/companion/02_pretraining.ipynb #9e757c43
 SOURCE = 'motifs100:20000'

@@ -32,7 +32,8 @@ from ..data.decoding import open_picture
 from ..evidence.metrics import METRICS
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..soups.cook import cook
-from ..train.models import create_model, data_stats
+from ..train.models import create_model
+from ..train.weight_files import data_stats
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/15_rivals.ipynb #39da6775

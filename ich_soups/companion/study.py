@@ -33,7 +33,7 @@ from ..evidence.tables import add_rows, long_table, origin, over_seeds, read_row
 from ..soups.cook import cook, fresh_batchnorm
 from ..soups.weights import uniform_soup
 from ..train.candidates import pool
-from ..train.models import RELATIVES
+from ..train.relatives import RELATIVES
 from ..train.runs import get_run
 from ..train.scoring import predict_logits
 

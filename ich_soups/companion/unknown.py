@@ -35,7 +35,8 @@ from ich_soups.evidence.unknown import (
 )
 from ..soups.cook import cook
 from ..train.head import features, fit_head
-from ..train.models import create_model, data_stats, head_of
+from ..train.models import create_model, head_of
+from ..train.weight_files import data_stats
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/16_unknown.ipynb #09da583f
