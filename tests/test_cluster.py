@@ -9,7 +9,8 @@ from ich_soups.core import BadInput, Config, runs_dir, write_json
 from ich_soups.soups.records import epochs_done
 from ich_soups.train import cluster, train_all as train_all_module
 from ich_soups.train.cluster import launch
-from ich_soups.train.engine import _own_auth, set_environ, ray_on
+from ich_soups.paths import set_environ
+from ich_soups.train.engine import _own_auth, ray_on
 from ich_soups.train.map_runs import map_runs
 from ich_soups.train.ranks import Ranks
 from ich_soups.train.train_all import train_all

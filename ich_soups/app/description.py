@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'input_fields', 'answer_fields', 'are_names', 'check_descri
 
 # %% ../../nbs/app/00_description.ipynb #22b21c0d
 import math
-from ..core import BadInput
+from ..errors import BadInput
 from ..soups.records import read_info
 from ..train.weight_files import data_stats
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from .reading import read_curves
-from ..core import BadInput
+from ..errors import BadInput
 from ..evidence.comparison import table
 from fastcore.basics import patch
 from ..evidence.metrics import nll

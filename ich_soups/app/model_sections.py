@@ -17,7 +17,7 @@ import torch
 from scipy.special import softmax
 from .page import SHOWN, Section, as_table, figure, many, pct, plot_names, thumbnail, when
 from .evidence import REPORT_SOUPS
-from ..core import amp_dtype, device_name
+from ..machine import amp_dtype, device_name
 from ..evidence.diversity import mds, model_distance
 from ..evidence.ensembles import soft_voting
 from ..evidence.unknown import calibration, COVERAGE, KEEP, verdicts

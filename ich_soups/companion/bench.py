@@ -28,7 +28,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from safetensors.torch import save_file
 from ..soups.averaging import average
-from ..core import Config, amp_dtype, device, device_name, keep_memory, provenance
+from ..config import Config
+from ..machine import amp_dtype, device, device_name, keep_memory, provenance
 from ..data.loaders import image_dls
 from ..data.collections import load_pictures
 from ..train.models import create_model

@@ -19,7 +19,10 @@ import pandas as pd
 from fastai.callback.core import Callback
 from scipy.stats import t as student
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from ..core import BadInput, Config, home, scratch
+from ..config import Config
+from ..errors import BadInput
+from ..files import scratch
+from ..paths import home
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..soups.averaging import average, weighted_mean
 from ..soups.cook import cook, fresh_batchnorm

@@ -9,7 +9,7 @@ __all__ = ['PEAKS', 'FOUND', 'SHARES', 'KEYS', 'efficiency_config', 'efficiency_
 import argparse
 from itertools import product
 import pandas as pd
-from ..core import Config
+from ..config import Config
 from ..train.relatives import RELATIVES
 from .study import FEWER, outputs, scored, small17, tuned_run
 from ..evidence.tables import add_rows, long_table, origin, read_rows

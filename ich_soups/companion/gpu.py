@@ -41,11 +41,15 @@ from fastai.callback.core import Callback
 from PIL import Image
 from torch import nn
 from ..soups.averaging import average
-from ..train.engine import set_environ
 from ..train.ranks import Ranks
 from ..train.cluster import accelerator, start_group, watch
-from ..core import BadInput, Config, checkout, device, device_name, load_config
-from ..core import one_line, provenance, write_json
+from ..config import Config, load_config
+from ..errors import BadInput
+from ..machine import device, device_name
+from ..paths import checkout, set_environ
+from ..errors import one_line
+from ..files import write_json
+from ..machine import provenance
 from ..app.export import Classifier
 from ..app.onnx_export import to_onnx
 from ..soups.batchnorm import bn_batches, recalibrate_bn

@@ -18,7 +18,11 @@ import pandas as pd
 import torch
 from matplotlib.ticker import MaxNLocator
 from .published import published
-from ..core import atomic, BadInput, Config, device_name, home
+from ..config import Config
+from ..errors import BadInput
+from ..files import atomic
+from ..machine import device_name
+from ..paths import home
 from ..data.folders import _list_folder
 from ..data.collections import load_pictures
 from ..data.splits import SPLITS

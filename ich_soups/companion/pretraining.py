@@ -14,7 +14,10 @@ from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
 from ..soups.saving import save_weights
-from ..core import BadInput, Config, read_json, write_json
+from ..config import Config
+from ..errors import BadInput
+from ..files import write_json
+from ..kinds import read_json
 from ..train.distil import Distil
 from ..train.relatives import RELATIVES
 from ..train.weight_files import WEIGHTS

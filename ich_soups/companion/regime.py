@@ -10,7 +10,7 @@ import argparse
 from itertools import product
 import numpy as np
 import pandas as pd
-from ..core import Config
+from ..config import Config
 from ..evidence.tables import add_rows, long_table
 from ..train.finished_run import Run
 from ..train.runs import get_run

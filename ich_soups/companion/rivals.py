@@ -26,7 +26,11 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from ..core import BadInput, cache_dir, Config, home, provenance, scratch, seed_all
+from ..config import Config
+from ..errors import BadInput
+from ..files import scratch
+from ..machine import provenance, seed_all
+from ..paths import cache_dir, home
 from ..data.collections import load_pictures
 from ..data.decoding import open_picture
 from ..evidence.metrics import METRICS

@@ -13,7 +13,9 @@ from pathlib import Path
 from PIL import Image
 from ..app import demo
 from ..app.report import write_report
-from ..core import BadInput, Config, figures_dir
+from ..config import Config
+from ..errors import BadInput
+from ..paths import figures_dir
 from ..data.scenes import scenes17
 from ..evidence.plots import shrink_png
 from ..soups.cook import cook

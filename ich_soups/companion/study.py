@@ -22,7 +22,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 from .regime import keep_curve
-from ..core import atomic, BadInput, Config, kept_arrays
+from ..config import Config
+from ..errors import BadInput
+from ..files import atomic
+from ..kept import kept_arrays
 from ..data.collections import load_pictures
 from ..data.loaders import PixelDataset
 from ..evidence.bias_variance import bias_variance, bootstrap_draws

@@ -9,7 +9,8 @@ __all__ = ['STARTS', 'COLLECTIONS', 'EPOCHS', 'PEAKS', 'KEYS', 'weights_of', 'tr
 import argparse
 import sys
 from itertools import product
-from ..core import BadInput, Config
+from ..config import Config
+from ..errors import BadInput
 from .pretraining import pretrain, source_config
 from ..evidence.tables import add_rows, long_table
 from ..train.runs import get_run

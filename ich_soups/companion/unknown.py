@@ -15,7 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from ..cache import cached
-from ..core import BadInput, Config, device, provenance
+from ..config import Config
+from ..errors import BadInput
+from ..machine import device, provenance
 from ..data.loaders import PixelDataset, image_dls
 from ..data.collections import Pictures, load_pictures
 from ..evidence.metrics import temperature

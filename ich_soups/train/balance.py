@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from ..evidence.metrics import METRICS
 from .models import head_of
 

@@ -12,7 +12,7 @@ import torch
 from fastai.callback.core import Callback
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
-from ..core import seed_all
+from ..machine import seed_all
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 
 # %% ../../nbs/train/11_callbacks.ipynb #09199777

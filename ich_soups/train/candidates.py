@@ -7,7 +7,7 @@ __all__ = ['PAPER_SOUPS', 'paper_soups', 'pool', 'logits_on', 'candidates', 'fre
 
 # %% ../../nbs/train/18_candidates.ipynb #c48ec2cb
 import numpy as np
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.loaders import PixelDataset
 from ..evidence.comparison import Candidate
 from ..evidence.ensembles import soft_voting

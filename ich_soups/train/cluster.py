@@ -19,10 +19,13 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 import torch
-from ..core import BadInput, Config, load_config, runs_dir, write_json
+from ..config import Config, load_config
+from ..errors import BadInput
+from ..files import write_json
+from ..paths import runs_dir, set_environ
 from ..soups.records import epochs_done
 from .callbacks import Averages
-from .engine import needed_package, set_environ
+from .engine import needed_package
 from .finished_run import Run
 from .journal import Journal
 from .map_runs import progress_bar

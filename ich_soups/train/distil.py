@@ -13,7 +13,10 @@ from PIL import Image
 from fastai.callback.core import Callback
 from torch import nn
 from torch.nn import functional as F
-from ..core import amp_dtype, atomic, cache_dir, device, kept_arrays
+from ..files import atomic
+from ..kept import kept_arrays
+from ..machine import amp_dtype, device
+from ..paths import cache_dir
 from ..data.collections import collection, load_pictures
 from ..data.decoding import open_picture, to_look_at
 from ..data.pictures import Pictures

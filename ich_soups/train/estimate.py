@@ -11,9 +11,9 @@ import time
 import warnings
 from functools import cache
 import pandas as pd
-from ..core import Config
+from ..paths import set_environ
+from ..config import Config
 from ..data.collections import load_pictures
-from .engine import set_environ
 from .models import create_model
 from .stages import stage_summary
 from .train_all import train_all

@@ -11,7 +11,10 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import BadInput, keep_array, kept_array, load_config, may_write
+from ..config import load_config
+from ..errors import BadInput
+from ..files import may_write
+from ..kept import keep_array, kept_array
 from ..data.collections import load_pictures
 from ..soups.checkpoints import load_weights
 from ..soups.cook import LOWER_LR, sound_snapshots

@@ -15,7 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 from sklearn.model_selection import StratifiedGroupKFold
-from ..core import atomic, BadInput, Config, make_folder, read_json, write_json
+from ..config import Config
+from ..errors import BadInput
+from ..files import atomic, make_folder, write_json
+from ..kinds import read_json
 from ..data.collections import load_pictures
 from ..data.pictures import Pictures
 from ..data.splits import stratified_split

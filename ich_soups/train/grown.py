@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..core import BadInput, read_json
+from ..errors import BadInput
+from ..kinds import read_json
 from ..data.collections import load_pictures
 from ..data.pictures import Pictures
 from ..data.splits import stratified_split

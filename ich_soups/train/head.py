@@ -15,7 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from ..cache import cached
-from ..core import BadInput, Config, device
+from ..config import Config
+from ..errors import BadInput
+from ..machine import device
 from ..evidence.metrics import nll
 from .models import create_model, head_of
 from .scoring import loaders, predict_logits

@@ -15,7 +15,8 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from ..core import atomic, device_name, provenance
+from ..files import atomic
+from ..machine import device_name, provenance
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 
 # %% ../../nbs/train/12_journal.ipynb #90e6db7a

@@ -15,7 +15,8 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
-from ..core import BadInput, provenance, suggest
+from ..errors import BadInput, suggest
+from ..machine import provenance
 from ..evidence.metrics import metric as metric_fn, METRICS
 from ..evidence.unknown import calibration as calibration_of
 from ..soups.cook import BN_IMAGES, cook

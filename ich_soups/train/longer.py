@@ -11,7 +11,9 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 import torch
-from ..core import atomic, BadInput, Config, load_config
+from ..config import Config, load_config
+from ..errors import BadInput
+from ..files import atomic
 from ..data.collections import load_pictures
 from ..soups.records import read_done, read_state
 from .schedules import held_schedule

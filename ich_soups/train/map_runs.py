@@ -9,7 +9,7 @@ __all__ = ['results_of', 'collected', 'progress_bar', 'Progress', 'map_runs']
 import sys
 import time
 from tqdm.auto import tqdm
-from ..core import BadInput
+from ..errors import BadInput
 from .workers import on_ray, torch_threads
 
 # %% ../../nbs/train/22_map_runs.ipynb #07e89634

@@ -13,7 +13,8 @@ import timm
 import torch
 from timm.layers import set_fused_attn, use_fused_attn
 from torch import nn
-from ..core import BadInput, seed_all, suggest
+from ..errors import BadInput, suggest
+from ..machine import seed_all
 from ..soups.checkpoints import load_weights
 from ..soups.refusals import Other
 from ..soups.tensor_names import fitting

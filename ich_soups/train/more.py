@@ -14,7 +14,11 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from ..core import atomic, BadInput, Config, device, make_folder, read_json, write_json
+from ..config import Config
+from ..errors import BadInput
+from ..files import atomic, make_folder, write_json
+from ..kinds import read_json
+from ..machine import device
 from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..evidence.comparison import verdict

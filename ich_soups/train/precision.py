@@ -10,7 +10,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from torch import nn
-from ..core import amp_dtype, BadInput
+from ..errors import BadInput
+from ..machine import amp_dtype
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 
 # %% ../../nbs/train/10_precision.ipynb #957fdd09

@@ -10,7 +10,8 @@ import copy
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import BadInput, seed_all
+from ..errors import BadInput
+from ..machine import seed_all
 
 # %% ../../nbs/train/24_ranks.ipynb #a0fb337a
 def broadcast(x):

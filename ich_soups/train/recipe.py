@@ -13,7 +13,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import nn
-from ..core import Config
+from ..config import Config
 from .callbacks import Averages, class_weights, EpochSeed, MixOrCut, ShowRareMore
 from .journal import Journal
 from .models import create_model

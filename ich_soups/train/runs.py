@@ -13,19 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import torch
-from ich_soups.core import (
-    amp_dtype,
-    BadInput,
-    Config,
-    device,
-    keep_memory,
-    make_folder,
-    may_write,
-    provenance,
-    runs_dir,
-    sweep_temporary,
-    write_json,
-)
+from ..config import Config
+from ..errors import BadInput
+from ..files import make_folder, may_write, sweep_temporary, write_json
+from ..machine import amp_dtype, device, keep_memory, provenance
+from ..paths import runs_dir
 from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..evidence.metrics import METRICS, nll

@@ -8,7 +8,7 @@ __all__ = ['lr_schedule', 'held_schedule']
 # %% ../../nbs/train/09_schedules.ipynb #246740e4
 import math
 from fastai.callback.schedule import combine_scheds, combined_cos, SchedCos
-from ..core import Config
+from ..config import Config
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 
 # %% ../../nbs/train/09_schedules.ipynb #ecbff5f2

@@ -14,7 +14,9 @@ import torch
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from torch import nn
-from ..core import amp_dtype, BadInput, Config, device, provenance
+from ..config import Config
+from ..errors import BadInput
+from ..machine import amp_dtype, device, provenance
 from ..data.loaders import image_dls
 from ..data.collections import load_pictures
 from ..evidence.metrics import metric, scores

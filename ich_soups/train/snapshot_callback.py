@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from ..core import BadInput, suggest
+from ..errors import BadInput, suggest
 from ..evidence.metrics import METRICS
 from .best_epochs import kept_epochs
 from .snapshots import SnapshotStore

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import atomic, BadInput, sweep_temporary, write_json
+from ..errors import BadInput
+from ..files import atomic, sweep_temporary, write_json
 from ..soups.checkpoints import Checkpoint, load_weights
 from ..soups.records import check_file, file_sha256, known_digest, read_manifest, run_folder
 from ..soups.saving import save_weights

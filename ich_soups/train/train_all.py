@@ -11,7 +11,9 @@ import os
 import shutil
 from pathlib import Path
 import numpy as np
-from ..core import atomic, BadInput, home, runs_dir, scratch, sweep_temporary
+from ..errors import BadInput
+from ..files import atomic, scratch, sweep_temporary
+from ..paths import home, runs_dir
 from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..locks import locked

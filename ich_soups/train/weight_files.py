@@ -15,7 +15,8 @@ from pathlib import Path
 import timm
 import torch
 import ich_soups
-from ..core import BadInput, read_json, suggest
+from ..errors import BadInput, suggest
+from ..kinds import read_json
 from ..soups.checkpoints import load_weights
 from ..soups.saving import save_weights
 from .relatives import PAPER_MODELS

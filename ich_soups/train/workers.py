@@ -12,8 +12,10 @@ import random
 import warnings
 from pathlib import Path
 import torch
-from ..core import BadInput, Config, home, runs_dir
-from .engine import ray_on, set_environ
+from ..config import Config
+from ..errors import BadInput
+from ..paths import home, runs_dir, set_environ
+from .engine import ray_on
 
 # %% ../../nbs/train/21_workers.ipynb #770b40c8
 @contextlib.contextmanager
