@@ -33,8 +33,8 @@ test: setup lint check    ## the quick tier: in sync, every notebook in the smok
 test-all: export ICH_SOUPS_FIGURES = $(DRAWN)
 test-all: setup lint check ## everything: the notebooks as the figures are made, twenty kills, clusters, speed, both ends of the supported versions
 	rm -rf $(DRAWN) && mkdir -p $(DRAWN)
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --folder_re '$(ROOMS)' --skip_file_re '^(08_bench|index)' --n_workers 2 --do_print --timing
-	for p in companion/08_bench.ipynb chapters howto index.ipynb; do $(BIN)/nbdev_test --path nbs/$$p --n_workers 1 --do_print --timing || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --folder_re '$(ROOMS)' --skip_file_re '^([0-9]+_bench|index)' --n_workers 2 --do_print --timing
+	for p in $$(cd nbs && echo companion/*_bench*.ipynb) chapters howto index.ipynb; do $(BIN)/nbdev_test --path nbs/$$p --n_workers 1 --do_print --timing || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -v -n 2 --dist loadfile --durations=15 $(ALONE:%=--ignore %)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py -m 'slow or not slow' -v --durations=5 --reruns 1 --only-rerun 'SystemExit|RpcError|Timed out'
 	$(BIN)/python -m pytest tests/test_speed.py -m 'slow or not slow' -v

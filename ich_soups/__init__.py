@@ -15,7 +15,7 @@ for _k, _v in dict(HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_ENABLED='False
 
 # What most programs need, imported when it is asked for, so that `import ich_soups` stays quick.
 _FACE = dict(
-    BadInput='core', Config='core', Checkpoint='soups.checkpoints', Run='train.runs', Soup='soups.soup',
+    BadInput='errors', Config='config', Checkpoint='soups.checkpoints', Run='train.finished_run', Soup='soups.soup',
     SnapshotCallback='train.learner', average='soups.averaging', cook='soups.cook',
     find_checkpoints='soups.folders', get_run='train.runs', load_weights='soups.checkpoints',
 )

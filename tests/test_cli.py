@@ -360,7 +360,8 @@ def test_ctrl_c_keeps_everything(kitchen):
 def test_a_watched_training_goes_on_where_it_stopped(sh, kitchen):
     from fastai.callback.core import Callback
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from ich_soups.train.runs import Run, get_run
+    from ich_soups.train.finished_run import Run
+    from ich_soups.train.runs import get_run
 
     class Stop(Callback):
         order = 99

@@ -4,10 +4,19 @@ import json, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
-from ich_soups.train import cluster
-from ich_soups.train.cluster import launch, map_runs, ray_on, train_all
-from ich_soups.core import BadInput, Config
-from ich_soups.train.runs import Run, get_run
+from dataclasses import asdict
+from ich_soups.core import BadInput, Config, runs_dir, write_json
+from ich_soups.soups.records import epochs_done
+from ich_soups.train import cluster, train_all as train_all_module
+from ich_soups.train.cluster import launch
+from ich_soups.paths import set_environ
+from ich_soups.train.engine import _own_auth, ray_on
+from ich_soups.train.map_runs import map_runs
+from ich_soups.train.ranks import Ranks
+from ich_soups.train.train_all import train_all
+from ich_soups.train.workers import torch_threads
+from ich_soups.train.finished_run import Run
+from ich_soups.train.runs import get_run
 
 TINY = dict(data='scenes17:300', size=32, bs=32, k=2, epochs=2)
 LONG = TINY | dict(epochs=16, monitor=('accuracy',))
@@ -98,7 +107,7 @@ def machines(tmp_path_factory):
 
     small = dict(num_cpus=1, object_store_memory=100 << 20)
     theirs = tmp_path_factory.mktemp('theirs')
-    with cluster._environ(ICH_SOUPS_HOME=str(theirs), RAY_USAGE_STATS_ENABLED='0'):
+    with set_environ(ICH_SOUPS_HOME=str(theirs), RAY_USAGE_STATS_ENABLED='0'):
         c = patiently(
             lambda: Cluster(initialize_head=True, head_node_args=small | dict(include_dashboard=False))
         )
@@ -162,7 +171,7 @@ def test_a_machine_that_goes_away(machines, home, tmp_path):
 def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tmp_path, photos, monkeypatch):
     "`/proc/self/cwd` is another folder for every process, as a local disk is for every machine."
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, 'PIECE', 50_000)
+    monkeypatch.setattr(train_all_module, 'PIECE', 50_000)
     monkeypatch.setenv('ICH_SOUPS_HOME', '/proc/self/cwd/mine')
     cfg = Config.scratch(**TINY | dict(data=str(photos), bs=8))
     half = tmp_path / 'mine' / 'runs' / cfg.key / 'snapshots' / 'epoch_099.safetensors'  # somebody began here
@@ -171,13 +180,11 @@ def test_runs_come_home_from_machines_with_disks_of_their_own(machines, home, tm
     n, run = train_all([cfg], machines.address, then=lambda r: len(r.snapshots))[0], Run(half.parents[1])
     assert n == len(run.snapshots) and not half.exists()
     run.store.verify()
-    with cluster._threads(1):
+    with torch_threads(1):
         get_run(cfg, tmp_path / 'here')  # as a worker with one CPU
     assert bits(run) == bits(Run(tmp_path / 'here')) and files(run) == files(Run(tmp_path / 'here'))
     first = (run.path / 'split.csv').read_text(encoding='utf-8').split('\n')[1].split(',')[0]
-    assert Path(
-        os.path.normpath(cluster.runs_dir() / cfg.key / first)
-    ).is_file()  # relative to where it is now
+    assert Path(os.path.normpath(runs_dir() / cfg.key / first)).is_file()  # relative to where it is now
     was = (run.path / 'DONE').stat().st_mtime_ns
     assert (
         train_all([cfg], machines.address, then=lambda r: r.path.exists()) == [True]
@@ -229,7 +236,7 @@ def test_runs_on_ray_on_this_machine(home, tmp_path):
         then=lambda r: (r.path, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')),
     )
     assert all(spin or policy for _, spin, policy in told)
-    with cluster._threads(1):
+    with torch_threads(1):
         alone = [get_run(c, tmp_path / str(c.seed)) for c in cfgs]
     assert [bits(Run(path)) for path, *_ in told] == [bits(r) for r in alone]
 
@@ -271,7 +278,7 @@ def test_two_processes_take_the_steps_of_one(home, tmp_path, monkeypatch):
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
     monkeypatch.setattr(loaders, 'CropFlip', lambda size, crop_min: loaders.DisplayedTransform())
     one = get_run(cfg, tmp_path / 'one')
-    cluster.write_json(tmp_path / 'cfg.json', cluster.asdict(cfg))
+    write_json(tmp_path / 'cfg.json', asdict(cfg))
     (tmp_path / 'plain.py').write_text(PLAIN)
     subprocess.run(
         [
@@ -317,7 +324,7 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
     cfg = Config.scratch(**TINY | dict(data='scenes17:600', epochs=6))
     whole, path = launch(cfg, 2, home / 'whole'), home / 'killed'
     t = Elsewhere(lambda: launch(cfg, 2, path))
-    wait_for(lambda: cluster.epochs_done(path) >= 2, t)
+    wait_for(lambda: epochs_done(path) >= 2, t)
     os.kill(holder(path), signal.SIGKILL)
     with pytest.raises(BadInput, match='launch again and they go on'):
         t.result()
@@ -347,7 +354,7 @@ def test_a_run_of_two_processes_is_killed_and_goes_on_to_the_same_bits(home, mon
 
 def test_what_cannot_be_used_is_said_once(home, tmp_path, monkeypatch):
     cfg = Config.scratch(**TINY | dict(arch='no_such_net'))
-    cluster.write_json(tmp_path / 'cfg.json', cluster.asdict(cfg))
+    write_json(tmp_path / 'cfg.json', asdict(cfg))
     monkeypatch.setattr(os, '_exit', sys.exit)
     with pytest.raises(SystemExit) as e:
         cluster.main([str(tmp_path / 'cfg.json'), str(tmp_path / 'run'), str(tmp_path / 'error')])
@@ -367,7 +374,8 @@ OURS = """
 import json, os, subprocess, sys, warnings
 warnings.simplefilter('ignore')
 if 'first' in sys.argv: import ray
-from ich_soups.train.cluster import map_runs, ray_on
+from ich_soups.train.map_runs import map_runs
+from ich_soups.train.engine import ray_on
 mine = {k: v for k, v in os.environ.items() if k.startswith('RAY_AUTH')}
 def come(at, **env):
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', sys.argv[1], at], capture_output=True, text=True, timeout=120, env=os.environ | env)
@@ -432,7 +440,7 @@ def test_what_is_added_to_the_settings_of_the_user(theirs, monkeypatch):
         monkeypatch.delenv(k, raising=False)
     for k, v in theirs.items():
         monkeypatch.setenv(k, v)
-    new = cluster._own_auth()
+    new = _own_auth()
     assert not set(new) & set(theirs)
     assert {'RAY_AUTH_TOKEN' in new, 'RAY_AUTH_MODE' in new} == {not theirs, 'RAY_AUTH_MODE' not in theirs}
 
@@ -453,7 +461,7 @@ def test_a_group_of_one_on_a_gpu_gets_its_model_back(home, tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
     torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
     try:
-        run = get_run(Config.scratch(**TINY), home / 'run', [cluster.Ranks(Alone(), 0)])
+        run = get_run(Config.scratch(**TINY), home / 'run', [Ranks(Alone(), 0)])
     finally:
         torch.distributed.destroy_process_group()
     assert len(run.history) == 2 and np.isfinite(run.history.train_loss).all()
@@ -484,7 +492,7 @@ def listeners(group):
 def test_processes_of_one_machine_listen_to_nobody_else(home, monkeypatch):
     "Asked again and again while two of them train: 127.0.0.1 or ::1, and nothing else."
     monkeypatch.setenv('ICH_SOUPS_DEVICE', 'cpu')
-    seen, watch = set(), cluster._watch
+    seen, watch = set(), cluster.watch
 
     def watched(p, cfg, path, progress):
         while p.poll() is None:
@@ -492,7 +500,7 @@ def test_processes_of_one_machine_listen_to_nobody_else(home, monkeypatch):
             time.sleep(0.1)
         return watch(p, cfg, path, progress)
 
-    monkeypatch.setattr(cluster, '_watch', watched)
+    monkeypatch.setattr(cluster, 'watch', watched)
     run = launch(Config.scratch(**TINY | dict(data='scenes17:200', epochs=1)), 2)
     assert run.provenance['processes'] == 2
     assert seen and seen <= {

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd
 import pytest
 from scipy.special import softmax
 from conftest import ROOT
-from ich_soups.companion.bench import peak_memory
+from ich_soups.companion.bench_averaging import peak_memory
 from ich_soups.evidence.bias_variance import bias_variance
 from ich_soups.core import BadInput
 from ich_soups.evidence.diversity import KINDS, model_distance, q_statistic

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
-from ich_soups.companion import bench
-from ich_soups.companion import gpu
+from ich_soups.companion import bench_clocks as clocks
+from ich_soups.companion import gpu, gpu_parts, gpu_soups, gpu_training
 from ich_soups.core import device_name
 
 # a speed is timed against a process of its own, the others are the same function
@@ -19,7 +19,7 @@ def trial(tmp_path_factory):
     "One small trial on the CPU, whose training all checks share."
     with pytest.MonkeyPatch.context() as m:
         m.setenv('ICH_SOUPS_DEVICE', 'cpu')
-        t = gpu.Trial(tmp_path_factory.mktemp('trial'), small=True)
+        t = gpu_parts.Trial(tmp_path_factory.mktemp('trial'), small=True)
         with t.opened:
             yield t
 
@@ -32,14 +32,14 @@ def on_cpu(monkeypatch):
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     "Where the long tables go instead of `figures/long`."
-    for module in (bench, gpu):
+    for module in (clocks, gpu):
         monkeypatch.setattr(module, 'long_table', lambda: tmp_path / 'long')
     return tmp_path / 'long'
 
 
 def fake(name, work, usual=0.1):
     "A part that is not registered."
-    f = partial(gpu.tried, name, work)
+    f = partial(gpu_parts.tried, name, work)
     f.usual = usual
     return f
 
@@ -49,7 +49,7 @@ def fine(trial):
 
 
 def wrong(trial):
-    gpu.must(False, 'the card is upside down')
+    gpu_parts.must(False, 'the card is upside down')
 
 
 def lost(trial):
@@ -57,7 +57,7 @@ def lost(trial):
 
 
 def absent(trial):
-    gpu.needs('no_such_module', 'onnx')
+    gpu_parts.needs('no_such_module', 'onnx')
 
 
 def endless(trial):
@@ -87,9 +87,9 @@ def test_each_part_in_its_small_form(trial, name):
 
 def test_a_resumed_scale_that_is_lost_is_noticed(trial, monkeypatch):
     "The check fails where the training begins with a new scale."
-    monkeypatch.setattr(gpu.Scale, 'before_train', lambda self: self.seen.append(2.0**16))
-    again = gpu.Trial(trial.at / 'again', small=True)
-    row = gpu.fp16_training(again)
+    monkeypatch.setattr(gpu_training.Scale, 'before_train', lambda self: self.seen.append(2.0**16))
+    again = gpu_parts.Trial(trial.at / 'again', small=True)
+    row = gpu_training.fp16_training(again)
     assert row['status'] == 'failed' and '65536 after the training was resumed' in row['note']
 
 
@@ -99,8 +99,8 @@ def test_a_recipe_that_leaves_the_cpu_is_noticed(trial, monkeypatch):
     def strange(score):
         return dict(good=lambda ws: ws[0], odd=lambda ws: {k: v.to('meta') for k, v in ws[0].items()})
 
-    monkeypatch.setattr(gpu, 'cooks', strange)
-    row = gpu.soups_on_card(trial)
+    monkeypatch.setattr(gpu_soups, 'cooks', strange)
+    row = gpu_soups.soups_on_card(trial)
     assert row['status'] == 'failed' and row['note'].startswith('odd: ') and 'not on the CPU' in row['note']
 
 

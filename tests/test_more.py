@@ -11,7 +11,8 @@ from ich_soups.data.collections import load_pictures
 from ich_soups.soups.checkpoints import load_weights
 from ich_soups.train.grown import grown, images_of
 from ich_soups.train.more import epochs_for, go_on, plan_more
-from ich_soups.train.runs import get_run, Run
+from ich_soups.train.runs import get_run
+from ich_soups.train.finished_run import Run
 
 
 def config(data, **over):

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from conftest import ROOT
 from ich_soups.core import BadInput
-from ich_soups.train.models import RELATIVES, create_model
+from ich_soups.train.relatives import RELATIVES
+from ich_soups.train.models import create_model
 from ich_soups.companion.paper import main
 from ich_soups.data.scenes import scenes17
 

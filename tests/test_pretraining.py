@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from ich_soups.companion import pretraining
 from ich_soups.core import BadInput
 from ich_soups.train.distil import Distil
-from ich_soups.train.models import RELATIVES, WEIGHTS, bundled_weights, create_model
+from ich_soups.train.relatives import RELATIVES
+from ich_soups.train.weight_files import WEIGHTS, bundled_weights
+from ich_soups.train.models import create_model
 from ich_soups.data.motifs import motifs
 from ich_soups.companion.pretraining import Beginning, Enough, source_config
 from ich_soups.train.runs import get_run

@@ -4,7 +4,8 @@ import itertools, json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from ich_soups.core import BadInput, Config
-from ich_soups.train.runs import Run, get_run
+from ich_soups.train.finished_run import Run
+from ich_soups.train.runs import get_run
 
 CFG = Config.scratch(data='scenes17:300', size=32, bs=32, epochs=5, k=1, cycle=2)
 SERVER = """

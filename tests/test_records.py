@@ -13,7 +13,8 @@ from ich_soups.soups.records import read_done, read_state
 from ich_soups.soups.contents import soup_header
 from ich_soups.soups.soup import Soup
 from ich_soups.soups.greedy import greedy_soup
-from ich_soups.train.runs import Run, get_run
+from ich_soups.train.finished_run import Run
+from ich_soups.train.runs import get_run
 
 NAN, INF, ROOT = float('nan'), float('inf'), Path(__file__).resolve().parent.parent
 NESTED = json.loads('[' * 400 + ']' * 400)

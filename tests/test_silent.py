@@ -14,12 +14,14 @@ from ich_soups.soups.cook import cook
 from ich_soups.train.candidates import fresh_logits
 from ich_soups.core import BadInput, Config, keep_array, kept_array
 from ich_soups.data.collections import load_pictures
-from ich_soups.train.snapshots import Snapshot, kept_epochs
+from ich_soups.train.snapshots import Snapshot
+from ich_soups.train.best_epochs import kept_epochs
 from ich_soups.soups.recipes import RECIPES
 from ich_soups.soups.soup import Soup
 from ich_soups.soups.averaging import average
 from ich_soups.soups.greedy import greedy_soup
-from ich_soups.train.runs import Run, get_run
+from ich_soups.train.finished_run import Run
+from ich_soups.train.runs import get_run
 
 NAN = float('nan')
 CFG = Config.scratch(data='scenes17:300', size=32, epochs=4, bs=32, schedule='flat:1.0', fixed=(2, 3, 4))

@@ -3,9 +3,9 @@
 import ast, hashlib, json, os, random, re, subprocess, sys
 import pytest
 from conftest import ROOT
-from ich_soups.companion.bench import _own_environment
+from ich_soups.companion.bench_clocks import own_environment
 from ich_soups.core import BadInput, Config, in_smoke, refuse_smoke
-from ich_soups.companion.study import noise_of
+from ich_soups.companion.study_runs import noise_of
 from ich_soups.evidence.tables import long_table, one_more, read_rows
 from ich_soups.train.runs import get_run
 
@@ -157,7 +157,7 @@ def says(*args, **variables):
     "What a process finds once it has imported the package."
     return subprocess.run(
         [sys.executable, *(args or ('-c', SAYS))],
-        env=_own_environment(**variables),
+        env=own_environment(**variables),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,7 +2,11 @@
 
 import time
 import pytest
-from ich_soups.companion.bench import averaging_speed, busy_speed, jpeg_folder, keeping_speed, training_speed
+from ich_soups.companion.bench_averaging import averaging_speed
+from ich_soups.companion.bench_clocks import jpeg_folder
+from ich_soups.companion.bench_keeping import keeping_speed
+from ich_soups.companion.bench_model import busy_speed
+from ich_soups.companion.bench_training import training_speed
 from ich_soups.data.scenes import scenes17
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,9 @@ from ich_soups.app import cli
 from ich_soups.core import BadInput, Config
 from ich_soups import SnapshotCallback
 from ich_soups.train.snapshots import SnapshotStore
-from ich_soups.train.runs import Run, _rates, get_run, lr_schedule
+from ich_soups.train.finished_run import Run
+from ich_soups.train.schedules import held_schedule, lr_schedule
+from ich_soups.train.runs import get_run
 from test_world_checkpoints import fitted, learner
 
 TINY = ('--arch', 'test_resnet', '--size', '32', '--bs', '8')
@@ -142,12 +144,12 @@ def test_every_command_says_how_one_of_several_networks_is_read(sh, photos):
 
 def test_the_rate_of_a_longer_training_is_held_or_goes_on_in_cycles(photos):
     c = cfg(photos, 6, schedule='flat:0.1')
-    long, first = _rates(c, [4, 5]), lr_schedule(cfg(photos, 4, schedule='flat:0.1'))
+    long, first = held_schedule(c, [4, 5]), lr_schedule(cfg(photos, 4, schedule='flat:0.1'))
     for epoch in np.linspace(0, 4, 9):
         assert long(epoch / 6) == pytest.approx(first(epoch / 4), rel=1e-6)
     assert [long(e / 6) for e in (4.5, 6)] == [pytest.approx(c.lr * 0.1)] * 2
     c = cfg(photos, 6, schedule='restarts')
-    assert [_rates(c, [3])(p) for p in (0, 0.3, 0.9)] == [lr_schedule(c)(p) for p in (0, 0.3, 0.9)]
+    assert [held_schedule(c, [3])(p) for p in (0, 0.3, 0.9)] == [lr_schedule(c)(p) for p in (0, 0.3, 0.9)]
 
 
 def test_a_finished_training_goes_on(sh, photos):
@@ -207,7 +209,7 @@ def test_why_it_does_not_go_on(kind, says, home, photos, tmp_path):
 def test_a_machine_that_stops_meanwhile(at, home, photos, tmp_path, monkeypatch):
     "The same command goes on from wherever it was; so does the old one, where nothing more was trained."
     from fastai.callback.core import Callback
-    from ich_soups.train import runs as training
+    from ich_soups.train.longer import lengthen
 
     class Stop(Callback):
         def before_epoch(self):
@@ -220,7 +222,7 @@ def test_a_machine_that_stops_meanwhile(at, home, photos, tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             get_run(long, tmp_path / 'a', [Stop()], more=True)
     else:
-        training._lengthen(long, tmp_path / 'a')
+        lengthen(long, tmp_path / 'a')
         if at == 'state.pt':  # DONE was still there
             (tmp_path / 'a' / 'DONE').write_text(json.dumps(done_of(short, photos, tmp_path)))
     if at == 'DONE':

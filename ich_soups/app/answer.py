@@ -19,7 +19,7 @@ from .from_run import Neighbours
 from .gradcam import GradCam, overlay
 from .page import environment
 from .upload import LARGE, LONG, Refused, Turns, as_png, friendly, pixels_of, read_upload
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.decoding import IN_FLIGHT, decode
 from ..data.names import visible
 

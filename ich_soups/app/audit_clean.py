@@ -12,7 +12,7 @@ import pandas as pd
 from .audit_findings import RANK
 from .audit_inspect import Audit
 from .audit_labels import together
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.collections import Pictures
 from ..data.splits import SPLITS, stratified_split
 from ..data.lists import write_split

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from .audit_hashes import hamming_counts, hamming_pairs
-from ..core import atomic, cache_dir
+from ..files import atomic
+from ..paths import cache_dir
 
 # %% ../../nbs/app/12_audit_copies.ipynb #eb64225e
 def _grid(s):

@@ -9,7 +9,7 @@ __all__ = ['needs', 'phash', 'count_bits', 'hamming_counts', 'hamming_pairs']
 import importlib
 import numpy as np
 from PIL import Image
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.scan import _threaded
 
 # %% ../../nbs/app/11_audit_hashes.ipynb #7b8c36a8

@@ -25,7 +25,7 @@ from ich_soups.app.audit_findings import (
 from .audit_hashes import needs
 from .audit_labels import suspects_of
 from .audit_source import gather, Source, thumbnails
-from ..core import BadInput, one_line
+from ..errors import BadInput, one_line
 from ..data.splits import SPLITS
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #46f6dad7

@@ -18,8 +18,11 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .audit_hashes import needs
 from .audit_source import gather
-from ..core import BadInput, cache_dir, keep_array, kept_array
-from ..train.models import create_model, data_stats
+from ..errors import BadInput
+from ..kept import keep_array, kept_array
+from ..paths import cache_dir
+from ..train.models import create_model
+from ..train.weight_files import data_stats
 
 # %% ../../nbs/app/14_audit_labels.ipynb #dbad74bb
 def _stages(model, x):

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from .audit_inspect import Audit
-from ..core import atomic, BadInput, one_line
+from ..errors import BadInput, one_line
+from ..files import atomic
 from ..data.names import visible
 from ..evidence.plots import COLOURS
 

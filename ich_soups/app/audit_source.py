@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .audit_hashes import phash
-from ..core import atomic, cache_dir
+from ..files import atomic
+from ..paths import cache_dir
 from ..data.photos import _listing
 from ..data.scan import _memo, _scan, _threaded
 from ..data.decoding import decode

@@ -14,7 +14,8 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 from .classifier import Classifier
-from ..core import BadInput, amp_dtype, device_name, one_line, provenance
+from ..errors import BadInput, one_line
+from ..machine import amp_dtype, device_name, provenance
 from ..data.names import visible
 from ..evidence.metrics import paired_test, scores
 

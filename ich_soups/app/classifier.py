@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from scipy.special import softmax
 from torch import nn
 from .description import check_description
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.scan import _why
 from ..data.decoding import decode
 from ..evidence.unknown import verdicts as verdicts_of

@@ -25,7 +25,7 @@ Sheet = option(
 
 def _writable(fix, sheet):
     "`BadInput` unless the list is new and both files can be written."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if fix and ready(fix).exists():
         raise BadInput(f'{fix} is there already; choose another name')

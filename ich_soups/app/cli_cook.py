@@ -110,7 +110,7 @@ class Cooking:
 # %% ../../nbs/app/44_cli_cook.ipynb #3873c854
 def _replaceable(out):
     "`BadInput` if that file is there and no soup."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.soups.contents import soup_header
 
     no_pipe(out)
@@ -124,7 +124,7 @@ def _replaceable(out):
 
 def _check(how):
     "`BadInput` for names that are unknown, and for a file that cannot be written."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     known(how.recipe or 'uniform', RECIPE_NAMES, 'recipe')
     known(how.metric, METRIC_NAMES, 'metric')
@@ -210,7 +210,7 @@ def _cook_run(name, how):
 # %% ../../nbs/app/44_cli_cook.ipynb #8691d79b
 def _cook_scored(what, how):
     "Of files, with images and a network to score them with."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.train.scoring import Checkpoints
 
     recipe = how.recipe or 'greedy'
@@ -234,7 +234,7 @@ def _needs_score(recipe):
 
 def _cook_plain(what, how):
     "Of files alone."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.soups.recipes import RECIPES
 
     recipe = how.recipe or 'uniform'
@@ -252,7 +252,7 @@ def _cook_plain(what, how):
 # %% ../../nbs/app/44_cli_cook.ipynb #28871128
 def _cook_files(what, how):
     "The soup of files; `BadInput` where only one of `--data` and `--arch` is given."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if how.balance and not how.data:
         raise BadInput('--balance counts images and chooses on them; give --data and --arch too')
@@ -315,7 +315,8 @@ def cook(what: What = None, how: Cooking = Cooking()):
     (.pth, .pt) is read, never run."""
     if how.list:
         return _list_recipes()
-    from ich_soups.core import BadInput, seed_all
+    from ich_soups.errors import BadInput
+    from ich_soups.machine import seed_all
 
     if not what:
         raise BadInput('there is nothing to cook; give a run or checkpoints: ich-soups cook --help shows how')

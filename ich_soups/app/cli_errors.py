@@ -20,8 +20,8 @@ _COMMANDS = '(ich-soups check lists all of them, train --skip-bad leaves them ou
 
 def _bad_input(e):
     "The sentence of `BadInput`, with commands in place of functions."
-    core = sys.modules.get('ich_soups.core')
-    if core and isinstance(e, core.BadInput):
+    errors = sys.modules.get('ich_soups.errors')
+    if errors and isinstance(e, errors.BadInput):
         return str(e).replace(_LISTS, _COMMANDS)
 
 # %% ../../nbs/app/36_cli_errors.ipynb #aa027398

@@ -88,7 +88,7 @@ Resamples = option(int, '--seed', help='Of the resamples behind the intervals.')
 def _rows_of(split, pics, data):
     "Which of the pictures are in that part, int [n]; `BadInput` if there are none."
     import numpy as np
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     idx = np.arange(len(pics)) if split == 'all' else pics.idxs(split)
     if not len(idx):
@@ -100,7 +100,7 @@ def _rows_of(split, pics, data):
 def _answers(name, c, pics, idx):
     "Logits and labels of some of the pictures; `BadInput` if a logit is no number."
     import numpy as np
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     logits = logits_on(c, pics, idx)
     if not np.isfinite(logits).all():

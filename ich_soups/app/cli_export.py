@@ -39,7 +39,7 @@ def _write_onnx_images(name, soup, path, **options):
 # %% ../../nbs/app/48_cli_export.ipynb #ec87fa9c
 def _write_timm(name, soup, path, data, push, licence):
     "A folder with config and model card, uploaded if that is asked for."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.app.export import push_to_hub, save_pretrained
 
     c, run = open_classifier(name, device='cpu'), run_of(soup.info, name)
@@ -89,7 +89,7 @@ FORMATS = {  # name: (end of the file's name, writer)
 # %% ../../nbs/app/48_cli_export.ipynb #aa0d1eb6
 def _check(to, push, data):
     "`BadInput` for a format that there is not, and for options that it has no use for."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     known(to, tuple(FORMATS), 'format')
     if push and to != 'timm':

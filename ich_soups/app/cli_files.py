@@ -32,7 +32,8 @@ def _one_kind(runs):
     "`BadInput` unless runs have one network, size and list of classes."
     if len(runs) < 2:
         return
-    from ich_soups.core import BadInput, load_config
+    from ich_soups.config import load_config
+    from ich_soups.errors import BadInput
 
     first, *rest = [load_config(Path(r) / 'config.json') for r in runs]
     for r, c in zip(runs[1:], rest):
@@ -67,7 +68,7 @@ _TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'  # recipes that need the o
 
 def _note_order(found, how, recipe):
     "Of the order of training; `BadInput` if a recipe needs one and there is none."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if len(found) < 2:
         return []
@@ -102,7 +103,7 @@ def checkpoints(
 def native_size(arch: str):
     "The size in pixels that timm trained that architecture at, or None; `BadInput` for an unknown one."
     import timm
-    from ich_soups.core import BadInput, suggest
+    from ich_soups.errors import BadInput, suggest
     from ich_soups.train import models  # noqa: F401  which adds the small relatives
 
     if not timm.is_model(arch.split('.')[0]):
@@ -119,7 +120,7 @@ def fit_all(
 ):
     """Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of
     another one."""
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.data.collections import load_pictures
     from ich_soups.train.models import blank_model
 

@@ -31,7 +31,7 @@ def check_classes(
     pics,  # the `Pictures`
 ):
     "Raise `BadInput` unless the classifier knows the classes of the pictures."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     known = set(map(_spelt, c.classes))
     if strange := sorted(k for k in pics.classes if _spelt(k) not in known):
@@ -112,7 +112,7 @@ def own_file(
 ):
     """`BadInput` for a checkpoint of others, or, unless the `bare` weights are enough, a soup of some, which
     do not say their network and their classes."""
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.soups.contents import soup_header
 
     if not Path(path).is_file() or Path(path).suffix == '.onnx':

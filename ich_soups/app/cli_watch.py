@@ -90,7 +90,7 @@ def log_cbs(
     cfg,  # the `Config`, for W&B
 ) -> list:
     "Callbacks for `get_run`; `BadInput` if the package is missing."
-    from ich_soups.core import BadInput, suggest
+    from ich_soups.errors import BadInput, suggest
 
     if not kind:
         return []

@@ -49,7 +49,7 @@ def _given(options):
 
 
 def _refuse(way, odd):
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if odd:
         names = ', '.join(f'--{n.replace("_", "-")}' for n in odd)
@@ -75,7 +75,7 @@ def fields_of(
     chosen: dict,  # of `choose`
 ) -> dict:
     "Fields of `Config`, changed as the way demands. `BadInput` where there is nothing that could be frozen."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     if ways.balance:
         chosen = chosen | dict(balance=ways.balance)
@@ -143,7 +143,7 @@ def in_folds(
     out=None,  # default: a directory named by its settings
 ) -> tuple:
     "Document and lines of a cross-validation."
-    from ich_soups.core import runs_dir
+    from ich_soups.paths import runs_dir
     from ich_soups.train.folds import run_folds
 
     res = run_folds(cfg, k, Path(out or runs_dir() / f'{cfg.key}-folds{k}'))

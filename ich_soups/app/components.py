@@ -10,7 +10,7 @@ from PIL import Image
 from .answer import EMPTY, TO_ANSWER, parts
 from .upload import Refused, as_png, read_upload
 from .visits import NOT_YOURS, seen_file, visit_of
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.decoding import decode
 from ..data.formats import read_file
 from ..data.names import visible

@@ -21,7 +21,7 @@ from .hosts import USER, addresses, bracketed, password_for, say
 from .loading import as_classifier
 from .upload import MOST_BYTES
 from .visits import Uploads
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.names import visible
 
 # %% ../../nbs/app/29_demo.ipynb #4929d59b

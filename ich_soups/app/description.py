@@ -7,9 +7,9 @@ __all__ = ['FIELDS', 'input_fields', 'answer_fields', 'are_names', 'check_descri
 
 # %% ../../nbs/app/00_description.ipynb #22b21c0d
 import math
-from ..core import BadInput
+from ..errors import BadInput
 from ..soups.records import read_info
-from ..train.models import data_stats
+from ..train.weight_files import data_stats
 
 # %% ../../nbs/app/00_description.ipynb #eebff968
 def input_fields(c) -> dict:

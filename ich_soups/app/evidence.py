@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from .reading import read_curves
-from ..core import BadInput
+from ..errors import BadInput
 from ..evidence.comparison import table
 from fastcore.basics import patch
 from ..evidence.metrics import nll
@@ -20,7 +20,7 @@ from ..soups.tensor_names import fit_names
 from ..soups.cook import cook
 from ..soups.soup import Soup
 from ..train.candidates import candidates, logits_on, paper_soups
-from ..train.runs import Run
+from ..train.finished_run import Run
 
 # %% ../../nbs/app/31_evidence.ipynb #a3ce74ca
 def _as_runs(

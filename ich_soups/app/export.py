@@ -22,7 +22,9 @@ from .learner import picture_dls, to_learner
 from .loading import as_classifier, from_weights, in_torch, read_folder
 from .onnx_export import to_onnx, to_onnx_images
 from .onnx_model import OnnxModel
-from ..core import BadInput, _leavings, scratch
+from ..files import leavings
+from ..errors import BadInput
+from ..files import scratch
 from ..soups.saving import save_weights
 
 # %% ../../nbs/app/09_export.ipynb #04eab3dd
@@ -85,7 +87,7 @@ def _write_folder(c, to, card, licence, onnx):
 # %% ../../nbs/app/09_export.ipynb #13e2fb84
 def _rescue(folder):
     "Put an older export back that somebody was about to replace, and was killed."
-    for left, whose in _leavings(folder.parent, folder.name):
+    for left, whose in leavings(folder.parent, folder.name):
         if whose != 'living' and (left / 'old').is_dir() and not folder.exists():
             (left / 'old').rename(folder)
 

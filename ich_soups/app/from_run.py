@@ -15,7 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 from .classifier import Classifier
 from .loading import from_weights
-from ..core import BadInput, cache_dir, keep_array, kept_array
+from ..errors import BadInput
+from ..kept import keep_array, kept_array
+from ..paths import cache_dir
 from ..data.decoding import open_picture, to_look_at
 from ..evidence.metrics import temperature
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 from torch import nn
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/app/21_gradcam.ipynb #0d275b7d
 def _shapes(model, names, x):

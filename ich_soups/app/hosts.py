@@ -11,7 +11,7 @@ import re
 import secrets
 import socket
 import sys
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/app/25_hosts.ipynb #9d436265
 _HOST = re.compile(r'(\[[0-9a-f:.%]+\]|[^\[\]:@/\s,]+)(:\d{1,5})?')

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from .onnx_export import hushed
 from .onnx_model import OnnxModel, needs_onnx
-from ..core import atomic
+from ..files import atomic
 from ..evidence.metrics import paired_difference, paired_test, scores
 from ..soups.batchnorm import bn_batches
 

@@ -18,7 +18,7 @@ from .int8 import to_int8
 from .loading import in_torch
 from .onnx_export import to_onnx
 from .onnx_model import OnnxModel, needs_onnx
-from ..core import amp_dtype
+from ..machine import amp_dtype
 
 # %% ../../nbs/app/08_latency.ipynb #47f44d66
 def _median(x):

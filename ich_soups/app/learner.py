@@ -19,7 +19,7 @@ from fasttransform import DisplayedTransform
 from PIL import Image
 from .classifier import Classifier
 from .loading import in_torch
-from ..core import BadInput
+from ..errors import BadInput
 from ..data.decoding import decode
 
 # %% ../../nbs/app/07_learner.ipynb #c5af6612

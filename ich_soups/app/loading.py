@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from .classifier import Classifier, with_features
 from .description import FIELDS, check_description, complete, soup_info
 from .onnx_model import from_onnx
-from ..core import BadInput, amp_dtype, device as default_device
+from ..errors import BadInput
+from ..machine import amp_dtype, device as default_device
 from ..soups.tensor_names import fit_names
 from ..soups.checkpoints import load_weights
 from ..soups.contents import soup_header

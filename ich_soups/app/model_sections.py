@@ -17,13 +17,14 @@ import torch
 from scipy.special import softmax
 from .page import SHOWN, Section, as_table, figure, many, pct, plot_names, thumbnail, when
 from .evidence import REPORT_SOUPS
-from ..core import amp_dtype, device_name
+from ..machine import amp_dtype, device_name
 from ..evidence.diversity import mds, model_distance
 from ..evidence.ensembles import soft_voting
 from ..evidence.unknown import calibration, COVERAGE, KEEP, verdicts
 from ..evidence.metrics import confusion, ece, nll, per_class, reliability
 from ..evidence.plots import plot_confusions, plot_maps, plot_per_class, plot_reliability
-from ..train.models import create_model, stage_summary
+from ..train.models import create_model
+from ..train.stages import stage_summary
 
 # %% ../../nbs/app/33_model_sections.ipynb #d283dc4b
 def _predictions(e) -> dict:

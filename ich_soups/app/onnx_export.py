@@ -18,7 +18,8 @@ from .classifier import Classifier, with_features
 from .description import FIELDS, answer_fields, input_fields
 from .loading import in_torch
 from .onnx_model import needs_onnx
-from ..core import BadInput, atomic
+from ..errors import BadInput
+from ..files import atomic
 
 # %% ../../nbs/app/04_onnx_export.ipynb #46c7cef7
 _PREPROCESSING = dict(

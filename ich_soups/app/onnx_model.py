@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from .classifier import Classifier
 from .description import FIELDS, are_names
-from ..core import BadInput
+from ..errors import BadInput
 from ..soups.records import onnx_info
 
 # %% ../../nbs/app/02_onnx_model.ipynb #e4b20b3e

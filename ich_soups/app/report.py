@@ -25,7 +25,9 @@ from .page import render, run_label, version_of_package, when
 from .reading import reading_section
 from .result_sections import across_section, data_section, results_section
 from .result_sections import samples_section, training_section
-from ..core import BadInput, atomic, provenance
+from ..errors import BadInput
+from ..files import atomic
+from ..machine import provenance
 from ..evidence.comparison import in_words, verdict
 from ..evidence.plots import use_style
 

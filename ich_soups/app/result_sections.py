@@ -16,7 +16,7 @@ from .page import pct, plot_names, run_label, when
 from ..evidence.comparison import in_words, pretty
 from ..evidence.plots import plot_counts, plot_forest, plot_samples, plot_trajectory
 from ..evidence.tables import over_seeds
-from ..train.runs import lr_schedule
+from ..train.schedules import lr_schedule
 
 # %% ../../nbs/app/32_result_sections.ipynb #a9103c3e
 def _data_text(

@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from ..core import BadInput, checkout, choose_profile, device_name, figures_dir, in_smoke
+from ..errors import BadInput
+from ..machine import device_name
+from ..paths import checkout, choose_profile, figures_dir, in_smoke
 from ..evidence.plots import shrink_png
 from ..evidence.tables import add_rows, long_table
 

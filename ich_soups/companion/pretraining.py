@@ -14,11 +14,16 @@ from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
 from ..soups.saving import save_weights
-from ..core import BadInput, Config, read_json, write_json
+from ..config import Config
+from ..errors import BadInput
+from ..files import write_json
+from ..kinds import read_json
 from ..train.distil import Distil
-from ..train.models import RELATIVES, WEIGHTS
+from ..train.relatives import RELATIVES
+from ..train.weight_files import WEIGHTS
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import Run, get_run
+from ..train.finished_run import Run
+from ..train.runs import get_run
 
 # %% ../../nbs/companion/02_pretraining.ipynb #9e757c43
 SOURCE = 'motifs100:20000'

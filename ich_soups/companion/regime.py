@@ -10,9 +10,10 @@ import argparse
 from itertools import product
 import numpy as np
 import pandas as pd
-from ..core import Config
+from ..config import Config
 from ..evidence.tables import add_rows, long_table
-from ..train.runs import Run, get_run
+from ..train.finished_run import Run
+from ..train.runs import get_run
 
 # %% ../../nbs/companion/03_regime.ipynb #8ef40085
 PEAKS = (3e-4, 1e-3, 3e-3)  # of the learning rate

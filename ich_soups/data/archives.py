@@ -11,7 +11,8 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 from tqdm import tqdm
-from ..core import BadInput, scratch
+from ..errors import BadInput
+from ..files import scratch
 from .files import _pictures_in
 from .lists import _write_list
 from .scan import _scan

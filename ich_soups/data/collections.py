@@ -15,7 +15,9 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 import numpy as np
-from ..core import atomic, BadInput, cache_dir, suggest
+from ..errors import BadInput, suggest
+from ..files import atomic
+from ..paths import cache_dir
 from .archives import fetch_git, list_archive
 from .photos import _warn, read_photos
 from .pictures import _some, fewer, Pictures

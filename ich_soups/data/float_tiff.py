@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as Tag
-from ..core import BadInput
+from ..errors import BadInput
 from .depth import _in_own_order, _range
 from .formats import _bounded
 from .metadata import _TURNS

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from ..core import BadInput
+from ..errors import BadInput
 from .files import _count_files, _is_skipped, _pictures_in, _why_not, left_out
 from .names import _one_spelling
 

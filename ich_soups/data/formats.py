@@ -14,7 +14,7 @@ import struct
 from itertools import islice
 from pathlib import Path
 from PIL import Image
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/data/03_formats.ipynb #6c5a2e2d
 def _register_heif():

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
-from ..core import atomic, BadInput, one_line
+from ..errors import BadInput, one_line
+from ..files import atomic
 from .folders import _part_named, Told
 from .formats import MOST_LIST, read_file
 from .names import _one_spelling

@@ -15,7 +15,7 @@ from fastai.data.transforms import Category, IntToFloatTensor, Normalize
 from fastai.torch_core import TensorCategory, TensorImage
 from fastcore.basics import chunked
 from fasttransform import DisplayedTransform
-from ..core import device as default_device
+from ..machine import device as default_device
 from .collections import load_pictures
 from .decoding import open_picture
 from .splits import SPLITS

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 from PIL import Image, ImageDraw
-from ..core import BadInput
+from ..errors import BadInput
 from .scenes import _SS, _camera, _clutter, _colours, _ellipse, _paint, _rect
 from .scenes import GROUNDS, ground, pair, row, scatter, single, slope, stack
 

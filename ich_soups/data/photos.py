@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import BadInput, one_line
+from ..errors import BadInput, one_line
 from .folders import _list_folder, Told
 from .lists import _list_csv
 from .names import _alike_name

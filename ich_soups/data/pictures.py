@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 from fastcore.basics import patch
-from ..core import BadInput, cache_dir
+from ..errors import BadInput
+from ..paths import cache_dir
 from .decoding import _reading, decode
 from .pixels import cached_pixels
 from .scan import digest_of

@@ -11,7 +11,9 @@ import warnings
 import zlib
 from functools import lru_cache
 import numpy as np
-from ..core import atomic, BadInput, changed_lately, file_state, read_json, write_json
+from ..errors import BadInput
+from ..files import atomic, changed_lately, file_state, write_json
+from ..kinds import read_json
 from .scan import _threaded
 from ..locks import locked
 

@@ -12,7 +12,9 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
-from ..core import BadInput, cache_dir, changed_lately, file_state, may_write, write_json
+from ..errors import BadInput
+from ..files import changed_lately, file_state, may_write, write_json
+from ..paths import cache_dir
 from .decoding import _decoded, _reading
 
 # %% ../../nbs/data/09_scan.ipynb #b1d89ab4

@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'check_models', 'bias_variance', 'bootstrap_draws']
 
 # %% ../../nbs/evidence/03_bias_variance.ipynb #b5e836aa
 import numpy as np
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/evidence/03_bias_variance.ipynb #0b8d01f6
 LOSSES = ('squared', 'kl', '01')

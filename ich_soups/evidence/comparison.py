@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from ..core import BadInput
+from ..errors import BadInput
 from ich_soups.evidence.metrics import (
     COUNTED,
     class_counts,

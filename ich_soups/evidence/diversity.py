@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS
 from .bias_variance import check_models
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/evidence/04_diversity.ipynb #d1dc1821
 KINDS = ('ce', 'jeffreys', 'sqrt_js', 'disagreement')

@@ -20,7 +20,7 @@ import seaborn as sns
 from PIL import Image
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from ..core import refuse_smoke
+from ..paths import refuse_smoke
 from ..locks import locked
 
 # %% ../../nbs/evidence/05_plots.ipynb #d7900551

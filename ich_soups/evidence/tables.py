@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
-from ..core import BadInput, atomic, checkout, refuse_smoke
+from ..errors import BadInput
+from ..files import atomic
+from ..paths import checkout, refuse_smoke
 from ..locks import locked
 
 # %% ../../nbs/evidence/02_tables.ipynb #989fa49c

@@ -11,7 +11,7 @@ __all__ = ['SCORES', 'RAPS', 'METHODS', 'KEEP', 'COVERAGE', 'SCORE', 'METHOD', '
 from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp, softmax
-from ..core import BadInput
+from ..errors import BadInput
 from .metrics import check_scores, temperature as fit_temperature
 
 # %% ../../nbs/evidence/07_unknown.ipynb #32be2ef7

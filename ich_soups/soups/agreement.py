@@ -8,7 +8,7 @@ __all__ = ['Held', 'as_list', 'checkpoint_name', 'told', 'open_all']
 # %% ../../nbs/soups/24_agreement.ipynb #11f1f74c
 import warnings
 from pathlib import Path
-from ..core import BadInput
+from ..errors import BadInput
 from .checkpoints import Checkpoint, compared, load_weights
 from .contents import soup_header
 from .refusals import shown

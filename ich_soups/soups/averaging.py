@@ -10,7 +10,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
-from ..core import atomic, BadInput
+from ..errors import BadInput
+from ..files import atomic
 from .agreement import open_all
 from .mean import coefficients
 from .refusals import shown

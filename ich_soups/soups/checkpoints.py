@@ -11,7 +11,7 @@ from bisect import bisect_right
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from ..core import BadInput
+from ..errors import BadInput
 from .checksums import Sums
 from .file_index import OpenFile
 from .parts import unwrap

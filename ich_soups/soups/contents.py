@@ -9,7 +9,7 @@ __all__ = ['Contents', 'soup_header', 'soup_info', 'contents_of', 'contents']
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .checkpoints import Checkpoint
 from .progress import progress_in, said_beside
 from .records import soup_header_of, SoupHeader

@@ -10,7 +10,7 @@ import contextlib
 import math
 import warnings
 from typing import Protocol
-from ..core import BadInput
+from ..errors import BadInput
 from .recipes import recipe as recipe_named
 from .soup import Soup
 

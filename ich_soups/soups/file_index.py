@@ -10,7 +10,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..core import BadInput
+from ..errors import BadInput
 from .legacy_files import legacy_index
 from .parts import below_part, unwrap
 from .places import check_places, Place

@@ -9,7 +9,7 @@ __all__ = ['SUFFIXES', 'find_checkpoints']
 import re
 import warnings
 from pathlib import Path
-from ..core import BadInput
+from ..errors import BadInput
 from .checkpoints import check_snapshot, Checkpoint
 from .contents import contents, contents_of
 from .shards import INDEX, index_of_shard, SHARD

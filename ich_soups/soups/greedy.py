@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from fastcore.basics import patch
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .averaging import weighted_mean
 from .checkpoints import load_weights
 from .scorers import NeedsScorer, ScoreOrBound

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
-from ..core import BadInput
+from ..errors import BadInput
 from .side_by_side import side_by_side
 from .averaging import weighted_mean
 from .tensor_names import fit_names, fitting

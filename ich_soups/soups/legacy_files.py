@@ -6,7 +6,7 @@
 __all__ = ['legacy_index']
 
 # %% ../../nbs/soups/09_legacy_files.ipynb #b7231ccd
-from ..core import BadInput
+from ..errors import BadInput
 from .pickle_machine import Cut
 from .pickle_tensors import budget_of, INDEX_BYTES, Pickles
 from .refusals import shown

@@ -8,7 +8,7 @@ __all__ = ['plain_mean', 'coefficients', 'wider_type', 'common_type']
 # %% ../../nbs/soups/23_mean.ipynb #b2ff21af
 import math
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .refusals import shown
 
 # %% ../../nbs/soups/23_mean.ipynb #01e708a0

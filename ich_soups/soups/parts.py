@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'ASIDE', 'is_tensor', 'is_state', 'is_optimizer', 'is_networ
 import math
 import re
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .pickle_calls import NoTensor
 from .pickle_containers import Inert
 from .pickle_tensors import Found

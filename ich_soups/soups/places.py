@@ -9,7 +9,7 @@ __all__ = ['DIMS', 'MOST', 'whole', 'Place', 'check_places']
 import math
 from dataclasses import dataclass
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .refusals import shown
 
 # %% ../../nbs/soups/01_places.ipynb #df91b67e

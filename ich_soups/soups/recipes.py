@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'recipe']
 
 # %% ../../nbs/soups/36_recipes.ipynb #383d6cb0
 from functools import partial
-from ..core import BadInput
+from ..errors import BadInput
 from .greedy import greedy_passes_soup, greedy_soup, pruned_soup
 from .learned import bayes_soup, exhaustive_soup, experts_soup, learned_soup
 from .weights import ema_soup, last_soup, posthoc_ema_soup, stock_soup, swa_soup, uniform_soup

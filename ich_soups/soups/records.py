@@ -17,12 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 import torch
-from ich_soups.core import (
+from ..errors import BadInput
+from ..files import changed_lately, file_state
+from ich_soups.kinds import (
     anything,
-    BadInput,
-    changed_lately,
     checked,
-    file_state,
     listed,
     matching,
     number,

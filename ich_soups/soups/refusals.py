@@ -7,7 +7,7 @@ __all__ = ['AGAIN', 'Other', 'Refused', 'shown', 'some_names', 'refuse_foreign',
 
 # %% ../../nbs/soups/00_refusals.ipynb #2fe3ce11
 import re
-from ..core import BadInput
+from ..errors import BadInput
 
 # %% ../../nbs/soups/00_refusals.ipynb #178660a5
 class Other(BadInput):

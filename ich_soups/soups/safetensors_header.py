@@ -11,7 +11,7 @@ import math
 import re
 import torch
 from fastcore.basics import patch
-from ..core import BadInput
+from ..errors import BadInput
 from .places import DIMS, Place, whole
 from .refusals import shown
 

@@ -11,7 +11,8 @@ import math
 import os
 import threading
 from safetensors.torch import save
-from ..core import atomic, BadInput
+from ..errors import BadInput
+from ..files import atomic
 from .refusals import shown
 from .safetensors_header import is_text, TYPE_CODES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from ..core import BadInput
+from ..errors import BadInput
 from .tensor_names import fit_names
 
 # %% ../../nbs/soups/30_scorers.ipynb #c54c4112

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from ..core import BadInput
+from ..errors import BadInput
 from .file_index import file_index, Index
 from .parts import below_part
 from .refusals import AGAIN, shown

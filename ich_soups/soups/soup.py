@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
-from ..core import BadInput
+from ..errors import BadInput
 from .agreement import as_list, open_all
 from .same_training import strangers
 from .averaging import weighted_mean, written_mean

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .agreement import Held
 from .refusals import shown
 

@@ -9,7 +9,7 @@ __all__ = ['without_prefix', 'is_beside', 'is_factor', 'fitting', 'fit_names']
 import re
 import warnings
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .refusals import shown, some_names
 
 # %% ../../nbs/soups/12_tensor_names.ipynb #3e8abafd

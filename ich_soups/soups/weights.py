@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import BadInput
+from ..errors import BadInput
 from .agreement import checkpoint_name
 from .side_by_side import side_by_side
 from .averaging import weighted_mean

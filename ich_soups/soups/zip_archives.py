@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from ..core import BadInput
+from ..errors import BadInput
 from .pickle_tensors import budget_of, INDEX_BYTES, Pickles
 from .refusals import refuse_archive, shown
 
