@@ -39,7 +39,6 @@ from ..soups.cook import cook
 from ..train.models import create_model
 from ..train.runs import get_run
 from ..train.weight_files import data_stats
-from fastai.callback import schedule as _fit  # noqa: F401  gives Learner fit_one_cycle and fine_tune
 
 # %% ../../nbs/companion/44_rivals.ipynb #39da6775
 @dataclass(frozen=True)
