@@ -95,7 +95,7 @@ def _(x, key):
     for v in x:
         add(v, key)
 
-
+# %% ../nbs/09_cache.ipynb #9f13dede
 @add.register(dict)
 def _(x, key):
     key.words('dict', len(x))
@@ -108,7 +108,7 @@ def _(x, key):
 def _(x, key):
     key.words('set', sorted(map(repr, x)))
 
-
+# %% ../nbs/09_cache.ipynb #35bf15b3
 @add.register(functools.partial)
 def _(x, key):
     add((x.func, x.args, x.keywords), key)
@@ -126,7 +126,7 @@ def _(x, key):
     key.words(str(x.dtype), x.shape)
     key.hash.update(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
 
-
+# %% ../nbs/09_cache.ipynb #170020bd
 @add.register(torch.Tensor)
 def _(x, key):
     key.words(str(x.dtype), tuple(x.shape))
@@ -138,7 +138,7 @@ def _(x, key):
     key.words(list(map(str, x.columns)), list(map(str, x.dtypes)))
     add(pd.util.hash_pandas_object(x).to_numpy(), key)
 
-
+# %% ../nbs/09_cache.ipynb #35f768d3
 @add.register(pd.Series)
 def _(x, key):
     add(x.to_frame(), key)
@@ -191,7 +191,7 @@ def _library(name, path, modified):
 def _package() -> Path:
     return Path(importlib.util.find_spec('ich_soups').origin).parent
 
-
+# %% ../nbs/09_cache.ipynb #c53c1b13
 def _add_module(name, key):
     "A module of the library, `ich_soups.train.runs` say, and all that it imports."
     path = _package().joinpath(*name.split('.')[1:]).with_suffix('.py')
@@ -210,7 +210,7 @@ def _installed(module: str) -> bool:
     places = tuple(sysconfig.get_paths()[p] for p in ('stdlib', 'platstdlib', 'purelib', 'platlib'))
     return spec is not None and (spec.origin or 'built-in').startswith(('built-in', 'frozen', *places))
 
-
+# %% ../nbs/09_cache.ipynb #afea0398
 @add.register(ModuleType)
 def _(x, key):
     if x.__name__.startswith('ich_soups.'):
@@ -276,13 +276,15 @@ def _(x, key):
 
 # %% ../nbs/09_cache.ipynb #2860cd27
 _PACKAGES = ('numpy', 'pandas', 'scipy', 'scikit-learn', 'torch', 'torchvision', 'timm', 'fastai')
+
+
 computed = []  # names of the cached functions that this process has really called, for tests and the curious
 
 
 def _versions():
     return platform.python_version_tuple()[:2], [importlib.metadata.version(p) for p in _PACKAGES]
 
-
+# %% ../nbs/09_cache.ipynb #b691bf6e
 def _key(f, args, kwargs, measured) -> str:
     "The key of one call."
     bound = inspect.signature(f).bind(*args, **kwargs)

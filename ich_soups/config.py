@@ -20,7 +20,7 @@ from .paths import in_smoke
 # %% ../nbs/06_config.ipynb #aa348bb2
 COLLECTIONS = ('scenes17', 'small17', 'groceries14', 'ahe10', 'ich17')  # data that have a name
 
-
+# %% ../nbs/06_config.ipynb #bf4de6aa
 def _data_name(data):
     """A collection by its name, anything else by its absolute path, so that one folder is one run from
     wherever it is named."""

@@ -12,44 +12,13 @@ __all__ = ['BadInput', 'one_line', 'suggest', 'cache_dir', 'checkout', 'choose_p
 
 # %% ../nbs/07_core.ipynb #e061a601
 from .errors import BadInput, one_line, suggest
-from ich_soups.paths import (
-    cache_dir,
-    checkout,
-    choose_profile,
-    figures_dir,
-    home,
-    in_smoke,
-    profile,
-    PROFILES,
-    refuse_smoke,
-    runs_dir,
-)
-from ich_soups.files import (
-    atomic,
-    changed_lately,
-    file_state,
-    make_folder,
-    may_write,
-    scratch,
-    sweep_temporary,
-    unwritable,
-    write_json,
-)
+from .paths import cache_dir, checkout, choose_profile, figures_dir, home, in_smoke, profile
+from .paths import PROFILES, refuse_smoke, runs_dir
+from .files import atomic, changed_lately, file_state, make_folder, may_write, scratch
+from .files import sweep_temporary, unwritable, write_json
 from .kept import keep_array, kept_array, kept_arrays
-from ich_soups.kinds import (
-    anything,
-    checked,
-    listed,
-    matching,
-    number,
-    Odd,
-    one_of,
-    parsed,
-    read_json,
-    table,
-    text,
-    whole,
-)
+from .kinds import anything, checked, listed, matching, number, Odd, one_of, parsed, read_json
+from .kinds import table, text, whole
 from .machine import amp_dtype, device, device_name, keep_memory, provenance, seed_all
 from .config import COLLECTIONS, Config, load_config
 
@@ -77,6 +46,10 @@ _all_ = [
     'sweep_temporary',
     'unwritable',
     'write_json',
+]
+
+# %% ../nbs/07_core.ipynb #90ba4df8
+_all_ = [
     'keep_array',
     'kept_array',
     'kept_arrays',

@@ -26,7 +26,7 @@ _FULL = re.compile(
     r'No space left|File too large|Disk quota|inline_container|\d+ requested and \d+ written'
 )  # the system's words, torch's, NumPy's
 
-
+# %% ../nbs/02_files.ipynb #af924339
 def _is_full(e):
     return (
         isinstance(e, OSError)
@@ -107,7 +107,7 @@ def _sweep_dead(path):
 # %% ../nbs/02_files.ipynb #d5fab619
 _SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
-
+# %% ../nbs/02_files.ipynb #e55f11bf
 def may_write(
     path,  # of a file or folder, which need not be there
 ) -> bool:

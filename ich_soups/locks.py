@@ -21,7 +21,7 @@ from .files import make_folder, unwritable
 # %% ../nbs/08_locks.ipynb #c644bad2
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-
+# %% ../nbs/08_locks.ipynb #7550c22c
 def _has_locks(path):
     "Whether files can be locked where `path` lies; `BadInput` if it cannot be written."
     try:

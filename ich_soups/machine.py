@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import random
+from contextlib import suppress
 from datetime import date
 import numpy as np
 import torch
@@ -46,10 +47,8 @@ def device_name() -> str:
     if device().type == 'cuda':
         return torch.cuda.get_device_name(device())
     cpu = platform.processor() or platform.machine()
-    try:
-        cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration):
-        pass
+    with suppress(OSError, StopIteration), open('/proc/cpuinfo') as lines:
+        cpu = next(l.split(':')[1].strip() for l in lines if l.startswith('model name'))
     return f'{cpu}, {torch.get_num_threads()} threads'
 
 # %% ../nbs/05_machine.ipynb #3ebacd15

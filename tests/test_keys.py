@@ -3,7 +3,7 @@
 import json
 import pytest
 from conftest import ROOT
-from ich_soups.companion import study
+from ich_soups.companion import study_runs
 from ich_soups.companion import subsets
 from ich_soups.core import Config
 
@@ -14,7 +14,7 @@ KEYS = {
     'the tiny profile': (Config.tiny(), 'small17-test_coatnet-restarts-s0-98520daf'),
     'the smoke profile': (Config.tiny().sketch(), 'small17_500-test_coatnet-restarts-s0-60a66840'),
     'the study of the regime': (
-        study.tuned_run(3, 'annealed', 20),
+        study_runs.tuned_run(3, 'annealed', 20),
         'small17_3000_3_20-test_coatnet-annealed-s3-a7d263f9',
     ),
     'from scratch': (Config.scratch(), 'scenes17-test_coatnet-restarts-s0-2cc750ce'),
@@ -26,10 +26,10 @@ KEYS = {
         Config.paper(arch='coatnet_2_rw_224'),
         'ich17-coatnet_2_rw_224-restarts-s0-8ba476cb',
     ),
-    'the recipe study': (study.scenes_cfg('restarts', 0), 'scenes17-test_coatnet-restarts-s0-2f31bc11'),
-    'its photographs': (study.photos_cfg('flat:1.0', 1), 'ahe10-test_coatnet-flat_1.0-s1-03537285'),
+    'the recipe study': (study_runs.scenes_cfg('restarts', 0), 'scenes17-test_coatnet-restarts-s0-2f31bc11'),
+    'its photographs': (study_runs.photos_cfg('flat:1.0', 1), 'ahe10-test_coatnet-flat_1.0-s1-03537285'),
     'its fine-tuned runs': (
-        study.lite0_cfg('annealed', 2),
+        study_runs.lite0_cfg('annealed', 2),
         'groceries14-tf_efficientnet_lite0-annealed-s2-d75aaddf',
     ),
 }
@@ -44,7 +44,7 @@ def test_the_key_of_every_preset_is_what_it_was(preset):
 
 
 def test_the_study_of_subsets_uses_the_runs_of_the_recipe_study():
-    assert set(subsets.plan()) <= {cfg for cfg, _ in study.plan() + study.tuned_plan()}
+    assert set(subsets.plan()) <= {cfg for cfg, _ in study_runs.plan() + study_runs.tuned_plan()}
 
 
 def test_a_run_of_the_command_line_has_its_key():

@@ -126,7 +126,8 @@ class _PlainLoop:
 # %% ../../nbs/companion/16_bench_training.ipynb #18400dd3
 def _plain_elsewhere(photos, cfg):
     "`_plain` in a fresh process, so that none of our settings speeds it up."
-    code = f'from ich_soups.companion.bench_training import _plain, Config; print(_plain({str(photos)!r}, {cfg!r}))'
+    take = 'from ich_soups.companion.bench_training import _plain, Config'
+    code = f'{take}; print(_plain({str(photos)!r}, {cfg!r}))'
     return float(in_new_process(code).split()[-1])
 
 # %% ../../nbs/companion/16_bench_training.ipynb #e921c4db

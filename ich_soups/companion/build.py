@@ -135,7 +135,7 @@ def _from_root(text: str) -> str:
     text = re.sub(r'\]\((?!\.\./|https?:|#|mailto:)', '](nbs/', text)
     return text.replace('](../', '](').replace('src="../', 'src="')
 
-
+# %% ../../nbs/companion/01_build.ipynb #e80cea08
 def readme_text() -> str:
     "README.md as it follows from nbs/index.ipynb, outputs included."
     import nbformat
@@ -171,7 +171,7 @@ def out_of_sync() -> list:
 # %% ../../nbs/companion/01_build.ipynb #5ae52e90
 _LEFT_OUT = ('__pycache__', '.ipynb_checkpoints')
 
-
+# %% ../../nbs/companion/01_build.ipynb #bc5fb18d
 def _copy_sources(to):
     "Copy the notebooks, and of the package only what is not made from them."
     for f in ('nbs', 'ich_soups'):
@@ -199,7 +199,7 @@ def _bytes(path):
 # %% ../../nbs/companion/01_build.ipynb #2daf9407
 _TIMES = re.compile(r'^(?:\[\d+/\d+\] )?(\w+\.(?:ipynb|py)|set-up|whole command): (\d+)(?: secs| s)$', re.M)
 
-
+# %% ../../nbs/companion/01_build.ipynb #83649c5b
 def read_times(
     log: str,  # what `make` printed
 ) -> dict:
@@ -237,7 +237,7 @@ _COMMANDS = {
     'times': lambda log, command: add_times(log, command),
 }
 
-
+# %% ../../nbs/companion/01_build.ipynb #f2e62b44
 def figures():
     """Every chapter, with its figures; and the README, but for a smoke run. `BadInput` before anything is
     trained if the figures may not go where they would."""

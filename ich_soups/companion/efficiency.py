@@ -25,7 +25,7 @@ SHARES = {
     10: dict(epochs=150, bs=32),
 }  # of the training images, in per cent
 
-
+# %% ../../nbs/companion/14_efficiency.ipynb #99ead12d
 def efficiency_config(
     arch: str,
     share: int = 100,  # of the training images, in per cent
@@ -76,6 +76,6 @@ def main(args=None):
     share, of = map(int, p.parse_args(args).share.split('/'))
     fill(share=share, of=of)
 
-
+# %% ../../nbs/companion/14_efficiency.ipynb #e9daa47f
 if __name__ == '__main__' and '__file__' in globals():
     main()

@@ -17,7 +17,7 @@ from ..evidence.plots import COLOURS, error_bars, legend_above
 # %% ../../nbs/companion/38_error_plots.ipynb #eee4f7d9
 _PARTS = {'bias²': ('blue', ''), 'variance': ('orange', '//')}
 
-
+# %% ../../nbs/companion/38_error_plots.ipynb #cbbf09ab
 def _part_bars(ax, parts, models):
     "The parts of the error of each model, stacked."
     left = np.zeros(len(models))

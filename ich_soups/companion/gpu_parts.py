@@ -166,7 +166,7 @@ def needs(
 # %% ../../nbs/companion/29_gpu_parts.ipynb #7e2d4113
 FASTAI_SAYS = re.compile('^(Exception occured in `[^`]*` when calling event `[^`]*`:\\s*)+')
 
-
+# %% ../../nbs/companion/29_gpu_parts.ipynb #54c8b181
 def in_words(
     e,  # an exception
 ) -> str:

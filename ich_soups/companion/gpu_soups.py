@@ -32,7 +32,7 @@ def snapshot_scores(trial: Trial) -> dict:
 # %% ../../nbs/companion/31_gpu_soups.ipynb #ca7ad5a5
 RECIPES_TRIED = ('uniform', 'greedy', 'pruned', 'stock', 'learned')  # each handles tensors in its own way
 
-
+# %% ../../nbs/companion/31_gpu_soups.ipynb #39fdbfe4
 def cooks(
     score,  # of `Run.scorer`
 ) -> dict:

@@ -10,7 +10,7 @@ __all__ = ['bf16_training', 'Scale', 'fp16_training', 'channels_last', 'gap', 'r
 import os
 import shutil
 import statistics
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def compiled_training(trial: Trial) -> dict:
     "Train through `torch.compile`; the number is its gap to the training that is not compiled."
     if not trial.small and not compiler_there():
         raise Skip('there is no C compiler here; install gcc')
-    with no_codegen() if trial.small else suppress():
+    with no_codegen() if trial.small else nullcontext():
         run = trial.train('compiled', compile=True)
     apart = gap(run, trial.run)
     must(apart < 0.1, f'the training losses are {100 * apart:.0f} % apart')

@@ -30,7 +30,7 @@ SOURCE = 'motifs100:20000'
 GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # peaks of the learning rate
 RATES = dict(test_resnet=1.6e-2, tiny_densenet=8e-3, tiny_vit8=2e-3, test_coatnet=4e-3)  # the best of them
 
-
+# %% ../../nbs/companion/02_pretraining.ipynb #57a8248e
 def source_config(
     arch: str,  # of `RELATIVES`
     **over,  # fields of `Config`

@@ -57,7 +57,7 @@ def published(
 # %% ../../nbs/companion/00_published.ipynb #e40496a7
 VERDICTS = ('holds', 'holds in part', 'does not hold', 'undecided', 'not testable')
 
-
+# %% ../../nbs/companion/00_published.ipynb #42376cd0
 def about_effect(
     lo: float,
     hi: float,  # the 95 % interval of what was measured

@@ -87,6 +87,6 @@ def main(args=None):
     for lr, mix, seed in product(PEAKS, MIXED, range(a.seeds)):
         keep_curve(get_run(Config.tiny(lr=lr, mix=mix, seed=seed)))
 
-
+# %% ../../nbs/companion/03_regime.ipynb #5de4510d
 if __name__ == '__main__' and '__file__' in globals():
     main()

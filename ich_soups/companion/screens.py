@@ -25,7 +25,7 @@ from ..train.runs import get_run
 VIEW = dict(width=1000, height=760)  # pixels
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu']
 
-
+# %% ../../nbs/companion/42_screens.ipynb #6daa4396
 def _chromium() -> str:
     "The path of the browser."
     found = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

@@ -26,7 +26,7 @@ def _in_unit(value, unit) -> str:
 # %% ../../nbs/companion/36_search_plots.ipynb #0d191985
 _UNITS = ((1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1, ''))
 
-
+# %% ../../nbs/companion/36_search_plots.ipynb #cadb6485
 def _stage_bars(ax, d, column, label):
     "One quantity of one model, a bar a stage."
     unit, sign = next(u for u in _UNITS if d[column].max() >= u[0])
@@ -95,7 +95,7 @@ def _soup_line(ax, d, rounds):
 # %% ../../nbs/companion/36_search_plots.ipynb #bc7c5c56
 _ORDERS = dict(sorted='one pass, from best to worst', best='best improvement at each step')
 
-
+# %% ../../nbs/companion/36_search_plots.ipynb #040e6d06
 def plot_greedy_path(
     df,  # columns metric, order, step, round, tried, score, accepted (bool)
 ):

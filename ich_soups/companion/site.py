@@ -32,7 +32,7 @@ def _shown(cell: dict) -> bool:
     source = ''.join(cell['source'])
     return not re.match(r'#\|\s*(hide|default_exp)', source)
 
-
+# %% ../../nbs/companion/41_site.ipynb #2e5ef82a
 def _without_marks(cell: dict) -> dict:
     "The cell without the lines that nbdev reads."
     kept = [line for line in cell['source'] if not re.match(r'#\|', line)]
@@ -119,6 +119,6 @@ def main():
     subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-q', '-f', str(path)], check=True)
     print(f"{root / 'build' / 'site' / 'index.html'}")
 
-
+# %% ../../nbs/companion/41_site.ipynb #9e30d4d1
 if __name__ == '__main__' and '__file__' in globals():
     main()

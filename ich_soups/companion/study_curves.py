@@ -19,7 +19,7 @@ from ..train.runs import get_run
 # %% ../../nbs/companion/10_study_curves.ipynb #9ddd158d
 ENDS = (6, 12, 18, 24)
 
-
+# %% ../../nbs/companion/10_study_curves.ipynb #a3a75402
 def curve_rows(run, bn) -> list:
     """Scores at every epoch of the checkpoint and of a soup of the past; of an annealed run, whose end is
     planned, those of its last epoch."""

@@ -6,6 +6,7 @@
 __all__ = ['PANELS', 'CHANGES', 'scene_probs', 'moments', 'squared_parts', 'decompose', 'changes', 'study_parts']
 
 # %% ../../nbs/companion/09_study_parts.ipynb #4a11775d
+from functools import partial
 import numpy as np
 from scipy.special import softmax
 from .judges import judges
@@ -107,7 +108,7 @@ def changes(
         if model == reference:
             continue
         plain = change(model, every, unbiased=False)
-        value, lo, hi = bootstrap_draws(lambda d: change(model, d), len(every), n_boot, plug_in=plain)
+        value, lo, hi = bootstrap_draws(partial(change, model), len(every), n_boot, plug_in=plain)
         rows += [dict(model=model, part=k, value=value[j], lo=lo[j], hi=hi[j]) for j, k in enumerate(CHANGES)]
     return rows
 

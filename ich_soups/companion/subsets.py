@@ -130,6 +130,6 @@ def main(args=None):
         if anew or not len(read_rows(table(), **{k: getattr(c, k) for k in KEYS[:6]})):
             add_run(get_run(c))
 
-
+# %% ../../nbs/companion/12_subsets.ipynb #762a5e38
 if __name__ == '__main__' and '__file__' in globals():
     main()

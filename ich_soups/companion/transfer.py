@@ -17,17 +17,11 @@ from ..train.runs import get_run
 
 # %% ../../nbs/companion/13_transfer.ipynb #f531ea6f
 STARTS = ('scratch', 'motifs', 'taught')
-
-
 COLLECTIONS = ('ahe10', 'groceries14')
-
-
 EPOCHS = {100: 12, 30: 24, 10: 40}  # by share of the training photographs, in per cent
-
-
 PEAKS = (1e-3, 3e-3)  # of the learning rate
 
-
+# %% ../../nbs/companion/13_transfer.ipynb #9390c7df
 def weights_of(
     start: str,  # of `STARTS`
 ) -> str:
@@ -63,7 +57,7 @@ def transfer_config(
 # %% ../../nbs/companion/13_transfer.ipynb #c3369441
 KEYS = ('data', 'share', 'start', 'lr', 'seed')
 
-
+# %% ../../nbs/companion/13_transfer.ipynb #d2e610d7
 def transfer_row(data: str, share: int, start: str, lr: float, seed: int) -> dict:
     "Train, and say how the last epoch scores on val."
     run = get_run(transfer_config(data, share, start, lr, seed))

@@ -12,7 +12,7 @@ from ..errors import BadInput
 # %% ../../nbs/evidence/03_bias_variance.ipynb #0b8d01f6
 LOSSES = ('squared', 'kl', '01')
 
-
+# %% ../../nbs/evidence/03_bias_variance.ipynb #5ace597f
 def _as_probs(probs):
     "An array [R, N, C] of at least two models; `BadInput` if it is none."
     shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
@@ -79,7 +79,7 @@ def _squared(p, q):
     mean = p.mean(0)
     return ((mean - q) ** 2).sum(-1), ((p - mean) ** 2).sum(-1).mean(0), 1 - (q**2).sum(-1), {}
 
-
+# %% ../../nbs/evidence/03_bias_variance.ipynb #031b7cb5
 def _kl(p, q):
     logs = np.log(np.clip(p, 1e-12, None))
     logs -= np.log(np.exp(logs).sum(-1, keepdims=True))  # clipping must not break the identity

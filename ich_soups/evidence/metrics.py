@@ -65,7 +65,7 @@ def f1_classes(hits, true, predicted):
 # %% ../../nbs/evidence/00_metrics.ipynb #a30ba063
 COUNTED = ('accuracy', 'precision', 'recall', 'f1', 'balanced')
 
-
+# %% ../../nbs/evidence/00_metrics.ipynb #f50d0376
 def from_counts(
     hits,
     true,

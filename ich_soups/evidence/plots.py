@@ -128,7 +128,7 @@ def _in_story(entry):
     room, _, notebook = about['notebook'].partition('/')
     return room != 'chapters', room, notebook, name
 
-
+# %% ../../nbs/evidence/05_plots.ipynb #20b3be0f
 def _write_gallery(folder, index):
     "README.md of the figures, in the order of the story."
     rows = [

@@ -23,7 +23,7 @@ def probability(
     arXiv:1610.02136)."""
     return softmax(np.asarray(logits, np.float64) / temperature, 1).max(1)
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #8d4d2711
 def energy(
     logits,  # float [N, C]
     temperature: float = 1.0,  # Liu et al. find 1 as good as any
@@ -57,7 +57,7 @@ class ClassMeans:
         nearest = np.min([_distance(x, m, self.precision) for m in self.means], 0)
         return (_distance(x, self.mean, self.precision_of_all) if relative else 0) - nearest
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #96a26c1f
 def _distance(x, mean, precision):
     "Squared Mahalanobis distance, float64 [N]."
     d = np.asarray(x, np.float64) - mean
@@ -88,7 +88,7 @@ def class_directions(
     unit = _unit(x)
     return _unit(np.stack([unit[y == c].mean(0) for c in np.unique(y)]))
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #2e592330
 def cosine(
     x,  # float [N, D], features
     directions,  # of `class_directions`
@@ -96,7 +96,7 @@ def cosine(
     "The cosine to the nearest class, float64 [N], from -1 to 1."
     return (_unit(x) @ directions.T).max(1)
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #3e3d58ef
 def _unit(x):
     "The rows at length 1, float64."
     x = np.asarray(x, np.float64)
@@ -114,7 +114,7 @@ def upper_quantile(
     k = int(np.ceil(round((len(values) + 1) * share, 9)))  # 20 * 0.95 is 19, not a little more
     return float(values[k - 1]) if 0 < k <= len(values) else np.inf
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #e8bcdbb3
 def threshold_of(
     scores_val,  # float [N], higher is more known
     keep: float = 0.95,  # share of known images that shall not be refused
@@ -133,7 +133,7 @@ def separation(
 
     return float(roc_auc_score(np.repeat([1, 0], [len(known), len(strangers)]), np.r_[known, strangers]))
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #fb822c3e
 def refused(
     scores,  # float [N]
     threshold: float,  # of `threshold_of`
@@ -144,7 +144,7 @@ def refused(
 # %% ../../nbs/evidence/07_unknown.ipynb #c45de719
 RAPS = dict(charge=0.05, free=2)  # what each class costs after the first `free`
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #0ed2d86b
 def misfit(
     logits,  # float [N, C]
     temperature: float = 1.0,
@@ -163,7 +163,7 @@ def misfit(
         return up_to
     return up_to + RAPS['charge'] * np.maximum(0, place + 1 - RAPS['free'])
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #d9905d82
 METHODS = ('lac', 'aps', 'raps')
 
 # %% ../../nbs/evidence/07_unknown.ipynb #8a3a9240
@@ -180,7 +180,7 @@ def set_threshold(
     own = misfit(logits, temperature, method)[np.arange(len(targs)), targs]
     return upper_quantile(own, coverage)
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #afded67f
 def in_sets(
     logits,  # float [N, C]
     threshold: float,  # of `set_threshold`
@@ -196,7 +196,7 @@ COVERAGE = 0.9  # of the sets
 SCORE = 'energy'  # of `SCORES`
 METHOD = 'lac'  # of `METHODS`
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #e35c8384
 def calibration(
     logits,  # float [N, C], of val
     targs,  # int [N]
@@ -216,7 +216,7 @@ def calibration(
 # %% ../../nbs/evidence/07_unknown.ipynb #71460789
 _NAMED = dict(unknown='from when on an image is unknown', sets='how large its sets of classes are')
 
-
+# %% ../../nbs/evidence/07_unknown.ipynb #21535be6
 def stated(
     info: dict,  # what a model says of itself: `Soup.info`, `Classifier.info`
     what: str,  # 'unknown' or 'sets'

@@ -27,7 +27,7 @@ from .weight_files import pip_weights
 # %% ../../nbs/train/19_distil.ipynb #0c5fd1b7
 TEACHER = 'tf_efficientnet_lite0'
 
-
+# %% ../../nbs/train/19_distil.ipynb #f53a84a7
 def teacher(
     on='cpu',  # a device
 ) -> nn.Module:

@@ -126,7 +126,7 @@ def snapshots(self: Run):
         raise BadInput(self.said_of_loss)
     return self.store.snapshots()
 
-
+# %% ../../nbs/train/14_finished_run.ipynb #5fe71cd9
 @patch(as_prop=True)
 def said_of_loss(self: Run) -> str:
     "A sentence about a training that diverged, with what to do."

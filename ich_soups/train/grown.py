@@ -50,7 +50,7 @@ def images_of(run: Run) -> pd.DataFrame:
         raise BadInput(f'{noted} does not belong to {listed}; restore both, or delete {run.path}')
     return rows.assign(digest=digests)
 
-
+# %% ../../nbs/train/27_grown.ipynb #983c2f86
 def _read_again(run, listed):
     "The same of a run that noted no digests."
     try:
@@ -62,7 +62,7 @@ def _read_again(run, listed):
         ) from None
     return _rows(pics)
 
-
+# %% ../../nbs/train/27_grown.ipynb #e70df315
 def _rows(pics):
     "A collection as a table: `label, split, digest`."
     names = [pics.classes[l] for l in pics.labels]
@@ -71,7 +71,7 @@ def _rows(pics):
 # %% ../../nbs/train/27_grown.ipynb #2987e9bf
 MISSING = 0.1  # of the old images at most may be gone
 
-
+# %% ../../nbs/train/27_grown.ipynb #1c09079d
 def _located(run, rows, pics):
     "The rows with a column `path`, without those whose image is gone."
     at = {d: str(p) for d, p in zip(pics.digests, pics.items)}
@@ -89,7 +89,7 @@ def _located(run, rows, pics):
         )
     return rows.assign(path=rows.digest.map(at))[~gone].reset_index(drop=True)
 
-
+# %% ../../nbs/train/27_grown.ipynb #b3f02851
 def _where_they_were(run):
     "Digest to path of the images in the place that the run had them from; empty if it is no more."
     try:
@@ -103,7 +103,7 @@ def _brings_split(pics, seed):
     "Whether the source has parts of its own: they are not those that it would be given."
     return not np.array_equal(pics.part, stratified_split(pics.labels, seed))
 
-
+# %% ../../nbs/train/27_grown.ipynb #9f738a78
 def _check_places(run, old, new, data):
     "`BadInput` for old test images that lie in another part now; a note for others."
     both = new.merge(old[['digest', 'split']], on='digest', suffixes=('', '_was'))

@@ -88,7 +88,7 @@ def before_fit(self: Journal):
         mininterval=0.1 if sys.__stderr__ and sys.__stderr__.isatty() else 15,
     )
 
-
+# %% ../../nbs/train/12_journal.ipynb #4243d4df
 @patch
 def after_fit(self: Journal):
     self.bar.close()

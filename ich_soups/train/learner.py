@@ -55,7 +55,7 @@ class _One(nn.Module):
         out = self.model(*b.xs)
         return out[0] if isinstance(out, tuple) else out
 
-
+# %% ../../nbs/train/17_learner.ipynb #a1d47dec
 def _one(model):
     return model if isinstance(model, _One) else _One(model)
 
@@ -241,7 +241,7 @@ def _arch(model):
         return None
     return getattr(cfg, 'architecture', None) or cfg.get('architecture')
 
-
+# %% ../../nbs/train/17_learner.ipynb #9a320029
 def _normalisation(learn):
     "Mean and std of the channels, if the batches are normalised by them."
     for f in getattr(getattr(learn.dls.valid, 'after_batch', None), 'fs', ()):
@@ -270,7 +270,7 @@ def soup_source(self: Learner) -> LearnerSource:
     "What `cook` asks a `Learner` for."
     return LearnerSource(self)
 
-
+# %% ../../nbs/train/17_learner.ipynb #4cc7360e
 @patch
 def soup(
     self: Learner,

@@ -61,7 +61,7 @@ def logits(self: Snapshot) -> np.ndarray:
         f'{run_folder(self.logits_path)} to train anew'
     )
 
-
+# %% ../../nbs/train/04_snapshots.ipynb #309dc20b
 @patch
 def check(self: Snapshot):
     "`BadInput` if the file of weights has changed since it was written."
@@ -119,7 +119,7 @@ def _sizes(self: SnapshotStore, epoch):
 def _stored(self: SnapshotStore, v):
     return v.to(self.dtype) if self.dtype and v.is_floating_point() and v.ndim > 1 else v
 
-
+# %% ../../nbs/train/04_snapshots.ipynb #f2742a29
 @patch
 def _write(self: SnapshotStore):
     write_json(self.path / 'manifest.json', self.entries)
@@ -131,7 +131,7 @@ def keep(self: SnapshotStore, epochs):
     self.entries = {e: v for e, v in self.entries.items() if e in epochs}
     self._write()
 
-
+# %% ../../nbs/train/04_snapshots.ipynb #258b3eac
 @patch
 def restore(self: SnapshotStore, entries):
     """Go back to the entries of an earlier moment. `BadInput` names a file that has gone or been cut
@@ -215,7 +215,7 @@ def snapshots(self: SnapshotStore) -> list:
     self._check()
     return [self._snapshot(e, v) for e, v in sorted(self.entries.items())]
 
-
+# %% ../../nbs/train/04_snapshots.ipynb #12a294c8
 @patch
 def _snapshot(self: SnapshotStore, epoch, entry):
     logits = self._logits(epoch)

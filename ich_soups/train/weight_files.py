@@ -24,7 +24,7 @@ from .relatives import PAPER_MODELS
 # %% ../../nbs/train/01_weight_files.ipynb #a27bcf46
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
-
+# %% ../../nbs/train/01_weight_files.ipynb #30dde999
 def weights_cfg(arch):
     "What timm knows of the weights of `arch`, or None; `BadInput` for a tag that it does not know."
     try:
