@@ -8,7 +8,7 @@ __all__ = ['results', 'made_up']
 # %% ../../nbs/companion/25_paper_results.ipynb #a19588f4
 import numpy as np
 import pandas as pd
-from .paper_plan import _PRINTED, called, ICH17, MODEL_NAMES
+from .paper_plan import PRINTED, called, ICH17, MODEL_NAMES
 from .published import published
 from ..evidence.metrics import newcombe, wilson
 from ..evidence.tables import one_more, over_seeds
@@ -81,7 +81,7 @@ def _one_result(d, arch, model, paper):
     "The means of one model, beside the published row if there is one."
     row = dict(published_as=None, name=_label(arch, model), arch=arch, model=model, group=d.group.iloc[0])
     row |= _ours(d)
-    base = _PRINTED.get(called(arch))
+    base = PRINTED.get(called(arch))
     printed = base if model == 'single best' else f'{base} + {model}'
     if printed not in paper.index:
         return row

@@ -7,7 +7,7 @@ __all__ = ['fill_tuned', 'fill_photos', 'fill_scratch', 'main']
 
 # %% ../../nbs/companion/11_study.ipynb #4a11775d
 import argparse
-from .paper_plan import plan
+from .study_runs import plan
 from .study_curves import baseline_plan, curve_plan, study_baseline, study_curve
 from .study_parts import study_parts
 from .study_rows import OWN, present, study_run, table_of
