@@ -344,7 +344,7 @@ def test_ctrl_c_keeps_everything(kitchen):
     while not (kitchen / 'long' / 'state.pt').exists() and p.poll() is None and time.time() - t0 < 200:
         time.sleep(0.02)
     p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 130 and not out and 'Traceback' not in err, (p.returncode, err)
     last = err.splitlines()[-1]
     n = int(re.search(r'interrupted after epoch (\d+) of 400', last)[1])
@@ -353,7 +353,7 @@ def test_ctrl_c_keeps_everything(kitchen):
         f for f in (kitchen / 'long').rglob('.*') if f.name != '.lock'
     ]
     p = cli(('cook', 'long'), env, cwd=kitchen)
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 2 and 'not finished' in err and len(err.splitlines()) == 1
 
 

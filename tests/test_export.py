@@ -94,12 +94,14 @@ def test_decoding_and_the_model_work_at_the_same_time(soup, monkeypatch):
     monkeypatch.setattr(classifier.os, 'cpu_count', lambda: 2)
     monkeypatch.setattr(classifier, '_read', read)
     c.forward = forward
-    t0 = time.perf_counter()
-    assert c.logits(range(80), bs=4).shape == (80, 3)
-    took = time.perf_counter() - t0
-    assert took < 0.75 * (20 * 0.01 + 80 * 0.005), (
-        took
-    )  # one after the other on one thread 0.6 s, overlapped 0.2 s
+
+    def seconds():
+        begun = time.perf_counter()
+        assert c.logits(range(80), bs=4).shape == (80, 3)
+        return time.perf_counter() - begun
+
+    took = min(seconds() for _ in range(5))  # a busy machine may delay some of them, not all
+    assert took < 0.75 * (20 * 0.01 + 80 * 0.005)  # one after the other 0.6 s, at the same time 0.2 s
 
 
 WATCH = """
