@@ -571,6 +571,97 @@ def test_bodies_are_bounded(served):
         assert 'verdict' not in call(url, odd, wrap=lambda v: v)
 
 
+def begun(url, body=b''):
+    "A connection that sent the head of an upload, and this much of it."
+    at = urlparse(url)
+    s = socket.create_connection((at.hostname, at.port), timeout=20)
+    kind = 'Content-Type: multipart/form-data; boundary=X\r\nContent-Length: 100000'
+    s.sendall(f'POST /gradio_api/upload HTTP/1.1\r\nHost: {at.netloc}\r\n{kind}\r\n\r\n'.encode() + body)
+    return s
+
+
+HALF = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + b'x' * 50_000
+
+
+def in_time(f, seconds=20):
+    until = time.time() + seconds
+    while not f() and time.time() < until:
+        time.sleep(0.05)
+    return f()
+
+
+@pytest.mark.parametrize('body', [b'', HALF], ids=['head alone', 'half of a file'])
+def test_idle_uploads_block_nobody(served, body):
+    "Four hundred connections send the head of an upload and then nothing more; somebody else is answered as before."
+    blocks, url, run = served
+    before = set(os.listdir(blocks.uploads.folder))
+
+    def took():
+        t0 = time.perf_counter()
+        up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
+        assert 'verdict' in ask(url, up)
+        return time.perf_counter() - t0
+
+    alone = took()
+    idle = [begun(url, body) for _ in range(400)]
+    try:
+        time.sleep(0.5)
+        assert took() < alone + 2
+    finally:
+        for s in idle:
+            s.close()
+    new = lambda: set(os.listdir(blocks.uploads.folder)) - before
+    assert in_time(lambda: not [n for n in new() if n.startswith('tmp')])
+
+
+@pytest.mark.parametrize('how', ['goes away', 'stands still'])
+def test_half_an_upload_leaves_nothing(served, how, monkeypatch, capfd):
+    "Neither on the disk nor on the console, and the connection is closed."
+    blocks, url, _ = served
+    monkeypatch.setattr(guard, 'IDLE', 1 if how == 'stands still' else 30)
+    folder = blocks.uploads.folder
+    before = set(os.listdir(folder))
+    halves = [begun(url, HALF) for _ in range(20)]
+    assert in_time(lambda: len(set(os.listdir(folder)) - before) >= 20) or how == 'stands still'
+    if how == 'stands still':
+        assert all(s.recv(1000).startswith(b'HTTP/1.1 400') for s in halves)
+        assert all(s.recv(1000) == b'' for s in halves)  # closed by the page
+    for s in halves:
+        s.close()
+    assert in_time(lambda: set(os.listdir(folder)) == before)
+    assert capfd.readouterr().err == ''
+
+
+def test_the_page_forgets_sessions(served):
+    """A client without a session begins one with every call, and Gradio kept ten thousand of them with their
+    answers; and of answers that nobody fetches, and events of clients that went away, all there were."""
+    blocks, url, run = served
+    up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
+    assert blocks.app.state_holder.capacity == blocks.state_session_capacity == demo.MOST_SESSIONS <= 100
+    waiting = blocks._queue.pending_messages_per_session, blocks._queue.pending_event_ids_session
+    for w in waiting:
+        assert type(w) is demo.Latest and w.most == demo.MOST_WAITING
+        w.most = len(w) + 5
+    try:
+        for k in range(12):
+            body = dict(data=[dict(path=up, meta=META)], fn_index=0, session_hash=f'never fetched {k}')
+            assert httpx.post(f'{url}gradio_api/queue/join', json=body).status_code == 200
+            assert in_time(lambda: not blocks._queue.event_ids_to_events)
+        assert all(len(w) <= w.most for w in waiting)
+    finally:
+        for w in waiting:
+            w.most = demo.MOST_WAITING
+    assert 'verdict' in ask(url, up)
+
+
+def test_visits_without_uploads_are_forgotten(tmp_path):
+    book = visits.Uploads(tmp_path, most=5)
+    for k in range(50):
+        (tmp_path / f'{k}').write_bytes(b'p')
+        book.add(str(tmp_path / f'{k}'), f'visit {k}')
+    assert len(book.kept) == 5
+
+
 def test_the_oldest_uploads_go_first(served, tmp_path):
     book = visits.Uploads(tmp_path, most=5)
     for visit, names in (('greedy', 'abcdef'), ('modest', 'x')):
