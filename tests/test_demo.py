@@ -632,6 +632,82 @@ def test_half_an_upload_leaves_nothing(served, how, monkeypatch, capfd):
     assert capfd.readouterr().err == ''
 
 
+def raw(url, text):
+    "The answer to a request as it stands here."
+    at = urlparse(url)
+    with socket.create_connection((at.hostname, at.port), timeout=20) as s:
+        s.sendall(text.format(host=at.netloc).replace('\n', '\r\n').encode() + b'\r\n\r\n')
+        return b''.join(iter(lambda: s.recv(65536), b'')).decode('latin-1')
+
+
+RAW = {
+    'two hosts': ('GET /config HTTP/1.1\nHost: evil.example\nHost: {host}', 400),
+    'no host': ('GET /config HTTP/1.0', 400),
+    'a websocket': (
+        'GET /gradio_api/queue/join HTTP/1.1\nHost: {host}\nUpgrade: websocket\nConnection: Upgrade\n'
+        'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\nSec-WebSocket-Version: 13',
+        403,
+    ),
+    'a length twice': (
+        'POST /gradio_api/upload HTTP/1.1\nHost: {host}\nContent-Length: 5\nContent-Length: 6',
+        400,
+    ),
+    'a method in a header': (
+        'GET /gradio_api/file=/etc/passwd HTTP/1.1\nHost: {host}\nX-HTTP-Method-Override: POST\n'
+        'X-Original-URL: /config\nConnection: close',
+        403,
+    ),
+    'an encoded route': (
+        'GET /gradio_api/%66ile%3D/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close',
+        403,
+    ),
+    'a doubled slash': ('GET //gradio_api//file=/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
+    'a broken line': ('GET /gradio_api/file=%0a/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
+    'writing a file': ('PUT /gradio_api/file=/tmp/x HTTP/1.1\nHost: {host}\nConnection: close', 404),
+    'deleting': ('DELETE /config HTTP/1.1\nHost: {host}\nConnection: close', 404),
+}
+
+
+@pytest.mark.parametrize('name', RAW)
+def test_requests_that_no_browser_sends(served, name):
+    request, status = RAW[name]
+    said = raw(served[1], request)
+    assert said.split()[1] == str(status) and 'root:' not in said
+
+
+def test_streams_of_sessions_that_are_not_there_say_nothing_on_the_console(served, capfd):
+    for k in range(3):
+        request = (
+            f'GET /gradio_api/queue/data?session_hash=none{k} HTTP/1.1\nHost: {{host}}\nConnection: close'
+        )
+        said = raw(served[1], request)
+        assert said.startswith('HTTP/1.1 200') and 'session_not_found' in said
+    said = capfd.readouterr().err
+    assert 'note:' not in said and 'ERROR' not in said
+
+
+DEEP = {
+    'lists': b'[' * 45_000 + b']' * 45_000,
+    'objects': b'{"a":' * 15_000 + b'1' + b'}' * 15_000,
+    'numbers': b'9' * 90_000,
+    'half a character': b'{"path":"\\ud800"}',
+    'nothing': b'{"path":"\\u0000"}',
+    'an address': b'{"url":"http://127.0.0.1:1/x","path":null}',
+}
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_json_that_is_hard_to_read(served, name):
+    _, url, _ = served
+    t0 = time.perf_counter()
+    head = {'content-type': 'application/json'}
+    r = httpx.post(f'{url}gradio_api/call/classify', content=b'{"data":[' + DEEP[name] + b']}', headers=head)
+    said = r.text
+    if r.status_code == 200:
+        said = httpx.get(f"{url}gradio_api/call/classify/{r.json()['event_id']}", timeout=30).text
+    assert r.status_code in (200, 400, 422) and 'verdict' not in said and time.perf_counter() - t0 < 5
+
+
 def test_the_page_forgets_sessions(served):
     """A client without a session begins one with every call, and Gradio kept ten thousand of them with their
     answers; and of answers that nobody fetches, and events of clients that went away, all there were."""

@@ -450,7 +450,7 @@ def test_an_onnx_file_that_is_not_of_the_images_it_speaks_of(soup, onnx, tmp_pat
     format.save(m, tmp_path / 'input.onnx')
     for name in ('size.onnx', 'input.onnx'):
         with pytest.raises(BadInput, match='is no model of the images that its metadata speak of') as e:
-            Classifier.load(tmp_path / name).probs([np.zeros((50, 50, 3), np.uint8)])
+            Classifier.load(tmp_path / name).forward(np.zeros((1, 3, 40, 40), np.float32))
         assert '\n' not in str(e.value) and name in str(e.value)
 
 

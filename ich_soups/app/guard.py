@@ -209,6 +209,11 @@ def _with(send, *headers):
 
     return given
 
+# %% ../../nbs/app/27_guard.ipynb #5507c626
+def _is_end(message):
+    "Whether an answer ends with this message."
+    return message['type'] == 'http.response.body' and not message.get('more_body')
+
 # %% ../../nbs/app/27_guard.ipynb #89248730
 def _noting(send, uploads, visit):
     "Pass an answer on, and write the paths in it into the book."
@@ -218,8 +223,7 @@ def _noting(send, uploads, visit):
         nonlocal status, body
         status = message.get('status', status)
         body += message.get('body', b'')
-        done = message['type'] == 'http.response.body' and not message.get('more_body')
-        if done and status == 200:
+        if _is_end(message) and status == 200:
             for path in json.loads(body):
                 uploads.add(path, visit)
         await send(message)
@@ -231,20 +235,23 @@ async def _answered(app, scope, receive, send):
     "What Gradio answers; where it stumbles over a call that makes no sense, a sentence to both sides."
     from starlette.responses import PlainTextResponse
 
-    begun = fell = False
+    begun = fell = done = False
 
     async def heard(message):
-        nonlocal begun, fell
+        nonlocal begun, fell, done
         fell = fell or not begun and message.get('status') == 500
         if not fell:
-            begun = True
+            begun, done = True, _is_end(message)
             await send(message)
 
     try:
         await app(scope, receive, heard)
     except Exception as e:
         fell = True
-        say(f'note: a request made no sense ({type(e).__name__}); it was refused')
+        if not begun:  # a stream of a session that is not there has told its client so
+            say(f'note: a request made no sense ({type(e).__name__}); it was refused')
+    if fell and begun and not done:
+        await send(dict(type='http.response.body'))  # the end of what has begun
     if fell and not begun:
         await PlainTextResponse('This request makes no sense here.', 400)(scope, receive, send)
 
