@@ -571,6 +571,173 @@ def test_bodies_are_bounded(served):
         assert 'verdict' not in call(url, odd, wrap=lambda v: v)
 
 
+def begun(url, body=b''):
+    "A connection that sent the head of an upload, and this much of it."
+    at = urlparse(url)
+    s = socket.create_connection((at.hostname, at.port), timeout=20)
+    kind = 'Content-Type: multipart/form-data; boundary=X\r\nContent-Length: 100000'
+    s.sendall(f'POST /gradio_api/upload HTTP/1.1\r\nHost: {at.netloc}\r\n{kind}\r\n\r\n'.encode() + body)
+    return s
+
+
+HALF = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + b'x' * 50_000
+
+
+def in_time(f, seconds=20):
+    until = time.time() + seconds
+    while not f() and time.time() < until:
+        time.sleep(0.05)
+    return f()
+
+
+@pytest.mark.parametrize('body', [b'', HALF], ids=['head alone', 'half of a file'])
+def test_idle_uploads_block_nobody(served, body):
+    "Four hundred connections send the head of an upload and then nothing more; somebody else is answered as before."
+    blocks, url, run = served
+    before = set(os.listdir(blocks.uploads.folder))
+
+    def took():
+        t0 = time.perf_counter()
+        up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
+        assert 'verdict' in ask(url, up)
+        return time.perf_counter() - t0
+
+    alone = took()
+    idle = [begun(url, body) for _ in range(400)]
+    try:
+        time.sleep(0.5)
+        assert took() < alone + 2
+    finally:
+        for s in idle:
+            s.close()
+    new = lambda: set(os.listdir(blocks.uploads.folder)) - before
+    assert in_time(lambda: not [n for n in new() if n.startswith('tmp')])
+
+
+@pytest.mark.parametrize('how', ['goes away', 'stands still'])
+def test_half_an_upload_leaves_nothing(served, how, monkeypatch, capfd):
+    "Neither on the disk nor on the console, and the connection is closed."
+    blocks, url, _ = served
+    monkeypatch.setattr(guard, 'IDLE', 1 if how == 'stands still' else 30)
+    folder = blocks.uploads.folder
+    before = set(os.listdir(folder))
+    halves = [begun(url, HALF) for _ in range(20)]
+    assert in_time(lambda: len(set(os.listdir(folder)) - before) >= 20) or how == 'stands still'
+    if how == 'stands still':
+        assert all(s.recv(1000).startswith(b'HTTP/1.1 400') for s in halves)
+        assert all(s.recv(1000) == b'' for s in halves)  # closed by the page
+    for s in halves:
+        s.close()
+    assert in_time(lambda: set(os.listdir(folder)) == before)
+    assert capfd.readouterr().err == ''
+
+
+def raw(url, text):
+    "The answer to a request as it stands here."
+    at = urlparse(url)
+    with socket.create_connection((at.hostname, at.port), timeout=20) as s:
+        s.sendall(text.format(host=at.netloc).replace('\n', '\r\n').encode() + b'\r\n\r\n')
+        return b''.join(iter(lambda: s.recv(65536), b'')).decode('latin-1')
+
+
+RAW = {
+    'two hosts': ('GET /config HTTP/1.1\nHost: evil.example\nHost: {host}', 400),
+    'no host': ('GET /config HTTP/1.0', 400),
+    'a websocket': (
+        'GET /gradio_api/queue/join HTTP/1.1\nHost: {host}\nUpgrade: websocket\nConnection: Upgrade\n'
+        'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\nSec-WebSocket-Version: 13',
+        403,
+    ),
+    'a length twice': (
+        'POST /gradio_api/upload HTTP/1.1\nHost: {host}\nContent-Length: 5\nContent-Length: 6',
+        400,
+    ),
+    'a method in a header': (
+        'GET /gradio_api/file=/etc/passwd HTTP/1.1\nHost: {host}\nX-HTTP-Method-Override: POST\n'
+        'X-Original-URL: /config\nConnection: close',
+        403,
+    ),
+    'an encoded route': (
+        'GET /gradio_api/%66ile%3D/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close',
+        403,
+    ),
+    'a doubled slash': ('GET //gradio_api//file=/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
+    'a broken line': ('GET /gradio_api/file=%0a/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
+    'writing a file': ('PUT /gradio_api/file=/tmp/x HTTP/1.1\nHost: {host}\nConnection: close', 404),
+    'deleting': ('DELETE /config HTTP/1.1\nHost: {host}\nConnection: close', 404),
+}
+
+
+@pytest.mark.parametrize('name', RAW)
+def test_requests_that_no_browser_sends(served, name):
+    request, status = RAW[name]
+    said = raw(served[1], request)
+    assert said.split()[1] == str(status) and 'root:' not in said
+
+
+def test_streams_of_sessions_that_are_not_there_say_nothing_on_the_console(served, capfd):
+    for k in range(3):
+        request = (
+            f'GET /gradio_api/queue/data?session_hash=none{k} HTTP/1.1\nHost: {{host}}\nConnection: close'
+        )
+        said = raw(served[1], request)
+        assert said.startswith('HTTP/1.1 200') and 'session_not_found' in said
+    said = capfd.readouterr().err
+    assert 'note:' not in said and 'ERROR' not in said
+
+
+DEEP = {
+    'lists': b'[' * 45_000 + b']' * 45_000,
+    'objects': b'{"a":' * 15_000 + b'1' + b'}' * 15_000,
+    'numbers': b'9' * 90_000,
+    'half a character': b'{"path":"\\ud800"}',
+    'nothing': b'{"path":"\\u0000"}',
+    'an address': b'{"url":"http://127.0.0.1:1/x","path":null}',
+}
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_json_that_is_hard_to_read(served, name):
+    _, url, _ = served
+    t0 = time.perf_counter()
+    head = {'content-type': 'application/json'}
+    r = httpx.post(f'{url}gradio_api/call/classify', content=b'{"data":[' + DEEP[name] + b']}', headers=head)
+    said = r.text
+    if r.status_code == 200:
+        said = httpx.get(f"{url}gradio_api/call/classify/{r.json()['event_id']}", timeout=30).text
+    assert r.status_code in (200, 400, 422) and 'verdict' not in said and time.perf_counter() - t0 < 5
+
+
+def test_the_page_forgets_sessions(served):
+    """A client without a session begins one with every call, and Gradio kept ten thousand of them with their
+    answers; and of answers that nobody fetches, and events of clients that went away, all there were."""
+    blocks, url, run = served
+    up = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', scene(run, 3)))).json()[0]
+    assert blocks.app.state_holder.capacity == blocks.state_session_capacity == demo.MOST_SESSIONS <= 100
+    waiting = blocks._queue.pending_messages_per_session, blocks._queue.pending_event_ids_session
+    for w in waiting:
+        assert type(w) is demo.Latest and w.most == demo.MOST_WAITING
+        w.most = len(w) + 5
+    try:
+        for k in range(12):
+            body = dict(data=[dict(path=up, meta=META)], fn_index=0, session_hash=f'never fetched {k}')
+            assert httpx.post(f'{url}gradio_api/queue/join', json=body).status_code == 200
+            assert in_time(lambda: not blocks._queue.event_ids_to_events)
+        assert all(len(w) <= w.most for w in waiting)
+    finally:
+        for w in waiting:
+            w.most = demo.MOST_WAITING
+    assert 'verdict' in ask(url, up)
+
+
+def test_visits_without_uploads_are_forgotten(tmp_path):
+    book = visits.Uploads(tmp_path, most=5)
+    for k in range(50):
+        (tmp_path / f'{k}').write_bytes(b'p')
+        book.add(str(tmp_path / f'{k}'), f'visit {k}')
+    assert len(book.kept) == 5
+
+
 def test_the_oldest_uploads_go_first(served, tmp_path):
     book = visits.Uploads(tmp_path, most=5)
     for visit, names in (('greedy', 'abcdef'), ('modest', 'x')):

@@ -435,6 +435,27 @@ def test_what_cannot_be_loaded_says_so(soup, onnx, tmp_path):
     assert not (tmp_path / 'f').exists()
 
 
+def test_an_onnx_file_that_is_not_of_the_images_it_speaks_of(soup, onnx, tmp_path):
+    "Of another size, or without the output: a sentence, where ONNX Runtime's own error came through."
+    import onnx as format
+
+    m = format.load(onnx)
+    for p in m.metadata_props:
+        p.value = '40' if p.key == 'size' else p.value
+    dim = m.graph.input[0].type.tensor_type.shape.dim
+    dim[2].dim_value = dim[3].dim_value = 32
+    format.save(m, tmp_path / 'size.onnx')
+    m = format.load(onnx)
+    m.graph.input[0].name = 'other'
+    for n in m.graph.node:
+        n.input[:] = ['other' if i == 'pixels' else i for i in n.input]
+    format.save(m, tmp_path / 'input.onnx')
+    for name in ('size.onnx', 'input.onnx'):
+        with pytest.raises(BadInput, match='is no model of the images that its metadata speak of') as e:
+            Classifier.load(tmp_path / name).forward(np.zeros((1, 3, 40, 40), np.float32))
+        assert '\n' not in str(e.value) and name in str(e.value)
+
+
 def test_without_the_packages_it_says_what_to_install(soup, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(BadInput, match=r"pip install 'ich_soups\[onnx\]'"):

@@ -4,7 +4,7 @@ Whatever a file says, the answer is its weights, as an independent reader has th
 independent readers are safetensors' own, `zipfile`, and `torch.load(weights_only=True)` on files that this
 test wrote."""
 
-import io, json, os, pickle, random, struct, subprocess, sys, tarfile, time, zipfile
+import concurrent.futures, gc, io, json, os, pickle, random, struct, subprocess, sys, tarfile, time, zipfile
 from pathlib import Path
 import numpy as np
 import pytest, torch
@@ -589,6 +589,13 @@ def test_layouts_that_safetensors_refuses(tmp_path, name, content, says):
         assert by_safetensors(tmp_path / 'made up.safetensors') is None
 
 
+def test_tensors_of_one_file_are_counted(tmp_path):
+    "Three hundred thousand of them without a number took ten seconds and more."
+    f = tmp_path / 'many.safetensors'
+    f.write_bytes(header({f't{k}': f32(0, 0, 0) for k in range((1 << 17) + 1)}, b''))
+    assert 'more than 131,072 tensors' in answer(f)
+
+
 def test_layouts_that_safetensors_reads(tmp_path):
     "Any order, empty tensors between others, escapes, blanks, further entries."
     f = tmp_path / 'odd.safetensors'
@@ -800,6 +807,28 @@ def test_keys_are_never_hashed_unless_they_are_plain(tmp_path, name):
         refused(tmp_path, archive(part))
     refused(tmp_path, old(P.dict(OLD_W), keys=())[:-20] + key + b'.')
     assert time.process_time() - t0 < 40
+
+
+def test_the_collector_waits_while_a_pickle_is_read(tmp_path):
+    "It walks over all containers again and again: of deeply nested values that was most of the time."
+    (tmp_path / 'a.pth').write_bytes(archive(P.dict(W, P.value('x'), b')' + b'\x85' * 200_000)))
+    ran = []
+    told = lambda phase, info: ran.append(info['generation']) if phase == 'start' else None
+    gc.callbacks.append(told)
+    try:
+        assert load_weights(tmp_path / 'a.pth')['w'].tolist() == [0, 1, 2, 3]
+    finally:
+        gc.callbacks.remove(told)
+    assert len(ran) < 10 and gc.isenabled()
+
+
+def test_the_collector_goes_on_after_the_last_reader(tmp_path):
+    (tmp_path / 'a.pth').write_bytes(archive(P.dict(W, P.value('x'), b')' + b'\x85' * 20_000)))
+    (tmp_path / 'b.pth').write_bytes(archive(P.dict(W, P.value('x'), b')' + b'\x85' * (3 << 20))))
+    with concurrent.futures.ThreadPoolExecutor(4) as ex:
+        for f in [ex.submit(answer, tmp_path / n) for n in ('a.pth', 'b.pth') * 4]:
+            f.result()
+    assert gc.isenabled()
 
 
 def test_plain_keys_are_kept(tmp_path):

@@ -17,6 +17,7 @@ from ich_soups.data.collections import load_pictures
 from ich_soups.train.snapshots import Snapshot
 from ich_soups.train.best_epochs import kept_epochs
 from ich_soups.soups.recipes import RECIPES
+from ich_soups.soups.saving import save_weights
 from ich_soups.soups.soup import Soup
 from ich_soups.soups.averaging import average
 from ich_soups.soups.greedy import greedy_soup
@@ -360,7 +361,15 @@ def test_snapshots_that_are_named_as_files_are_compared(copy, way):
         FILES[way](files)
     for f in files:
         f.rename(f.with_name('x' + f.name))  # under another name nothing is known of them
-    FILES[way]([f.with_name('x' + f.name) for f in files])
+    renamed = [f.with_name('x' + f.name) for f in files]
+    if way not in ('a_folder', 'a_run'):
+        FILES[way](renamed)
+        return
+    with (
+        pytest.warns(UserWarning, match='not in its manifest'),
+        pytest.raises(BadInput, match='no checkpoints'),
+    ):
+        FILES[way](renamed)
 
 
 def test_the_command_line_compares_named_snapshots(copy, sh, tmp_path):
@@ -370,6 +379,67 @@ def test_the_command_line_compares_named_snapshots(copy, sh, tmp_path):
     refused(sh, 'cook', *files, '--out', out, says=f'{files[1].name} has changed since it was written')
     refused(sh, 'cook', files[0].parent, '--out', out, says=f'{files[1].name} has changed')
     assert sh('cook', files[0], files[2], '--out', out)[0] == 0
+
+
+STRAYS = 'epoch_099.safetensors', 'epoch_0002.safetensors', 'more.safetensors'
+
+
+@pytest.fixture
+def strays(copy):
+    "Files among the snapshots of a run that its manifest does not list."
+    for n in STRAYS:
+        f = copy / 'snapshots' / n
+        w = load_weights(copy / 'snapshots' / 'epoch_003.safetensors')
+        save_weights({k: v + 1 if v.is_floating_point() else v for k, v in w.items()}, f)
+    return copy
+
+
+def test_files_that_a_manifest_does_not_list_are_left_out(strays, lab, sh, tmp_path):
+    "Each command answers as if they were not there."
+    want, said = notes(lambda: average(find_checkpoints(lab / 'run')))
+    assert not said
+    for folder in (strays, strays / 'snapshots'):
+        found, said = notes(lambda: find_checkpoints(folder))
+        assert [f.name for f in found] == [f'epoch_00{e}.safetensors' for e in (1, 2, 3, 4)]
+        assert len(said) == 1 and all(n in said[0] for n in STRAYS) and 'not in its manifest' in said[0]
+        got = notes(lambda: average(find_checkpoints(folder)))[0]
+        assert all(torch.equal(got[k], want[k]) for k in want)
+    for k, at in enumerate((lab / 'run', strays)):
+        assert sh('cook', at, '--recipe', 'uniform', '--out', tmp_path / f'{k}.safetensors')[0] == 0
+        assert sh('report', at, '--out', tmp_path / f'{k}.html')[0] == 0
+    a, b = [load_weights(tmp_path / f'{k}.safetensors') for k in (0, 1)]
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    scores = [sh('eval', at)[1].split('accuracy', 1)[1] for at in (strays, lab / 'run')]
+    assert scores[0] == scores[1]
+    assert not any(n in (tmp_path / '1.html').read_text() for n in STRAYS)
+    code, out, err = sh('cook', strays / 'snapshots', '--out', tmp_path / 's.safetensors')
+    assert code == 0 and 'epoch_099' not in out and 'not in its manifest' in err, (code, out, err)
+
+
+@pytest.mark.parametrize('name', STRAYS[:2])
+def test_a_snapshot_that_no_manifest_lists_is_refused_by_every_command(strays, sh, tmp_path, name):
+    f = strays / 'snapshots' / name
+    says = f'{name} is none of the snapshots that the manifest beside it lists'
+    refused(sh, 'cook', f, '--out', tmp_path / 's.safetensors', says=says)
+    refused(sh, 'eval', f, '--arch', CFG.arch, '--size', CFG.size, '--data', CFG.data, says=says)
+    says = f'{name}'  # these ask first for a soup, which says what it is of
+    refused(sh, 'export', f, '--to', 'safetensors', '--out', tmp_path / 'w.safetensors', says=says)
+    refused(sh, 'report', strays, '--soup', f, '--out', tmp_path / 'r.html', says=says)
+    from PIL import Image
+
+    Image.new('RGB', (40, 30)).save(tmp_path / 'p.png')
+    refused(sh, 'predict', f, tmp_path / 'p.png', says=says)
+
+
+def test_logits_that_a_manifest_does_not_list_are_not_read(copy):
+    f = copy / 'snapshots' / 'manifest.json'
+    d = json.loads(f.read_text())
+    d['3'].pop('logits_sha256')
+    d['3']['sizes'].pop('epoch_003.logits.npy')
+    f.write_text(json.dumps(d))
+    assert [s.epoch for s in Run(copy).snapshots if s.logits_path] == [1, 2, 4]
+    with pytest.raises(BadInput, match='no logits are listed for .*epoch_003.safetensors'):
+        Run(copy).logits()
 
 
 def test_a_manifest_of_somebody_else_says_nothing(copy, tmp_path):

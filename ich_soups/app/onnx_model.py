@@ -47,19 +47,30 @@ class OnnxModel:
         path,  # the .onnx file
         threads: int = 0,  # 0: as many as ONNX Runtime likes
     ):
-        self.session = _session(path, threads)
+        self.path, self.session = path, _session(path, threads)
         self.inputs = [o.name for o in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.meta = self.session.get_modelmeta().custom_metadata_map
 
+    def run(self, outputs, **inputs) -> list:
+        "What it computes; `BadInput` if it takes, or gives, something else than it says."
+        try:
+            return self.session.run(outputs, inputs)
+        except Exception as e:
+            why = type(e).__name__
+        raise BadInput(
+            f'{self.path} is no model of the images that its metadata speak of ({why}); export it again'
+        )
+
     def __call__(self, pixels) -> np.ndarray:
         "float32 [B, 3, S, S] -> float32 [B, C]."
-        return self.session.run(['logits'], {'pixels': np.asarray(pixels, np.float32)})[0]
+        return self.run(['logits'], pixels=np.asarray(pixels, np.float32))[0]
 
     def forward(self, pixels) -> list:
         "Logits, and features or None."
-        out = dict(zip(self.outputs, self.session.run(None, {'pixels': np.asarray(pixels, np.float32)})))
-        return [out['logits'], out.get('features')]
+        names = ['logits', *(n for n in self.outputs if n == 'features')]
+        out = self.run(names, pixels=np.asarray(pixels, np.float32))
+        return [out[0], out[1] if out[1:] else None]
 
 # %% ../../nbs/app/02_onnx_model.ipynb #69cc98aa
 def _described(forward, meta, name, **other):
@@ -91,7 +102,7 @@ def _from_whole(m, path):
 
     def forward(x):
         images = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        (p,) = m.session.run(['probabilities'], {'images': images})
+        (p,) = m.run(['probabilities'], images=images)
         return [np.log(np.maximum(p, 1e-30)), None]
 
     return _described(forward, meta, path.name, temperature=1.0)

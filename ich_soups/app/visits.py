@@ -80,6 +80,8 @@ def _drop_one(self: Uploads):
     visit = max(self.kept, key=lambda v: len(self.kept[v]))
     path = next(iter(self.kept[visit]))
     del self.kept[visit][path]
+    if not self.kept[visit]:
+        del self.kept[visit]
     if not any(path in m for m in self.kept.values()):
         Path(path).unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import BadInput
 from .checkpoints import check_snapshot, Checkpoint
 from .contents import contents, contents_of
+from .records import strays
 from .shards import INDEX, index_of_shard, SHARD
 
 # %% ../../nbs/soups/20_folders.ipynb #cfe04f2c
@@ -41,9 +42,19 @@ def _may_be(f):
     return f.name.endswith((*SUFFIXES, INDEX)) and f.is_file() and not f.name.startswith('.')
 
 # %% ../../nbs/soups/20_folders.ipynb #c7b93b17
+def _without_strays(folder, files):
+    "The files without those that the manifest of a run does not list, which a note names."
+    odd = strays(folder, files)
+    if not odd:
+        return files
+    said = ', '.join(sorted(f.name for f in odd)[:4]) + (f' and {len(odd) - 4} more' if len(odd) > 4 else '')
+    warnings.warn(f'left out of {folder}: {said} (not in its manifest.json)')
+    return [f for f in files if f not in odd]
+
+# %% ../../nbs/soups/20_folders.ipynb #10742fa3
 def _candidates(folder):
     "The files of a folder that may be checkpoints, in the order of their names; shards as their index."
-    files = [f for f in folder.iterdir() if _may_be(f)]
+    files = _without_strays(folder, [f for f in folder.iterdir() if _may_be(f)])
     for f in files:
         check_snapshot(f)
     whole = {_whole(f) for f in files}
@@ -104,6 +115,11 @@ def _below(folder, part, opened):
     folders = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.')]
     return [f for d in sorted(folders, key=_number_key) for f in _in_folder(d, part, opened)]
 
+
+def _is_run(folder):
+    "Whether nothing but its snapshots can be meant."
+    return (folder / 'config.json').exists() and (folder / 'snapshots').is_dir()
+
 # %% ../../nbs/soups/20_folders.ipynb #d98b6600
 def find_checkpoints(
     path,  # a file, a folder of them, a folder of such folders, or a run's directory
@@ -119,7 +135,9 @@ def find_checkpoints(
     if not path.exists():
         raise BadInput(f'{path} does not exist; give checkpoints, or a folder of them')
     opened = {} if opened is None else opened
-    files = _in_folder(path, part, opened) or _below(path, part, opened)
+    files = _in_folder(path, part, opened)
+    if not files and not _is_run(path):
+        files = _below(path, part, opened)
     if not files:
         raise BadInput(f"{path} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
     return files

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INFO', 'ONNX_FIELDS', 'optional', 'read_info', 'SoupHeader', 'soup_header_of', 'onnx_info', 'folder_info',
            'read_done', 'read_entries', 'read_manifest', 'read_history', 'epochs_done', 'read_state', 'file_sha256',
-           'known_digest', 'check_file', 'run_folder', 'check_listed']
+           'known_digest', 'check_file', 'run_folder', 'strays', 'check_listed']
 
 # %% ../../nbs/soups/13_records.ipynb #8fd59bb7
 import hashlib
@@ -372,18 +372,6 @@ def run_folder(path):
     return folder.parent if (folder.parent / 'config.json').exists() else folder
 
 # %% ../../nbs/soups/13_records.ipynb #4d9e572c
-def check_listed(
-    path,  # of any checkpoint
-):
-    """`BadInput` if it is a snapshot that the manifest beside it lists, and not the one that was written. Of
-    other files nothing is claimed."""
-    path = Path(path)
-    number = re.fullmatch(r'epoch_(\d{3,9})\.safetensors', path.name)
-    if number and path.is_file():
-        entries = _listed(path.parent)
-        check_file(path, entries.get(int(number[1]), {}).get('sha256', ''))
-
-
 def _listed(folder):
     "The entries of a manifest; nothing if there is none, or one of somebody else in a folder that is no run."
     f = folder / 'manifest.json'
@@ -393,3 +381,44 @@ def _listed(folder):
         if run_folder(f) != folder:
             raise
     return {}
+
+# %% ../../nbs/soups/13_records.ipynb #532804ff
+_SNAPSHOT = re.compile(r'epoch_(\d{3,9})\.safetensors')
+
+
+def _is_stray(f, entries):
+    "Whether a manifest with these entries, in the folder of the file, does not list it."
+    in_run = run_folder(f) != f.parent
+    if not (f.parent / 'manifest.json').exists() or not (in_run or entries):
+        return False
+    number = _SNAPSHOT.fullmatch(f.name)
+    if not number:
+        return in_run
+    return int(number[1]) not in entries or f.name != f'epoch_{int(number[1]):03d}.safetensors'
+
+
+def strays(
+    folder,
+    files,  # in it
+) -> list:
+    "Those of the files that the manifest in their folder does not list, if there is one of ours."
+    entries = _listed(Path(folder))
+    return [f for f in files if _is_stray(f, entries)]
+
+# %% ../../nbs/soups/13_records.ipynb #99b7e3be
+def check_listed(
+    path,  # of any checkpoint
+):
+    """`BadInput` if it is called as a snapshot is, and the manifest beside it does not list it, or lists
+    another file. Of other files nothing is claimed."""
+    path = Path(path)
+    number = _SNAPSHOT.fullmatch(path.name)
+    if not (number and path.is_file()):
+        return
+    entries = _listed(path.parent)
+    if _is_stray(path, entries):
+        raise BadInput(
+            f'{path} is none of the snapshots that the manifest beside it lists; to use it all the same, '
+            'copy it to another folder'
+        )
+    check_file(path, entries.get(int(number[1]), {}).get('sha256', ''))
