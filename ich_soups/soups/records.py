@@ -210,6 +210,7 @@ def folder_info(
 _SIZE = whole(0, 2**62)
 _DONE = dict(
     data=optional(text()),
+    classes=listed(_NAME, 1, distinct=True),
     sizes=table(text(), _SIZE),
     seconds=number(),
     resumed_at=whole(),

@@ -554,6 +554,11 @@ class Run(Scored):
         ]
         return hashlib.sha256('\n'.join(told).encode()).hexdigest()[:24]
 
+    @property
+    def classes(self):
+        "Their names, as of the training; of older runs, those of the images."
+        return self.provenance.get('classes') or super().classes
+
     def describe(self) -> dict:
         "The run's key, and what `Scored` knows."
         return dict(run=self.cfg.key) | super().describe()
@@ -872,6 +877,7 @@ def _write_done(cfg, path, learn, **known):
     "The file that says that a run is finished, and what it was made with."
     files = [path / 'history.csv', *(path / 'averages').glob('*.safetensors')]
     names = {f.relative_to(path).as_posix(): f for f in files}
+    known |= dict(classes=list(learn.dls.pictures.classes))  # which outlive the images
     known |= dict(sizes={n: f.stat().st_size for n, f in names.items()})
     known |= dict(hashes={n: file_sha256(f) for n, f in names.items()})
     told = dict(moved=learn.journal.moved, head=learn.journal.fitted)
