@@ -338,6 +338,18 @@ def test_a_broken_heic_is_unreadable(cut, tmp_path):
     assert scan._check_file(tmp_path / 'a.heic')[1]
 
 
+@pytest.mark.parametrize('kind', ['heic', 'jpg', 'png', 'webp', 'gif'])
+@pytest.mark.parametrize('left', [24, 0.5])
+def test_a_damaged_image_is_to_be_copied_again_not_removed(kind, left, home, photos):
+    if kind == 'heic' and 'HEIF' not in formats.FORMATS:
+        pytest.skip("to run this, pip install 'ich_soups[photos]'")
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    b = HEIC if kind == 'heic' else saved(im, dict(jpg='jpeg').get(kind, kind))
+    (photos / 'Chợ nổi' / f'a.{kind}').write_bytes(b[: left if left > 1 else int(left * len(b))])
+    said = texts(photos)
+    assert 'copy or download it again' in said and 'remove it)' not in said, said
+
+
 # Images.
 
 
