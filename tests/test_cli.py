@@ -335,6 +335,23 @@ def test_help_is_quick():
     assert (spent() - t0) / 3 < 1.5
 
 
+@pytest.mark.parametrize(
+    'words, unneeded',
+    [
+        (['check', 'photos'], ['timm', 'torchvision', 'fastai', 'matplotlib', 'seaborn', 'sklearn']),
+        (['cook', '--what', 'soup.safetensors'], ['timm', 'torchvision', 'fastai', 'matplotlib', 'pandas']),
+    ],
+)
+def test_a_look_imports_little(kitchen, words, unneeded):
+    "What takes seconds to import is imported by the commands that use it."
+    code = 'import sys; from ich_soups.app.cli import main; main(sys.argv[1:])'
+    code += f'; print([m for m in {unneeded!r} if m in sys.modules], file=sys.stderr)'
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *words], cwd=kitchen, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == '[]', done.stderr
+
+
 def test_ctrl_c_keeps_everything(kitchen):
     args, env = (
         ('train', 'photos', '--size', '32', '--bs', '16', '--epochs', '400', '--out', 'long'),

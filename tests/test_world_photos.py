@@ -112,7 +112,8 @@ def png_of(side, depth, colour, packed, *more):
 
 
 @pytest.mark.parametrize(
-    'name', ['.ipynb_checkpoints', '@eaDir', '.thumbnails', 'Thumbs', '__MACOSX', '#recycle']
+    'name',
+    ['.ipynb_checkpoints', '@eaDir', '.thumbnails', 'Thumbs', '__MACOSX', '#recycle', 'RECYCLER', '@tmp'],
 )
 @pytest.mark.parametrize('where', ['class', 'top'])
 def test_hidden_and_thumbnail_folders_are_not_entered(name, where, home, photos):
@@ -335,6 +336,18 @@ def test_heic(name, home, photos):
 def test_a_broken_heic_is_unreadable(cut, tmp_path):
     (tmp_path / 'a.heic').write_bytes(HEIC[:cut])
     assert scan._check_file(tmp_path / 'a.heic')[1]
+
+
+@pytest.mark.parametrize('kind', ['heic', 'jpg', 'png', 'webp', 'gif'])
+@pytest.mark.parametrize('left', [24, 0.5])
+def test_a_damaged_image_is_to_be_copied_again_not_removed(kind, left, home, photos):
+    if kind == 'heic' and 'HEIF' not in formats.FORMATS:
+        pytest.skip("to run this, pip install 'ich_soups[photos]'")
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    b = HEIC if kind == 'heic' else saved(im, dict(jpg='jpeg').get(kind, kind))
+    (photos / 'Chợ nổi' / f'a.{kind}').write_bytes(b[: left if left > 1 else int(left * len(b))])
+    said = texts(photos)
+    assert 'copy or download it again' in said and 'remove it)' not in said, said
 
 
 # Images.
@@ -610,6 +623,57 @@ def test_what_was_found_instead_is_said(text, says, tmp_path):
     (tmp_path / 'list.csv').write_text(text)
     with pytest.raises(BadInput, match=says):
         load_pictures(tmp_path / 'list.csv')
+
+
+@pytest.mark.parametrize('named', [lambda f: f.name, lambda f: f.stem, lambda f: f.name.upper()])
+@pytest.mark.parametrize('folder', ['images', 'data/train_images'])
+def test_bare_names_are_found_in_the_folder_of_images(named, folder, home, photos, tmp_path):
+    "As Kaggle writes lists: the name or the number of a file, and the images in a folder beside the list."
+    (tmp_path / folder).mkdir(parents=True)
+    rows = []
+    for i, f in enumerate(sorted(photos.rglob('*.jpg'))):
+        rows.append((f.parent.name, f.rename(tmp_path / folder / f'im_{i}.{i}.jpg')))
+    shutil.rmtree(photos)
+    text = 'image_id,label\n' + ''.join(f'{named(f)},{l}\n' for l, f in rows)
+    (tmp_path / 'list.csv').write_text(text, encoding='utf-8')
+    pics, said = notes(lambda: load_pictures(tmp_path / 'list.csv'))
+    assert len(pics) == 36 and '36 of its files were found by their names alone' in said
+    assert {Path(p).name: pics.classes[l] for p, l in zip(pics.items, pics.labels)} == {
+        f.name: l for l, f in rows
+    }
+
+
+def test_names_that_repeat_are_not_guessed_at(home, photos, tmp_path):
+    for f in photos.rglob('*.jpg'):
+        f.rename(f.with_name(f'{f.stem[-1]}.jpg'))
+    some = sorted(photos.rglob('*.jpg'))
+    (tmp_path / 'list.csv').write_text('path,label\n' + ''.join(f'{f.name},x\n' for f in some))
+    with pytest.raises(BadInput):
+        load_pictures(tmp_path / 'list.csv', scoring=True)
+
+
+def test_a_column_of_folds_is_said_to_be_unused(home, photos, tmp_path):
+    rows = ''.join(f'{p},{l},{i % 5}\n' for i, (p, l) in enumerate(rows_of(photos)))
+    (tmp_path / 'list.csv').write_text('path,label,fold\n' + rows, encoding='utf-8')
+    _, said = notes(lambda: load_pictures(tmp_path / 'list.csv'))
+    assert "its column of parts, '0', says no train, val or test: it is not used" in said
+
+
+@pytest.mark.parametrize(
+    'head, says',
+    [
+        (b'PK\3\4\x14\0\6\0[Content_Types].xml', 'workbook'),
+        (b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1', 'workbook'),
+        (b'PK\3\4cats/1.jpg', 'unpack it'),
+        (b'\x1f\x8b\x08\0', 'unpack it'),
+        (b'PAR1\x15\4', 'Parquet'),
+        ('path,label\na,b\n'.encode('utf-16-le'), 'CSV UTF-8'),
+    ],
+)
+def test_what_is_given_for_a_list_is_named(head, says, home, tmp_path):
+    (tmp_path / 'photos.csv').write_bytes(head + bytes(20) * (not says.startswith('CSV')))
+    with pytest.raises(BadInput, match=says):
+        load_pictures(tmp_path / 'photos.csv')
 
 
 def test_addresses_are_no_files(home, photos, tmp_path):

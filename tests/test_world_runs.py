@@ -8,6 +8,7 @@ import pytest
 import torch
 from ich_soups.app import cli
 from ich_soups.core import BadInput, Config
+from ich_soups.data.collections import load_pictures
 from ich_soups import SnapshotCallback
 from ich_soups.train.snapshots import SnapshotStore
 from ich_soups.train.finished_run import Run
@@ -98,9 +99,24 @@ def test_where_they_are_is_asked_for_and_others_are_refused(sh, photos, args):
     next(Path('moved').rglob('*.jpg')).unlink()
     code, _, err = sh(*args, '--data', 'moved')
     if args[0] == 'eval':
-        assert code == 2 or 'were trained' in err or 'note' in err, err
+        assert code == 0 and 'note: these are not the pictures' in err, err
     else:
         assert code == 2 and 'moved does not hold the pictures' in err, err
+
+
+def test_a_run_is_scored_on_others_when_its_own_are_gone(sh, photos):
+    "What the classes are called is known to the run; one from before that is told what to do."
+    done(sh, 'train', 'photos', *TINY, '--epochs', 1, '--out', 'run')
+    done(sh, 'cook', 'run')
+    photos.rename('other')
+    next(Path('other').rglob('*.jpg')).unlink()
+    _, said = done(sh, 'eval', 'run', 'soup.safetensors', '--data', 'other', '--split', 'all')
+    assert 'is not known' in said
+    told = json.loads(Path('run/DONE').read_text())
+    assert told.pop('classes') == load_pictures('other').classes
+    Path('run/DONE').write_text(json.dumps(told))
+    code, _, err = sh('eval', 'run', '--data', 'other')
+    assert code == 2 and 'other holds others; put them back' in err, err
 
 
 def test_data_that_nobody_would_look_at_is_not_taken_in_silence(sh, photos):

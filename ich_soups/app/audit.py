@@ -6,12 +6,9 @@
 __all__ = ['plot_near', 'Audit', 'inspect', 'KINDS', 'SERIOUS']
 
 # %% ../../nbs/app/19_audit.ipynb #0e979418
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
 from . import audit_clean, audit_sheet  # noqa: F401  which give `Audit` its methods
 from .audit_findings import KINDS, SERIOUS
 from .audit_inspect import Audit, inspect
-from ..evidence.plots import COLOURS
 
 # %% ../../nbs/app/19_audit.ipynb #cd0ed805
 _all_ = ['Audit', 'inspect', 'KINDS', 'SERIOUS']
@@ -21,6 +18,10 @@ def plot_near(
     curves,  # columns data, distance, pairs, same: `Audit.curve` of some collections
 ):
     "Pairs at each distance of their hashes, and how many of them are alike in detail."
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+    from ich_soups.evidence.plots import COLOURS
+
     names = curves.data.unique()
     fig, axs = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 0.4, 2.8), sharey=True, squeeze=False)
     for ax, n in zip(axs[0], names):

@@ -127,9 +127,19 @@ def class_row(kind, label, score=np.nan, split='', **more) -> dict:
     return dict(zip(COLUMNS, values)) | more
 
 # %% ../../nbs/app/15_audit_findings.ipynb #defb5f40
+_DAMAGED = (  # what Pillow and its plugins say of files that end too early
+    'Truncated',
+    'end of file',
+    'is damaged',
+    'broken data stream',
+    'could not create decoder',
+    'unpack_from requires',
+    'Expected to read',
+)
 _ADVICE = (
     ('UnidentifiedImage', 'it is no picture: remove it'),
     ('truncated', 'it is cut short: copy or download it again'),
+    *((word, 'it is damaged or cut short: copy or download it again') for word in _DAMAGED),
     ('empty', 'it is empty: copy or download it again'),
     ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
     ('an address', 'it is an address: download it and name the file'),

@@ -13,16 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 from .audit_hashes import needs
 from .audit_source import gather
 from ..errors import BadInput
 from ..kept import keep_array, kept_array
 from ..paths import cache_dir
-from ..train.models import create_model
-from ..train.weight_files import data_stats
 
 # %% ../../nbs/app/14_audit_labels.ipynb #dbad74bb
 def _stages(model, x):
@@ -33,6 +29,8 @@ def _stages(model, x):
 
 def _described(src, idx, arch, pretrained, size, bs):
     "`_stages` of some pictures, in batches."
+    from ich_soups.train.models import create_model, data_stats  # which takes seconds to import
+
     model, stats = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
     out = []
@@ -69,6 +67,9 @@ def together(
     pairs,  # of near-duplicates: row numbers, row numbers, ...; or nothing
 ) -> np.ndarray:
     "Group number of each row, int [N]: equal files and near-duplicates share one if their labels agree."
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     first = {}
     edges = [(first.setdefault((d, l), i), i) for i, (d, l) in enumerate(zip(src.digests, src.labels)) if d]
     edges += [(i, j) for i, j in zip(*pairs[:2]) if src.labels[i] == src.labels[j]]

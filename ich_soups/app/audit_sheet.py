@@ -8,14 +8,12 @@ __all__ = ['plot_findings', 'contact_sheet', 'has_sheet']
 # %% ../../nbs/app/18_audit_sheet.ipynb #7d9fa262
 import io
 from pathlib import Path
-import matplotlib.pyplot as plt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from .audit_inspect import Audit
 from ..errors import BadInput, one_line
 from ..files import atomic
 from ..data.names import visible
-from ..evidence.plots import COLOURS
 
 # %% ../../nbs/app/18_audit_sheet.ipynb #ec4801a2
 _SHOWN = {
@@ -75,6 +73,8 @@ def plot_findings(
     columns: int = 3,  # tiles in a row
 ):
     "Tiles with one framed picture or two side by side, and what is said about them."
+    import matplotlib.pyplot as plt  # which takes seconds, and most audits draw nothing
+
     (W, H), place = _places(len(tiles), max(len(t['pictures']) for t in tiles), columns)
     fig = plt.figure(figsize=(W, H), layout='none')
     where = dict(x=_GAP / W, y=1 - _TITLE / H, va='center')
@@ -97,6 +97,8 @@ def _under(src, i):
 
 def _pair_tile(src, row, r, size):
     "The tile of a pair; `row` knows where a path is."
+    from ich_soups.evidence.plots import COLOURS
+
     colour, title = _SHOWN[r.kind]
     both = row[r.path], row[r.other]
     return dict(
@@ -109,6 +111,8 @@ def _pair_tile(src, row, r, size):
 
 def _doubt_tile(src, i, suggested, p, size):
     "The tile of a doubtful label, with the class it looks like."
+    from ich_soups.evidence.plots import COLOURS
+
     title = f'{_clip(suggested, 18)}? {100 * p:.0f} %'
     return dict(pictures=[src.read(i, size)], under=[_under(src, i)], colour=COLOURS['blue'], title=title)
 
@@ -141,6 +145,8 @@ def _is_sheet(path):
 # %% ../../nbs/app/18_audit_sheet.ipynb #fbc094b0
 def _as_image(fig):
     "A figure as a Pillow image; the figure is closed."
+    import matplotlib.pyplot as plt
+
     f = io.BytesIO()
     fig.savefig(f, dpi=150, bbox_inches=None, facecolor='white')
     plt.close(fig)

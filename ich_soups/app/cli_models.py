@@ -54,6 +54,21 @@ def targets(
     return np.array([known.index(_spelt(k)) for k in pics.classes])[pics.labels[idx]]
 
 # %% ../../nbs/app/45_cli_models.ipynb #f26a5961
+def _said_by(run, data):
+    "What a run says of itself; `BadInput` if that takes images which are gone, and `data` holds others."
+    from ich_soups.core import BadInput
+
+    try:
+        return run.describe()
+    except BadInput as e:
+        if not data:
+            raise
+        raise BadInput(
+            f'{run.path} does not say its classes, the pictures that it was trained on are gone from '
+            f'{run.cfg.data}, and {data} holds others; put them back, or give a soup of that run'
+        ) from e
+
+
 def _best_of_run(name, data):
     "The single best epoch of a run, as a `Classifier`."
     from ich_soups.app.loading import as_classifier
@@ -61,7 +76,7 @@ def _best_of_run(name, data):
 
     run = open_run(name, moved_pictures(name, data))
     best = run.best()
-    soup = Soup(best.weights(), [best.name], [1.0], 'single best', info=run.describe())
+    soup = Soup(best.weights(), [best.name], [1.0], 'single best', info=_said_by(run, data))
     return as_classifier(soup, precision='auto')
 
 

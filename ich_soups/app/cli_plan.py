@@ -90,7 +90,7 @@ _CHOICES = (
         None,
         None,
         _SCRATCH,
-        '{arch} from nothing, as asked; --pretrained timm would start from ImageNet',
+        '{arch} from nothing, as asked{weights}',
     ),
     ('pip', None, None, _LITE, 'fine-tuning, as asked'),
     ('weights', False, None, _LITE, 'fine-tuning, as asked'),
@@ -124,6 +124,14 @@ def _images_are(side, pip):
         return 'small'
     return 'weights' if pip else 'large'
 
+
+def _weights_of(arch):
+    "What to say of the weights that timm has for a network that is trained from nothing; '' if it has none."
+    import timm
+
+    known = timm.get_pretrained_cfg(arch, allow_unregistered=True) if timm.is_model(arch) else None
+    return '; --pretrained timm would start from ImageNet' if known and known.has_weights else ''
+
 # %% ../../nbs/app/39_cli_plan.ipynb #f76e0880
 _BATCHES = (6000, 128), (3000, 64), (0, 32)  # from so many training images on
 
@@ -144,7 +152,8 @@ def choose(
     bs = next(bs for least, bs in _BATCHES if n >= least)
     d = dict(schedule='flat:1.0', bs=bs) | base | asked
     d['fixed'] = tuple(range(d['epochs'] // 2 + 1, d['epochs'] + 1))
-    return d, why.format(arch=arch, side=side)
+    weights = _weights_of(arch) if case[0] == 'network' else ''
+    return d, why.format(arch=arch, side=side, weights=weights)
 
 # %% ../../nbs/app/39_cli_plan.ipynb #91f592ee
 def _clock(budget, cuda):

@@ -174,7 +174,8 @@ def predict(
         raise BadInput(_all_bad(bad))
     if not accept_all and not c.info.get('unknown'):
         say(
-            f'note: {soup} does not say from when on a picture is unknown, so each gets a class; cook it again'
+            f'note: {soup} does not say from when on a picture is unknown, so each gets a class; that takes a '
+            'soup cooked with at least 19 labelled pictures in the val part'
         )
     if csv:
         _write_table(rows, csv)

@@ -27,6 +27,7 @@ from ich_soups.data.formats import (
     _bounded,
     _pixels_ahead,
     _refuse,
+    _say_damaged,
     _say_unread,
     check_regular,
     FORMATS,
@@ -60,6 +61,7 @@ def open_picture(
         _say_unread(data)
         im = _float_colours(data, most)
         if im is None:
+            _say_damaged(data)
             raise
         return im
     _bounded(im.size, most)

@@ -66,6 +66,24 @@ def _say_unread(data):
         if kind not in FORMATS and re.match(marks[kind], data, re.S):
             raise BadInput(f'it is {words}')
 
+# %% ../../nbs/data/03_formats.ipynb #50d6bfd2
+_BEGINS = {
+    'JPEG': rb'\xff\xd8\xff',
+    'PNG': rb'\x89PNG\r\n\x1a\n',
+    'GIF': rb'GIF8[79]a',
+    'WebP': rb'RIFF....WEBP',
+    'JPEG 2000': rb'\0\0\0\x0cjP  ',
+    'AVIF': _BRANDS['AVIF'],
+    'HEIC': _BRANDS['HEIF'],
+}
+
+
+def _say_damaged(data):
+    "`OSError` for what begins like an image that is read, and cannot be opened."
+    for kind, mark in _BEGINS.items():
+        if re.match(mark, data, re.S):
+            raise OSError(f'it begins like a {kind} image and is damaged or cut short')
+
 # %% ../../nbs/data/03_formats.ipynb #4c010261
 _KINDS = (
     (stat.S_ISFIFO, 'a named pipe'),

@@ -12,9 +12,11 @@ import os
 import re
 import unicodedata
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
+from .files import _EXTS, _is_skipped
 from ..errors import BadInput, one_line
 from ..files import atomic
 from .folders import _part_named, Told
@@ -26,19 +28,38 @@ _NO_LIST = 'give a folder of class folders, or a CSV with the columns path,label
 _MARKS_OF_ORDER = ((b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'), (b'\xef\xbb\xbf', 'utf-8-sig'))
 
 # %% ../../nbs/data/13_lists.ipynb #cba0829c
+_WORKBOOK = 'a workbook of a spreadsheet; save it there as "CSV UTF-8" and give that'
+_PACKED = 'an archive; unpack it and give the folder of class folders'
+_NO_TEXT = (
+    (rb'PK\x03\x04.*(xl/|\[Content_Types\]|opendocument\.spreadsheet)', _WORKBOOK),
+    (rb'\xd0\xcf\x11\xe0', _WORKBOOK),
+    (rb'PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|BZh|\xfd7zXZ|.{257}ustar', _PACKED),
+    (rb'PAR1', f'a Parquet table, which is not read; {_NO_LIST}'),
+)
+
+
+def _check_text(path, data):
+    "`BadInput` for the first bytes of a file that is no text."
+    for mark, what in _NO_TEXT:
+        if re.match(mark, data[:4096], re.S):
+            raise BadInput(f'{path} is {what}')
+
+
 def _text_of(path):
     "The text of a list, without the mark that says its encoding. Raises `BadInput`."
     try:
         data = read_file(path, MOST_LIST)
     except OSError as e:
         raise BadInput(f'{path} cannot be read ({e.strerror}); {_NO_LIST}') from None
+    _check_text(path, data)
     how = next((h for mark, h in _MARKS_OF_ORDER if data.startswith(mark)), 'utf-8')
     try:
-        return data.decode(how)
+        text = data.decode(how)
     except UnicodeDecodeError:
-        raise BadInput(
-            f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}'
-        ) from None
+        text = '\0'
+    if '\0' in text:
+        raise BadInput(f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}')
+    return text
 
 # %% ../../nbs/data/13_lists.ipynb #f02a6b07
 _COLUMNS = dict(
@@ -70,6 +91,9 @@ def _separator(line):
     return max(',;\t|', key=line.count)
 
 
+_ENDS = re.compile(r'^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$')
+
+
 def _cells_of(text):
     "`(number of the line, cells)` of every row that is not empty, blanks around the cells taken off."
     said = re.match(r'sep=(.)\r?\n', text)
@@ -78,7 +102,7 @@ def _cells_of(text):
         lines.readline()
     first = text[said.end() if said else 0 :].partition('\n')[0]
     reader = csv.reader(lines, delimiter=said[1] if said else _separator(first), skipinitialspace=True)
-    rows = ((reader.line_num + bool(said), [c.strip() for c in r]) for r in reader)
+    rows = ((reader.line_num + bool(said), [_ENDS.sub('', c) for c in r]) for r in reader)
     return [(line, r) for line, r in rows if any(r)]
 
 # %% ../../nbs/data/13_lists.ipynb #8c89fd7e
@@ -109,7 +133,7 @@ class _Finder:
     other capitals."""
 
     def __init__(self, base):
-        self.base, self.names = Path(base), {}
+        self.base, self.names, self.below, self.by_name = Path(base), {}, None, 0
 
     def __call__(self, name):
         "The path of the file; where there is none, the name below the folder of the list."
@@ -122,7 +146,8 @@ class _Finder:
                 found = self._walk(base, n) if n else None
                 if found:
                     return found
-        return self._moved(name.replace('\\', '/')) or plain
+        name = name.replace('\\', '/')
+        return self._moved(name) or self._named(name) or plain
 
 # %% ../../nbs/data/13_lists.ipynb #cdc1e1a3
 @patch
@@ -159,7 +184,65 @@ def _moved(self: _Finder, name):
     ends = ('/'.join(parts[i:]) for i in range(1, len(parts) - 1))
     return next(filter(None, (self._walk(self.base, end) for end in ends)), None)
 
+# %% ../../nbs/data/13_lists.ipynb #a1530936
+_DEEP, _MOST_BELOW = 3, 200_000  # folders below a list that are searched, and images in them
+
+
+def _images_below(base):
+    "Paths of the files that are called like images, not far below a folder."
+    for at, dirs, names in os.walk(base):
+        deep = len(Path(at).relative_to(base).parts) >= _DEEP
+        dirs[:] = [] if deep else [d for d in dirs if not _is_skipped(d, deep=True)]
+        yield from (Path(at, n) for n in names if os.path.splitext(n)[1].lower() in _EXTS)
+
+
+@patch
+def _index(self: _Finder):
+    "The images below the list by their names without ending; none where they are too many to search."
+    if self.below is None:
+        self.below = {}
+        found = list(islice(_images_below(self.base), _MOST_BELOW + 1))
+        for p in found if len(found) <= _MOST_BELOW else ():
+            self.below.setdefault(_ALIKE[1](p.stem), []).append(p)
+    return self.below
+
+
+def _in_folders(path, base, folders):
+    "Whether the last folders of a path below `base` are called so."
+    parts = list(map(_ALIKE[1], path.relative_to(base).parts[:-1]))
+    return len(parts) >= len(folders) and parts[len(parts) - len(folders) :] == folders
+
+
+@patch
+def _named(self: _Finder, name):
+    "The one image below the list whose path ends so, perhaps without its ending; None if there are several."
+    *folders, last = map(_ALIKE[1], Path(name).parts or ('',))
+    stem, suffix = os.path.splitext(last)
+    if suffix not in _EXTS:
+        stem, suffix = last, ''
+    called = [p for p in self._index().get(stem, ()) if suffix in ('', p.suffix.lower())]
+    hits = [p for p in called if _in_folders(p, self.base, folders)]
+    self.by_name += len(hits) == 1
+    return hits[0] if len(hits) == 1 else None
+
 # %% ../../nbs/data/13_lists.ipynb #f7700df7
+def _parts_in(path, rows, told):
+    "The part of each row, or None where the list has none; `BadInput` for a row that lacks it."
+    parts = [_part_named(r['split']) for r in rows]
+    if all(parts):
+        return parts
+    if any(parts):
+        r = rows[parts.index(None)]
+        raise BadInput(
+            f"{path}, row {r['line']}: split is {r['split']!r}; "
+            'write train, val or test in every row, or leave the column out'
+        )
+    if said := next((r['split'] for r in rows if r['split']), ''):
+        told.notes.append(
+            f'its column of parts, {one_line(said)[:40]!r}, says no train, val or test: it is not used'
+        )
+
+
 def _list_csv(path, told=None):
     """`(files, labels, parts or None)` of a CSV with the columns `path` (relative to the list), `label` and
     perhaps `split`. `told` as in `_list_folder`; raises `BadInput`."""
@@ -168,15 +251,13 @@ def _list_csv(path, told=None):
     for r in rows:
         if not (r['path'] and r['label']):
             raise BadInput(f"{path}, row {r['line']}: path or label is missing; fill it in or remove the row")
-    parts = [_part_named(r['split']) for r in rows]
-    if any(parts) and not all(parts):
-        r = rows[parts.index(None)]
-        raise BadInput(
-            f"{path}, row {r['line']}: split is {r['split']!r}; "
-            'write train, val or test in every row, or leave the column out'
+    parts = _parts_in(path, rows, told)
+    labels, files = _one_spelling([r['label'] for r in rows], told), [find(r['path']) for r in rows]
+    if find.by_name:
+        told.notes.append(
+            f'{find.by_name:,} of its files were found by their names alone, in folders below it'
         )
-    labels = _one_spelling([r['label'] for r in rows], told)
-    return [find(r['path']) for r in rows], labels, parts if all(parts) else None
+    return files, labels, parts
 
 # %% ../../nbs/data/13_lists.ipynb #0ee38ac3
 def files_of_list(

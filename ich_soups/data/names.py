@@ -38,7 +38,7 @@ def _one_spelling(labels, told):
     twice = sorted(k for k, v in forms.items() if len(v) > 1)
     if not twice:
         return labels
-    more = f' and {len(twice) - 1} more names' if len(twice) > 1 else ''
+    more = f' and {len(twice) - 1} more' if len(twice) > 1 else ''
     told.notes.append(
         f'the letters of {twice[0]!r}{more} are '
         'written in two ways (composed and decomposed, as a Mac does); they are taken for one class each'

@@ -28,7 +28,8 @@ def _why(e, path):
     "An error about an image file in one line, without its path."
     what = str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}'
     what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it').replace('\n', ' ')
-    return re.sub(r'<_io\.BytesIO.*?>', 'the file', what)[:140]
+    what = re.sub(r'<_io\.BytesIO.*?>', 'the file', what)
+    return what.replace('image file the file', 'the image file')[:140]
 
 # %% ../../nbs/data/09_scan.ipynb #48061408
 def digest_of(

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-import pandas as pd
 import torch
 from ..errors import BadInput
 from ..files import changed_lately, file_state
@@ -210,6 +209,7 @@ def folder_info(
 _SIZE = whole(0, 2**62)
 _DONE = dict(
     data=optional(text()),
+    classes=listed(_NAME, 1, distinct=True),
     sizes=table(text(), _SIZE),
     seconds=number(),
     resumed_at=whole(),
@@ -276,9 +276,11 @@ def read_manifest(
 def read_history(
     path,  # history.csv
     advice: str,  # what to do if it is damaged
-) -> pd.DataFrame:
-    """The history of a run: epoch, lr, train_loss and the scores, a row for each epoch; `BadInput` if it is
-    something else."""
+):
+    """The history of a run as a DataFrame: epoch, lr, train_loss and the scores, a row for each epoch;
+    `BadInput` if it is something else."""
+    import pandas as pd  # which takes a second, and files of checkpoints have no history
+
     try:
         df = pd.read_csv(path)
     except (OSError, ValueError) as e:

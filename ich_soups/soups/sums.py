@@ -158,7 +158,7 @@ def _whole_numbers(sources, key, names, dtype):
         if first.numel() != 1 or dtype == torch.bool:
             raise BadInput(
                 f'tensor {shown(key)} holds {dtype} values that differ between {names[0]} and '
-                f'{n}; they cannot be averaged'
+                f'{n}; they cannot be averaged: give weights that are floats, or files without that tensor'
             )
         if t.item() > first.item():
             first = t.reshape(first.shape).clone()

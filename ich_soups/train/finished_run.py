@@ -69,6 +69,11 @@ class Run(Scored):
         logits and scores."""
         return self._fingerprint()
 
+    @property
+    def classes(self):
+        "Their names, as of the training; of older runs, those of the images."
+        return self.provenance.get('classes') or super().classes
+
     def describe(self) -> dict:
         "The run's key, and what `Scored` knows."
         return dict(run=self.cfg.key) | super().describe()

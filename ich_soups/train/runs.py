@@ -205,6 +205,7 @@ def _write_done(cfg, path, learn, **known):
     "The file that says that a run is finished, and what it was made with."
     files = [path / 'history.csv', *(path / 'averages').glob('*.safetensors')]
     names = {f.relative_to(path).as_posix(): f for f in files}
+    known |= dict(classes=list(learn.dls.pictures.classes))  # which outlive the images
     known |= dict(sizes={n: f.stat().st_size for n, f in names.items()})
     known |= dict(hashes={n: file_sha256(f) for n, f in names.items()})
     told = dict(moved=learn.journal.moved, head=learn.journal.fitted)

@@ -6,6 +6,7 @@
 __all__ = ['predict_logits', 'loaders', 'Scored', 'evaluate', 'Checkpoints']
 
 # %% ../../nbs/train/07_scoring.ipynb #3f8bbc62
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 import numpy as np
@@ -55,9 +56,22 @@ class Scored:
     metric = 'neg_nll'  # what a search improves: the loss, which sees the confidence on every image
     source = None  # where the images are now, if they were moved
 
+    @contextmanager
+    def _images_at(self):
+        "Where the images are; if they are gone, `BadInput` asks where."
+        at = self.source or self.cfg.data
+        try:
+            yield at
+        except BadInput as e:
+            if Path(at).exists():
+                raise
+            moved = 'if the pictures of this training were moved, say where they are with --data'
+            raise BadInput(f'{e}; {moved}') from None
+
     @cached_property
     def dls(self):
-        return loaders(self.cfg.replace(data=self.source or self.cfg.data))
+        with self._images_at() as at:
+            return loaders(self.cfg.replace(data=at))
 
     @cached_property
     def model(self):
@@ -67,14 +81,8 @@ class Scored:
 
     @cached_property
     def pictures(self):
-        at = self.source or self.cfg.data
-        try:
+        with self._images_at() as at:
             return load_pictures(at, self.cfg.split_seed)
-        except BadInput as e:
-            if Path(at).exists():
-                raise
-            moved = 'if the pictures of this training were moved, say where they are with --data'
-            raise BadInput(f'{e}; {moved}') from None
 
     @property
     def classes(self):
@@ -143,7 +151,9 @@ def describe(self: Scored) -> dict:
     mean, std = data_stats(self.cfg.arch, self.cfg.norm)
     known = dict(arch=self.cfg.arch, size=self.cfg.size, classes=list(self.classes))
     known |= dict(mean=list(mean), std=list(std), data=Path(self.cfg.data).name)
-    known |= dict(split_seed=self.cfg.split_seed, pictures=self.pictures.fingerprint)
+    known |= dict(
+        split_seed=self.cfg.split_seed, pictures=self.provenance.get('data') or self.pictures.fingerprint
+    )
     return known | {k: self.provenance[k] for k in ('device', 'date')}
 
 # %% ../../nbs/train/07_scoring.ipynb #ef0f805e
