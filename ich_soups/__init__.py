@@ -13,6 +13,9 @@ if not {'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'} & _os.environ.keys(): _os.environ['
 for _k, _v in dict(HF_HUB_DISABLE_TELEMETRY='1', GRADIO_ANALYTICS_ENABLED='False', RAY_USAGE_STATS_ENABLED='0',
                    ORT_DISABLE_TELEMETRY='1').items(): _os.environ.setdefault(_k, _v)
 
+# What an Apple GPU cannot do yet, the processor does; torch says so once for each operation.
+_os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
+
 # What most programs need, imported when it is asked for, so that `import ich_soups` stays quick.
 _FACE = dict(
     BadInput='errors', Config='config', Checkpoint='soups.checkpoints', Run='train.finished_run', Soup='soups.soup',

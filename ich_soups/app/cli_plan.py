@@ -156,17 +156,16 @@ def choose(
     return d, why.format(arch=arch, side=side, weights=weights)
 
 # %% ../../nbs/app/39_cli_plan.ipynb #91f592ee
-def _clock(budget, cuda):
+def _clock(budget):
     "A callback that notes the time after each batch, and stops when the budget is spent; the list of times."
-    import torch
     from fastai.callback.core import Callback, CancelFitException
+    from ich_soups.machine import synchronize
 
     class Clock(Callback):
         order = 100
 
         def after_batch(self):
-            if cuda:
-                torch.cuda.synchronize()
+            synchronize()
             if self.training:
                 at.append(time.perf_counter())
             if len(at) > 9 or at[-1] - at[0] > budget and len(at) > 1:
@@ -201,7 +200,7 @@ def epoch_seconds(
     from ich_soups.train.recipe import make_learner
 
     keep_memory()
-    clock, at = _clock(budget, dls.device.type == 'cuda')
+    clock, at = _clock(budget)
     with scratch(home(), 'clock') as tmp:
         learn = make_learner(cfg, dls, tmp)
         learn.remove_cbs([learn.snapshot, learn.journal])

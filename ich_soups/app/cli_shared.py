@@ -103,7 +103,7 @@ class Common:
 
     as_json: option(bool, '--json', help='One JSON document on stdout, for machines.') = False
     device: option(
-        Optional[str], '--device', help='cpu, cuda or cuda:1. Default: the GPU if there is one.'
+        Optional[str], '--device', help='cpu, cuda, cuda:1 or mps (Apple). Default: the GPU if there is one.'
     ) = None
     debug: option(bool, '--debug', help='Show the traceback of an error.') = False
 

