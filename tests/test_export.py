@@ -287,7 +287,7 @@ def test_the_architectures_of_this_package_are_loadable_by_timm_once_it_is_impor
             tmp_path / arch,
         )
         assert (
-            'import ich_soups.train.models'
+            'import ich_soups.train.relatives'
             in blocks((folder / 'README.md').read_text(encoding='utf-8'))['timm']
         )
     Image.new('RGB', (50, 40), 'red').save(folder / 'photo.jpg')
