@@ -131,15 +131,18 @@ def after_epoch(self: SnapshotCallback):
         self.store.keep(keep)
     self.logits = self.targs = None
 
+# %% ../../nbs/train/06_snapshot_callback.ipynb #1c012394
+def _are_classes(logits, targs):
+    "Whether there is a column of logits for each class that the targets name; one output for two classes has none."
+    if logits.ndim != 2 or targs.ndim != 1 or np.issubdtype(targs.dtype, np.floating):
+        return False
+    return 0 <= targs.min() and targs.max() < logits.shape[1]
+
 # %% ../../nbs/train/06_snapshot_callback.ipynb #8611af62
 @patch
 def _scores(self: SnapshotCallback, logits, targs):
     recorded = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:]))
-    computed = {
-        m: METRICS[m](logits, targs)
-        for m in METRICS
-        if logits.ndim == 2 and targs.ndim == 1 and not np.issubdtype(targs.dtype, np.floating)
-    }
+    computed = {m: METRICS[m](logits, targs) for m in METRICS if _are_classes(logits, targs)}
     return {
         k: float(v)
         for k, v in (computed | recorded).items()
