@@ -29,7 +29,8 @@ def _stages(model, x):
 
 def _described(src, idx, arch, pretrained, size, bs):
     "`_stages` of some pictures, in batches."
-    from ich_soups.train.models import create_model, data_stats  # which takes seconds to import
+    from ich_soups.train.models import create_model  # which takes seconds to import
+    from ich_soups.train.weight_files import data_stats
 
     model, stats = create_model(arch, 2, size, pretrained).eval(), data_stats(arch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)

@@ -56,7 +56,7 @@ def targets(
 # %% ../../nbs/app/45_cli_models.ipynb #f26a5961
 def _said_by(run, data):
     "What a run says of itself; `BadInput` if that takes images which are gone, and `data` holds others."
-    from ich_soups.core import BadInput
+    from ich_soups.errors import BadInput
 
     try:
         return run.describe()
