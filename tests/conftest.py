@@ -25,7 +25,7 @@ def drawn():
 
 @pytest.fixture
 def photos(tmp_path, drawn):
-    "A folder of three classes, twelve drawn pictures each."
+    "A folder of three classes, twelve drawn images each."
     for c, name in enumerate(('Chợ nổi', 'Đua ghe ngo', 'Đờn ca tài tử')):
         (tmp_path / 'photos' / name).mkdir(parents=True)
         for i, im in enumerate(drawn.images[drawn.labels == c][:12]):

@@ -19,7 +19,7 @@ def contents(folder):
 def spoilt(photos):
     "A folder of classes with a bad file, a copy, a copy under another label and an altered copy."
     a, b = photos / 'Chợ nổi', photos / 'Đua ghe ngo'
-    (a / 'notes.jpg').write_text('not a picture')
+    (a / 'notes.jpg').write_text('not an image')
     shutil.copy(a / 'ảnh 1.jpg', a / 'again.jpg')
     shutil.copy(a / 'ảnh 2.jpg', b / 'stray.jpg')
     with Image.open(b / 'ảnh 3.jpg') as im:
@@ -93,7 +93,7 @@ def test_a_missing_class_and_a_leak_between_parts(home, tmp_path, photos):
 
 
 def test_of_a_burst_nothing_is_left_beside_its_picture_in_test(home, tmp_path, photos):
-    "More frames than a picture has near neighbours on record."
+    "More frames than an image has near neighbours on record."
     for s, n in (('train', 45), ('val', 1), ('test', 1)):
         for c in photos.iterdir():
             (tmp_path / 'split' / s / c.name).mkdir(parents=True)
@@ -112,8 +112,8 @@ def test_of_a_burst_nothing_is_left_beside_its_picture_in_test(home, tmp_path, p
 
 def test_a_class_does_not_vanish_from_the_list(home, tmp_path, photos):
     for f in (photos / 'Chợ nổi').iterdir():
-        f.write_text('not a picture')
-    with pytest.raises(BadInput, match='the class Chợ nổi would have no picture left'):
+        f.write_text('not an image')
+    with pytest.raises(BadInput, match='the class Chợ nổi would have no image left'):
         inspect(photos).fix(tmp_path / 'x.csv')
 
 
@@ -158,7 +158,7 @@ def test_the_scan_of_a_training_is_used_and_a_damaged_memory_is_made_again(home,
 def test_bad_input(home, tmp_path, photos):
     (tmp_path / 'empty').mkdir()
     for path, says in (
-        (tmp_path / 'empty', 'holds no pictures'),
+        (tmp_path / 'empty', 'holds no images'),
         (tmp_path / 'nowhere', 'does not exist'),
         (photos / 'Chợ nổi' / 'ảnh 1.jpg', 'is not a list'),
         ('scene17', 'did you mean scenes17?'),

@@ -34,7 +34,7 @@ def kitchen(tmp_path_factory, drawn):
         (d / 'good.jpg').write_bytes(good)
         (d / 'cut.jpg').write_bytes(good[: len(good) // 2])
         for n in ('text.jpg', 'text.safetensors', 'text.onnx'):
-            (d / n).write_text('not a picture, nor a model')
+            (d / n).write_text('not an image, nor a model')
         Image.new('1', (20_000, 20_000)).save('huge.png')
         for f in ('text.jpg', 'cut.jpg', 'huge.png'):
             shutil.copy(f, Path('spoilt') / 'Chợ nổi')

@@ -60,7 +60,7 @@ def browser():
 
 
 def scene(run, k, size=(360, 240)):
-    "A test picture as an upload."
+    "A test image as an upload."
     i = run.pictures.idxs('test')[k]
     f = io.BytesIO()
     Image.fromarray(run.pictures.array[i]).resize(size, Image.BICUBIC).save(f, 'jpeg', quality=92)
@@ -133,7 +133,7 @@ def test_a_bad_file_gets_a_friendly_sentence_and_the_next_one_an_answer(served, 
     give(page, b'this is no picture', 'holiday.jpg')
     page.wait_for_selector('.sorry')
     page.wait_for_selector('#photo img', state='detached')
-    assert 'cannot be read as a picture' in page.inner_text('.sorry') and 'Traceback' not in page.content()
+    assert 'cannot be read as an image' in page.inner_text('.sorry') and 'Traceback' not in page.content()
     shot(page, 'bad')
     f = io.BytesIO()
     Image.new('1', (20000, 20000)).save(f, 'png')
@@ -180,7 +180,7 @@ def test_a_phone_and_the_dark(served, browser):
     assert page.evaluate(
         'getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every(v => v < 80)'
     )
-    shot(page, 'phone')  # last: a picture of the whole page scrolls it
+    shot(page, 'phone')  # last: an image of the whole page scrolls it
     page.context.close()
 
 
@@ -197,7 +197,7 @@ def ask(at, path, **more):
 
 
 def test_no_path_of_the_client_is_opened(served, tmp_path):
-    "A real picture outside of the uploads, by its path, by a detour, by an address: refused. The same picture uploaded: answered."
+    "A real image outside of the uploads, by its path, by a detour, by an address: refused. The same image uploaded: answered."
     blocks, url, run = served
     secret = tmp_path / 'secret.jpg'
     secret.write_bytes(scene(run, 0))
@@ -244,7 +244,7 @@ SHAPES = {
 
 @pytest.fixture
 def secret(tmp_path, served):
-    "A picture of this machine that nobody uploaded, and a place where nothing is."
+    "An image of this machine that nobody uploaded, and a place where nothing is."
     (tmp_path / 'diary.png').write_bytes(scene(served[2], 1))
     return tmp_path / 'diary.png', tmp_path / 'nothing.png'
 
@@ -526,7 +526,7 @@ def test_uploads_need_a_name(served, says, capfd):
 
 
 def test_bodies_are_bounded(served):
-    "One picture's worth of bytes, a few files, a call of a few letters; also without a length said before."
+    "One image's worth of bytes, a few files, a call of a few letters; also without a length said before."
     blocks, url, run = served
     one = ('name="files"; filename="a.jpg"', b'x')
     assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * guard.MOST_FILES)).status_code == 200
@@ -780,7 +780,7 @@ def test_pixels_of_the_page_are_bounded(served, size):
     'visits', [('greedy', 'modest'), ('', '')], ids=['two browsers', 'clients without cookies']
 )
 def test_one_visitor_does_not_block_another(served, visits):
-    "Ten pictures just below the limit are under way; a small one of somebody else is answered at once, a large one after one of theirs."
+    "Ten images just below the limit are under way; a small one of somebody else is answered at once, a large one after one of theirs."
     _, url, run = served
     large, small = large_png(4990, 4990), scene(run, 5)
 
@@ -902,7 +902,7 @@ def test_it_says_who_sees_the_training_pictures(served, capsys):
     ):
         demo._tell(blocks, host, run, more.get('password'), more.get('no_password', False))
         said = capsys.readouterr().err
-        assert 'training pictures' in said and whom in said and f':{blocks.server_port}/' in said
+        assert 'training images' in said and whom in said and f':{blocks.server_port}/' in said
         assert ('localhost' in said.split('open this')[0]) is False and '0.0.0.0' not in said
 
 

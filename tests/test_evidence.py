@@ -27,9 +27,9 @@ BAD = {
     'model 1 hold NaN': lambda p, t: (np.where(np.arange(len(p))[:, None, None] == 1, np.nan, p), t),
     'infinity': lambda p, t: (p / 0, t),
     'two models': lambda p, t: (p[:1], t),
-    'models, pictures, classes': lambda p, t: (p[0], t),
-    'scored on different pictures': lambda p, t: ([p[0], p[1, :9]], t),
-    'no pictures': lambda p, t: (p[:, :0], t[:0]),
+    'models, images, classes': lambda p, t: (p[0], t),
+    'scored on different images': lambda p, t: ([p[0], p[1, :9]], t),
+    'no images': lambda p, t: (p[:, :0], t[:0]),
 }
 BAD_LABELS = {
     'but there are 7 labels': lambda t: t[:7],
@@ -67,7 +67,7 @@ def test_labels_that_are_none_get_one_sentence_everywhere(says):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_sixty_four_models_in_two_seconds(kind):
-    "64 models, 5,000 pictures, 17 classes: seconds of the processor, all threads together, the best of three; on a quiet machine the clock shows no more."
+    "64 models, 5,000 images, 17 classes: seconds of the processor, all threads together, the best of three; on a quiet machine the clock shows no more."
     big, took = models(64, 5000, 17).astype(np.float32), []
     for _ in range(3):
         t0 = time.process_time()
@@ -88,7 +88,7 @@ def test_sixty_four_models_in_half_a_gigabyte():
 
 @pytest.mark.parametrize('kind, n', [('ce', 1000), pytest.param('sqrt_js', 200, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_pictures_or_classes(kind, n):
-    "64 models on 10,000 pictures of 1,000 classes are 2.4 GiB; what is needed beyond that are a few blocks, and no copy: measured on a tenth of the pictures, or on a fiftieth where every pair of models is gone through."
+    "64 models on 10,000 images of 1,000 classes are 2.4 GiB; what is needed beyond that are a few blocks, and no copy: measured on a tenth of the images, or on a fiftieth where every pair of models is gone through."
     assert beyond_the_input(kind, n, 1000) < 64
 
 

@@ -80,7 +80,7 @@ def test_files_are_seen_as_in_training(run, soup):
 
 
 def test_decoding_and_the_model_work_at_the_same_time(soup, monkeypatch):
-    "20 batches of 10 ms in the model, and 5 ms of decoding a picture on two threads, take little longer than the longer of the two."
+    "20 batches of 10 ms in the model, and 5 ms of decoding an image on two threads, take little longer than the longer of the two."
     c = Classifier.load(soup)
 
     def forward(x):
@@ -159,7 +159,7 @@ def test_long_lists_do_not_fill_memory(soup):
 def test_a_bad_picture_is_named(what, soup, tmp_path):
     bad = tmp_path / 'a name\nwith  spaces é.jpg'
     if what == 'text':
-        bad.write_text('no picture')
+        bad.write_text('no image')
     if what == 'truncated':
         Image.effect_noise((200, 200), 50).save(bad)
         bad.write_bytes(bad.read_bytes()[:2000])
@@ -170,7 +170,7 @@ def test_a_bad_picture_is_named(what, soup, tmp_path):
     good = tmp_path / 'good.png'
     Image.new('RGB', (8, 8)).save(good)
     c, said = Classifier.load(soup), []
-    with pytest.raises(BadInput, match=r'with  spaces é.jpg cannot be read as a picture \(\w+') as e:
+    with pytest.raises(BadInput, match=r'with  spaces é.jpg cannot be read as an image \(\w+') as e:
         c.logits([good, bad])
     assert '\n' not in str(e.value) and str(e.value).count('spaces') == 1
     out = c.logits([good, bad, good], on_bad=lambda p, why: said.append((p, why)))

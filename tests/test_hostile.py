@@ -30,7 +30,7 @@ def message(f, *names):
 
 
 def test_text_in_a_jpg(home, photos):
-    (photos / 'Chợ nổi' / 'notes.jpg').write_text('not a picture')
+    (photos / 'Chợ nổi' / 'notes.jpg').write_text('not an image')
     message(lambda: load_pictures(photos), 'notes.jpg', 'cannot be read')
 
 
@@ -130,7 +130,7 @@ def test_a_list_that_is_none(home, tmp_path, photos):
 
 
 def test_every_kind_of_picture(home, tmp_path):
-    "One picture in many wrappings: red on the left, blue on the right, whatever the file."
+    "One image in many wrappings: red on the left, blue on the right, whatever the file."
     im = Image.new('RGB', (40, 20), (250, 0, 0))
     im.paste((0, 0, 250), (20, 0, 40, 20))
     grey = np.zeros((20, 40), np.uint16)
@@ -198,7 +198,7 @@ def test_notes_in_a_picture_that_make_no_sense(home, tmp_path):
 
 def test_an_empty_folder_and_one_class(home, tmp_path, photos):
     (tmp_path / 'empty').mkdir()
-    message(lambda: load_pictures(tmp_path / 'empty'), 'empty', 'no pictures')
+    message(lambda: load_pictures(tmp_path / 'empty'), 'empty', 'no images')
     for c in ('Đua ghe ngo', 'Đờn ca tài tử'):
         shutil.rmtree(photos / c)
     message(lambda: load_pictures(photos), 'only one class', 'Chợ nổi')

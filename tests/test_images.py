@@ -40,7 +40,7 @@ def saved(im, kind, **kw):
 
 
 def photo(w=96, h=64, mode='RGB'):
-    "A picture with slopes, edges and noise."
+    "An image with slopes, edges and noise."
     y, x = np.mgrid[:h, :w]
     a = np.stack([x * 255 // w, y * 255 // h, x * y % 255], -1).astype(np.uint8)
     a[h // 4 : h // 2, w // 4 : w // 2] = np.random.default_rng(5).integers(0, 255, 3)
@@ -60,7 +60,7 @@ def blank_png(w, h, before=b'', rows=None):
 
 
 def icon(*parts):
-    "An icon that says 16 x 16 of each of its pictures."
+    "An icon that says 16 x 16 of each of its images."
     at, entries = 6 + 16 * len(parts), b''
     for p in parts:
         entries += struct.pack('<BBBBHHII', 16, 16, 0, 0, 1, 32, len(p), at)
@@ -165,7 +165,7 @@ def test_other_formats_start_nothing(kind, tmp_path, home, photos, monkeypatch):
     assert len(read_photos(photos, on_bad='skip')) == 36 and not started
 
 
-# How much of a picture.
+# How much of an image.
 
 LATE = {
     'icon of a png': lambda: icon(blank_png(9200, 9200)),
@@ -225,7 +225,7 @@ def test_too_many_pixels_in_a_folder(size, home, photos):
 
 
 def test_pixels_in_flight_are_counted(monkeypatch):
-    "Sixteen threads and pictures of four million pixels, of which two fit at a time."
+    "Sixteen threads and images of four million pixels, of which two fit at a time."
     budget, now, most, lock = decoding.Budget(9_000_000), [], [], threading.Lock()
     monkeypatch.setattr(decoding, 'IN_FLIGHT', budget)
     squeezed = decoding._squeezed

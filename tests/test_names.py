@@ -79,7 +79,7 @@ def test_tables_for_spreadsheets_hold_no_formulas(home, photos, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     for name in ('=cmd.jpg', '-4.jpg', '@x.jpg', 'good.jpg'):
         shutil.copy(next(photos.rglob('*.jpg')), tmp_path / name)
-    (tmp_path / '+bad.jpg').write_text('no picture')
+    (tmp_path / '+bad.jpg').write_text('no image')
     assert (
         cli.main(
             [

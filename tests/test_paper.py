@@ -1,4 +1,4 @@
-"The paper's table, end to end, on drawn pictures in the authors' layout with weights from a folder."
+"The paper's table, end to end, on drawn images in the authors' layout with weights from a folder."
 
 import os, subprocess, sys
 import pandas as pd
@@ -115,10 +115,10 @@ def test_one_command_makes_the_table(place, made):
 def test_it_says_in_what_that_is_not_the_paper(place, made):
     lines = [l for l in made.stderr.splitlines() if l.startswith('warning: ')]
     for what in (
-        '255 pictures; ICH-17 has 7,406',
-        '136 train pictures',
-        '51 val pictures',
-        '68 test pictures',
+        '255 images; ICH-17 has 7,406',
+        '136 train images',
+        '51 val images',
+        '68 test images',
         'size is 32, not 224',
         'epochs is 2, not 50',
         "not the paper's networks: small ResNet",

@@ -150,7 +150,7 @@ def test_what_it_says(written, runs):
         'What not to conclude',
         'Over several trainings',
         'Bias against variance',
-        'The test pictures were read once',
+        'The test images were read once',
         runs[0].provenance['data'],
         'ich-soups report &#34;x&#34; &lt;y&gt;',
     ):
@@ -162,7 +162,7 @@ def test_runs_that_do_not_go_together(runs, place, drawn):
     other = get_run(
         runs[0].cfg.replace(data=str(fill(place / 'other', drawn.images[::-1], dict(a=12, b=12))), epochs=1)
     )
-    with pytest.raises(BadInput, match='trained on other pictures'):
+    with pytest.raises(BadInput, match='trained on other images'):
         write_report([*runs, other], place / 'never.html')
     with pytest.raises(BadInput, match='given twice'):
         same_data([runs[0], runs[0]])
@@ -185,14 +185,14 @@ def test_pictures_that_have_changed(runs, place):
 
 @pytest.mark.filterwarnings('ignore:class .one')
 def test_little_to_show(place, drawn, browser):
-    "Two classes, one of a single picture; no BatchNorm; one snapshot."
+    "Two classes, one of a single image; no BatchNorm; one snapshot."
     data = fill(place / 'few', drawn.images, dict(many=30, one=1))
     run = get_run(
         Config.scratch(data=str(data), arch='tiny_vit8', size=32, epochs=1, bs=8, k=1, monitor=('accuracy',))
     )
     f = write_report(run, place / 'few.html')
     text = f.read_text(encoding='utf-8')
-    for s in ('A map needs three snapshots', '1 class has no test picture', 'needs several runs'):
+    for s in ('A map needs three snapshots', '1 class has no test image', 'needs several runs'):
         assert s in text
     assert 'fresh BN' not in text and 'soft voting of' not in text
     p = browser.new_page(viewport=dict(width=390, height=844))
@@ -230,7 +230,7 @@ def test_a_thousand_classes(place, drawn, n):
 
 @pytest.mark.parametrize('n', [4_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_hundred_thousand_pictures(n):
-    "The sections about pictures, on logits that are made up."
+    "The sections about images, on logits that are made up."
     r, c = np.random.default_rng(0), 10
     labels, part = (
         r.integers(0, c, n),

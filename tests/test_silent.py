@@ -686,7 +686,7 @@ def test_pixels_that_have_changed_are_decoded_anew(home, photos):
     assert (
         (got == want).all()
         and len(said) == 1
-        and 'has changed since it was written; the pictures are decoded anew' in said[0]
+        and 'has changed since it was written; the images are decoded anew' in said[0]
     )
     assert notes(lambda: load_pictures(photos).pixels(32))[1] == []
     f.with_suffix('.sum').unlink()  # of an older cache nothing is claimed
@@ -699,7 +699,7 @@ def test_pixels_that_have_changed_are_decoded_anew(home, photos):
 
 @pytest.fixture(scope='module')
 def other(lab):
-    "A run of another seed, with another split of the same pictures, and its soup."
+    "A run of another seed, with another split of the same images, and its soup."
     with pytest.MonkeyPatch.context() as m:
         m.setenv('ICH_SOUPS_HOME', str(lab / 'home'))
         cook(get_run(CFG.replace(seed=1, split_seed=1), lab / 'other'), 'uniform').save(
@@ -715,7 +715,7 @@ def test_models_that_know_the_test_pictures_are_not_compared(sh, lab, soup, othe
     for second in (other, lab / 'other.safetensors'):
         for first in (lab / 'run', soup):
             code, out, err = sh('eval', first, second)
-            assert code == 0 and f'{second} was trained on {100 * known:.0f} % of these pictures' in err
+            assert code == 0 and f'{second} was trained on {100 * known:.0f} % of these images' in err
             assert f'{second} and {first} are not compared' in out and ' p = ' not in out
     d = json.loads(sh('eval', soup, lab / 'other.safetensors', '--json')[1])
     assert list(d['comparisons'][0]) == ['model', 'against', 'refused']
@@ -733,7 +733,7 @@ def test_a_model_that_does_not_say_what_it_knows_is_noted(sh, lab, soup):
     code, out, err = sh('eval', soup, lab / 'silent.safetensors')
     assert (
         code == 0
-        and f"whether {lab / 'silent.safetensors'} was trained on some of these pictures is not known" in err
+        and f"whether {lab / 'silent.safetensors'} was trained on some of these images is not known" in err
     )
 
 

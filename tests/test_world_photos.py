@@ -126,7 +126,7 @@ def test_hidden_and_thumbnail_folders_are_not_entered(name, where, home, photos)
     shutil.copy(first, at / 'copy.jpg')
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics) == 36 and pics.fingerprint == before and f'1 in {name}' in said
-    assert f'1 in {name}' in texts(photos) and '36 pictures' in texts(photos)
+    assert f'1 in {name}' in texts(photos) and '36 images' in texts(photos)
 
 
 @pytest.mark.parametrize('kind', ['mixed parts', 'flat', 'list'])
@@ -181,7 +181,7 @@ def test_a_class_that_is_called_otherwise_in_train_is_named(home, photos, tmp_pa
     for s, n in (('train', 'Cat'), ('val', 'cat'), ('test', 'cat')):
         for c, to in zip(sorted(photos.iterdir()), (n, 'dog')):
             shutil.copytree(c, tmp_path / 'in' / s / to)
-    with pytest.raises(BadInput, match="'cat' has no training picture; it is called 'Cat' there"):
+    with pytest.raises(BadInput, match="'cat' has no training image; it is called 'Cat' there"):
         load_pictures(tmp_path / 'in')
 
 

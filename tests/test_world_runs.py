@@ -99,9 +99,9 @@ def test_where_they_are_is_asked_for_and_others_are_refused(sh, photos, args):
     next(Path('moved').rglob('*.jpg')).unlink()
     code, _, err = sh(*args, '--data', 'moved')
     if args[0] == 'eval':
-        assert code == 0 and 'note: these are not the pictures' in err, err
+        assert code == 0 and 'note: these are not the images' in err, err
     else:
-        assert code == 2 and 'moved does not hold the pictures' in err, err
+        assert code == 2 and 'moved does not hold the images' in err, err
 
 
 def test_a_run_is_scored_on_others_when_its_own_are_gone(sh, photos):

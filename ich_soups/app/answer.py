@@ -221,7 +221,7 @@ def _alike(self: Page, feats, found):
     "The nearest training images."
     near = self.near(feats)
     shots = [
-        dict(shot=_shot(im, f'Training picture of {name}'), name=name, same=name == found)
+        dict(shot=_shot(im, f'Training image of {name}'), name=name, same=name == found)
         for im, name, _ in near
     ]
     same = sum(name == found for _, name, _ in near)

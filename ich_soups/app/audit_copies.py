@@ -25,7 +25,7 @@ def _warp(
     x,  # float [P, S, S]
     p,  # [P, 4]: stretch and shift along x, then along y, in halves of the width
 ):
-    "Each picture seen through its own window, and which pixels lie inside of it."
+    "Each image seen through its own window, and which pixels lie inside of it."
     s = x.shape[-1]
     g = _grid(s)
     u, v = g * p[:, :1] + p[:, 1:2], g * p[:, 2:3] + p[:, 3:]

@@ -27,7 +27,7 @@ KINDS = {  # kind: (one, many, what to do)
     'missing': (
         '1 class is missing from a part',
         '{n} times a class is missing from a part',
-        'move some of its pictures there, or remove the class',
+        'move some of its images there, or remove the class',
     ),
     'conflict': (
         '1 photograph is there under two labels',
@@ -40,7 +40,7 @@ KINDS = {  # kind: (one, many, what to do)
         'what is tested would be remembered; the cleaned list keeps the one in test before val before train',
     ),
     'near-leak': (
-        '1 near-duplicate of a picture lies in another part',
+        '1 near-duplicate of an image lies in another part',
         '{n} pairs of near-duplicates lie in two parts',
         'as bad as a copy; of such a burst the cleaned list keeps what lies in test before val before train',
     ),
@@ -56,17 +56,17 @@ KINDS |= {
         'difference is the class',
     ),
     'suspect': (
-        '1 picture looks like another class',
-        '{n} pictures look like another class',
+        '1 image looks like another class',
+        '{n} images look like another class',
         'look at the contact sheet and correct what is wrong; the cleaned list keeps them unless suspects '
         'are asked out',
     ),
     'few': (
-        '1 class has very few pictures',
-        '{n} classes have very few pictures',
-        'add pictures or merge classes: a score of such a class says little',
+        '1 class has very few images',
+        '{n} classes have very few images',
+        'add images or merge classes: a score of such a class says little',
     ),
-    'blank': ('1 picture is blank', '{n} pictures are blank', 'replace or remove them'),
+    'blank': ('1 image is blank', '{n} images are blank', 'replace or remove them'),
 }
 
 # %% ../../nbs/app/15_audit_findings.ipynb #7d765cc9
@@ -107,13 +107,13 @@ RANK = {s: r for r, s in enumerate(('', *SPLITS))}  # train before val before te
 def row(
     src,  # a `Source`
     kind: str,
-    i: int,  # row of a picture
+    i: int,  # row of an image
     j=None,  # row of the other one of a pair
     score=np.nan,
-    other_label='',  # of a single picture: what it looks like
+    other_label='',  # of a single image: what it looks like
     advice=None,  # default: that of the kind
 ) -> dict:
-    "One finding about picture `i`, or about `i` and `j`."
+    "One finding about image `i`, or about `i` and `j`."
     o = ('', other_label, '') if j is None else (utf8(src.items[j]), src.labels[j], src.splits[j])
     advice = advice or KINDS[kind][2]
     here = utf8(src.items[i])
@@ -137,7 +137,7 @@ _DAMAGED = (  # what Pillow and its plugins say of files that end too early
     'Expected to read',
 )
 _ADVICE = (
-    ('UnidentifiedImage', 'it is no picture: remove it'),
+    ('UnidentifiedImage', 'it is no image: remove it'),
     ('truncated', 'it is cut short: copy or download it again'),
     *((word, 'it is damaged or cut short: copy or download it again') for word in _DAMAGED),
     ('empty', 'it is empty: copy or download it again'),
@@ -201,7 +201,7 @@ def near_rows(src, pairs) -> list:
 
 
 def blank_rows(src, rows, thumbs) -> list:
-    "Findings about pictures with nothing to see."
+    "Findings about images with nothing to see."
     return [row(src, 'blank', i) for i in rows if blank(thumbs[i])]
 
 # %% ../../nbs/app/15_audit_findings.ipynb #0d2f2609
@@ -213,7 +213,7 @@ def _alike_classes(labels):
 
 
 def _missing(src, labels):
-    "Findings about classes without a picture in a part that there is."
+    "Findings about classes without an image in a part that there is."
     if not src.split:
         return []
     there = set(zip(src.labels, src.splits, map(bool, src.digests)))
@@ -222,7 +222,7 @@ def _missing(src, labels):
 
 
 def _few(src, labels, few):
-    "Findings about classes with fewer than `few` distinct pictures."
+    "Findings about classes with fewer than `few` distinct images."
     distinct = pd.Series([l for l, d in set(zip(src.labels, src.digests)) if d], dtype=object).value_counts()
     return [class_row('few', l, distinct.get(l, 0)) for l in labels if distinct.get(l, 0) < few]
 
@@ -238,7 +238,7 @@ def _ignored(src):
 
 
 def class_rows(src, few) -> list:
-    """Findings about classes: only one, missing from a part, very few distinct pictures, two of nearly one
+    """Findings about classes: only one, missing from a part, very few distinct images, two of nearly one
     name; and files beside them that are not read."""
     labels = sorted(set(src.labels))
     found = [class_row('one-class', labels[0])] if len(labels) == 1 else []

@@ -44,7 +44,7 @@ def resaved(
 
 # %% ../../nbs/app/10_audit_flaws.ipynb #47e226b5
 def _part(i, n, splits):
-    "Where the picture `i` of a class of `n` lies."
+    "Where the image `i` of a class of `n` lies."
     if not splits:
         return ''
     return 'test' if i < n // 6 else 'val' if i < n // 3 else 'train'
@@ -53,7 +53,7 @@ def _part(i, n, splits):
 @contextmanager
 def collection(
     splits: bool = False,  # False for class folders alone
-    n: int = 12,  # pictures in each class
+    n: int = 12,  # images in each class
     size: int = 96,  # their width and height in pixels
 ):
     "A folder of three classes of drawn photographs, which vanishes in the end."
@@ -80,7 +80,7 @@ def spoil(
     top = d / 'train' if (d / 'train').exists() else d
     a, b, c = (top / n for n in ('Chợ nổi', 'Đua ghe ngo', 'đèn lồng'))
     t = d / 'test' / 'Chợ nổi' if (d / 'test').exists() else a
-    (a / 'notes.jpg').write_text('no picture')
+    (a / 'notes.jpg').write_text('no image')
     (a / 'cut.jpg').write_bytes((t / 'ảnh 0.png').read_bytes()[:500])
     shutil.copy(b / 'ảnh 8.png', b / 'again.png')  # a copy
     shutil.copy(c / 'ảnh 8.png', b / 'stray.png')  # under another label

@@ -53,7 +53,7 @@ def _blocks(hashes, f):
         d[np.tril_indices(len(d))] = 255
         return f(i, d)
 
-    return _threaded(one, range(0, len(hashes), step), 'comparing pictures')
+    return _threaded(one, range(0, len(hashes), step), 'comparing images')
 
 # %% ../../nbs/app/11_audit_hashes.ipynb #6164b698
 def hamming_counts(
@@ -67,7 +67,7 @@ def hamming_counts(
 def hamming_pairs(
     hashes,  # uint64 [N]
     bits: int,  # at most so many bits differ
-    most: int = 20,  # for each picture the nearest so many of those after it, so that pictures alike by nature do not make N^2 pairs
+    most: int = 20,  # for each image the nearest so many of those after it, so that images alike by nature do not make N^2 pairs
 ) -> tuple:
     "Pairs `a < b` of row numbers and their distances: three int [P]."
 

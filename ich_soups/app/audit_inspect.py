@@ -75,11 +75,11 @@ def _line(kind, rows, root):
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #b71d735c
 def _head(src, counts):
-    "How many pictures in how many classes and parts."
+    "How many images in how many classes and parts."
     parts = ', '.join(f'{p} {n:,}' for p, n in counts.sum().items())
     readable = sum(map(bool, src.digests))
     where = f' ({parts})' if src.split else ''
-    return f'{readable:,} pictures in {len(set(src.labels))} classes{where}'
+    return f'{readable:,} images in {len(set(src.labels))} classes{where}'
 
 
 def _text(audit):
@@ -110,7 +110,7 @@ class Audit:
 
     @property
     def counts(self) -> pd.DataFrame:
-        "Readable pictures of each class in each part; one column `all` where there are no parts."
+        "Readable images of each class in each part; one column `all` where there are no parts."
         s = self.source
         rows = [(l, p or 'all') for l, p, g in zip(s.labels, s.splits, s.digests) if g]
         d = pd.DataFrame(rows, columns=['class', 'part'])
@@ -132,7 +132,7 @@ class Audit:
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #a4628353
 def _look_alike(src, keepers, near, bits):
-    "`(pairs, curve, findings, notes)` of near-duplicates and blank pictures."
+    "`(pairs, curve, findings, notes)` of near-duplicates and blank images."
     if near is None or not keepers:
         return (), None, [], []
     try:
@@ -157,7 +157,7 @@ def _look_doubtful(src, suspects, probs, pairs, judge):
 
 
 def _worth_saying(src, found, keepers, rows):
-    "The suspects of which there is no more to be said: no copies, and no blank pictures."
+    "The suspects of which there is no more to be said: no copies, and no blank images."
     seen = {str(src.items[i]) for i in keepers} - {r['path'] for r in rows if r['kind'] == 'blank'}
     return {i: v for i, v in found.items() if str(src.items[i]) in seen}
 
@@ -167,8 +167,8 @@ def inspect(
     near: float
     | None = 0.8,  # near-duplicates: least correlation of details (`same_photo`); None does not look for them
     suspects=False,  # True looks for wrong labels too; 'auto' if what it takes is installed
-    probs=None,  # out-of-fold probabilities of your own for `suspects`, float [readable pictures, classes]
-    few: int = 10,  # classes with fewer distinct pictures are named: a tenth of them would be tested on one
+    probs=None,  # out-of-fold probabilities of your own for `suspects`, float [readable images, classes]
+    few: int = 10,  # classes with fewer distinct images are named: a tenth of them would be tested on one
     bits: int = 16,  # of 64 that the hashes of near-duplicates may differ in
     **judge,  # for `out_of_fold`: folds, arch, pretrained, size
 ) -> Audit:

@@ -28,7 +28,7 @@ def _stages(model, x):
 
 
 def _described(src, idx, arch, pretrained, size, bs):
-    "`_stages` of some pictures, in batches."
+    "`_stages` of some images, in batches."
     from ich_soups.train.models import create_model  # which takes seconds to import
     from ich_soups.train.weight_files import data_stats
 
@@ -36,7 +36,7 @@ def _described(src, idx, arch, pretrained, size, bs):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
     out = []
     with torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as ex:
-        for b in tqdm(range(0, len(idx), bs), desc='describing pictures', delay=3, leave=False, disable=None):
+        for b in tqdm(range(0, len(idx), bs), desc='describing images', delay=3, leave=False, disable=None):
             images = np.stack(list(ex.map(lambda i: src.read(i, size), idx[b : b + bs])))
             x = torch.from_numpy(images).permute(0, 3, 1, 2)
             out.append(_stages(model, (x / 255 - mean) / std))
@@ -45,7 +45,7 @@ def _described(src, idx, arch, pretrained, size, bs):
 # %% ../../nbs/app/14_audit_labels.ipynb #5a0d4774
 def features(
     src,  # a `Source`
-    idx,  # which of its pictures
+    idx,  # which of its images
     arch: str,
     pretrained: str,
     size: int,
@@ -104,8 +104,8 @@ def _check_groups(name, y, groups, folds):
     apart = pd.DataFrame(dict(y=y, group=groups)).groupby('y').group.nunique()
     if apart.max() < folds or (apart > 1).sum() < 2:
         raise BadInput(
-            f'{name} has fewer than {folds} pictures in every class that differ by more than a '
-            'near-duplicate does: too few to judge labels by; take fewer folds or add pictures'
+            f'{name} has fewer than {folds} images in every class that differ by more than a '
+            'near-duplicate does: too few to judge labels by; take fewer folds or add images'
         )
 
 
@@ -123,10 +123,10 @@ def out_of_fold(
     size: int = 96,  # width and height in pixels; more sees more and takes longer
     C: float = 0.01,  # inverse strength of the logistic regression's penalty
     seed: int = 0,  # of the folds
-    groups=None,  # int [N]: pictures that must stay together; default: equal files
+    groups=None,  # int [N]: images that must stay together; default: equal files
 ) -> np.ndarray:
     """Probabilities of every class (in the order of `Pictures.classes`; of a folder by name) for every
-    readable picture, by a classifier that did not see it: float32 [N, C]."""
+    readable image, by a classifier that did not see it: float32 [N, C]."""
     src = gather(source)
     idx, y = _labels(src)
     apart = [src.digests[i] for i in idx] if groups is None else groups
@@ -139,7 +139,7 @@ def out_of_fold(
 def label_issues(
     y,  # int [N], given labels
     probs,  # float [N, C], out-of-fold
-    least: int = 5,  # classes with fewer pictures are not judged: nothing was learned of them
+    least: int = 5,  # classes with fewer images are not judged: nothing was learned of them
 ) -> np.ndarray:
     """Rows whose label is likely wrong, the least likely label first: int [K]. As many as confident
     learning estimates."""
@@ -159,7 +159,7 @@ def label_issues(
 # %% ../../nbs/app/14_audit_labels.ipynb #5fa0ae21
 def suspects_of(
     src,  # a `Source`
-    probs,  # out-of-fold probabilities of somebody else, float [readable pictures, classes], or None
+    probs,  # out-of-fold probabilities of somebody else, float [readable images, classes], or None
     pairs,  # of near-duplicates, which stay together
     **judge,  # for `out_of_fold`
 ) -> dict:
@@ -171,7 +171,7 @@ def suspects_of(
     probs = np.asarray(probs, float)
     if probs.shape != (len(idx), len(classes)):
         raise BadInput(
-            f'probs is {list(probs.shape)}, but {src.name} has {len(idx)} readable pictures in '
+            f'probs is {list(probs.shape)}, but {src.name} has {len(idx)} readable images in '
             f'{len(classes)} classes'
         )
     return {

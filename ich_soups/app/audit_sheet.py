@@ -42,7 +42,7 @@ def _clip(text, n=22):
 
 
 def _frame(ax, picture, under, colour):
-    "One picture in a coloured frame, with what is said below it."
+    "One image in a coloured frame, with what is said below it."
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[])
     for edge in ax.spines.values():
@@ -54,7 +54,7 @@ _SIDE, _GAP, _BETWEEN, _TEXT, _TOP, _TITLE = 1.3, 0.3, 0.06, 0.62, 0.38, 0.22
 
 
 def _places(n, most, columns):
-    "Size of the figure of `n` tiles of `most` pictures, and `(k, j) -> [left, bottom, width, height]` in it."
+    "Size of the figure of `n` tiles of `most` images, and `(k, j) -> [left, bottom, width, height]` in it."
     wide, high = most * _SIDE + (most - 1) * _BETWEEN + _GAP, _SIDE + _TEXT
     W, H = wide * columns + _GAP, high * -(-n // columns) + _TOP
 
@@ -68,11 +68,11 @@ def _places(n, most, columns):
 
 # %% ../../nbs/app/18_audit_sheet.ipynb #f979a56a
 def plot_findings(
-    tiles,  # list of dicts: pictures (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each)
+    tiles,  # list of dicts: `pictures` (1 or 2 uint8 [S, S, 3]), title, colour, under (two lines for each)
     heading: str,  # above all of them
     columns: int = 3,  # tiles in a row
 ):
-    "Tiles with one framed picture or two side by side, and what is said about them."
+    "Tiles with one framed image or two side by side, and what is said about them."
     import matplotlib.pyplot as plt  # which takes seconds, and most audits draw nothing
 
     (W, H), place = _places(len(tiles), max(len(t['pictures']) for t in tiles), columns)
@@ -90,7 +90,7 @@ def plot_findings(
 
 # %% ../../nbs/app/18_audit_sheet.ipynb #9314fedf
 def _under(src, i):
-    "What stands below a picture: its label and part, and its name."
+    "What stands below an image: its label and part, and its name."
     part = f' · {src.splits[i]}' if src.splits[i] else ''
     return '\n'.join([_clip(src.labels[i]) + part, _clip(Path(str(src.items[i])).name)])
 
@@ -164,15 +164,15 @@ def _stacked(images):
 
 # %% ../../nbs/app/18_audit_sheet.ipynb #e66b2acd
 _SHEETS = (  # heading, tiles in a row: of the pairs, of the doubtful labels
-    ('Pairs: is it one picture, and may it be there twice?', 3),
-    ('Labels: given below each picture, suggested above it', 5),
+    ('Pairs: is it one image, and may it be there twice?', 3),
+    ('Labels: given below each image, suggested above it', 5),
 )
 
 
 def _check_target(out):
     "`BadInput` unless a sheet can be written there."
     if Path(out).suffix.lower() != '.png':
-        raise BadInput(f'{out} is no name for a picture; it ends in .png')
+        raise BadInput(f'{out} is no name for an image; it ends in .png')
     if Path(out).exists() and not _is_sheet(out):
         raise BadInput(f'{out} is there already and is no contact sheet; choose another name')
 
@@ -181,7 +181,7 @@ def contact_sheet(
     self: Audit,
     out,  # the .png to write; an older sheet is replaced, anything else is not
     most: int = 24,  # pairs, and doubtful labels, at most
-    size: int = 128,  # width and height of each picture in pixels
+    size: int = 128,  # width and height of each image in pixels
 ) -> Path:
     """A PNG of the pairs side by side and of the doubtful labels, each with its label and the class it
     looks like. Raises `BadInput` if there is nothing to show."""

@@ -26,7 +26,7 @@ class Source:
     "Pictures as they were found, good and bad."
 
     name: str
-    items: list  # N paths, or names of pictures that are no files
+    items: list  # N paths, or names of images that are no files
     labels: list  # N
     splits: list  # N, '' where the source brings none
     digests: list  # N, '' if unreadable
@@ -122,7 +122,7 @@ def _remembered(path):
 
 # %% ../../nbs/app/13_audit_source.ipynb #79ff8250
 def _hashed(digest, todo, read, fresh):
-    "`(digest, (thumbnail, hash))` of a new picture, decoded if the scan has not just done it."
+    "`(digest, (thumbnail, hash))` of a new image, decoded if the scan has not just done it."
     t = fresh[digest] if digest in fresh else grey(read(todo[digest], 32))
     return digest, (t, phash(t))
 
@@ -138,12 +138,12 @@ def _remember(path, have):
 def thumbnails(
     src: Source,
 ) -> tuple:
-    """Thumbnails uint8 [N, 32, 32] and hashes uint64 [N] of the pictures with a digest, zero for the
+    """Thumbnails uint8 [N, 32, 32] and hashes uint64 [N] of the images with a digest, zero for the
     others."""
     have = _remembered(src.memo)
     todo = {d: i for i, d in enumerate(src.digests) if d and d not in have}
     if todo:
-        new = _threaded(lambda d: _hashed(d, todo, src.read, src.fresh), todo, 'hashing pictures')
+        new = _threaded(lambda d: _hashed(d, todo, src.read, src.fresh), todo, 'hashing images')
         have |= dict(new)
         _remember(src.memo, have)
     none = (np.zeros((32, 32), np.uint8), np.uint64(0))

@@ -24,7 +24,7 @@ from ..soups.records import read_info
 
 # %% ../../nbs/app/01_classifier.ipynb #6a0430ba
 def _name(i, image):
-    return str(image) if isinstance(image, (str, os.PathLike)) else f'picture {i + 1}'
+    return str(image) if isinstance(image, (str, os.PathLike)) else f'image {i + 1}'
 
 
 def _read(i, image, size):
@@ -35,7 +35,7 @@ def _read(i, image, size):
         named = isinstance(image, (str, os.PathLike))
         why = _why(e, image)[:120] if named else type(e).__name__
         name = _name(i, image)
-        raise BadInput(f'{name} cannot be read as a picture ({why}); remove or replace it') from None
+        raise BadInput(f'{name} cannot be read as an image ({why}); remove or replace it') from None
 
 # %% ../../nbs/app/01_classifier.ipynb #33cb5928
 def _batch(part, size, on_bad):
@@ -182,9 +182,9 @@ def stream(
     for names, x, good in decoded(images, self.size, bs, on_bad):
         y = self.forward(self.normalise(x))[out == 'features']
         if y is None:
-            raise BadInput(f'{who} does not give the features that pictures are compared by')
+            raise BadInput(f'{who} does not give the features that images are compared by')
         if not np.isfinite(y[good]).all():
-            raise BadInput(f'what {who} says of pictures is no number; export or cook it again')
+            raise BadInput(f'what {who} says of images is no number; export or cook it again')
         if not good.all():
             y[~good] = np.nan
         yield names, y

@@ -12,7 +12,7 @@ from .cli_shared import command, Data, next_line, option, say, Seed
 
 # %% ../../nbs/app/38_cli_check.ipynb #59cf15ae
 Fix = option(
-    Optional[str], '--fix', metavar='LIST.csv', help='Write a cleaned list of the pictures, for train.'
+    Optional[str], '--fix', metavar='LIST.csv', help='Write a cleaned list of the images, for train.'
 )
 Suspects = option(bool, '--suspects', help='Look for wrong labels too; takes longer.')
 Sheet = option(
@@ -44,7 +44,7 @@ def _written(audit, fix, suspects, sheet):
 
 # %% ../../nbs/app/38_cli_check.ipynb #2846dbb8
 @command(
-    ('ich-soups check photos/', 'unreadable files, duplicates, classes with few pictures'),
+    ('ich-soups check photos/', 'unreadable files, duplicates, classes with few images'),
     ('ich-soups check photos/ --suspects --sheet suspects.png', 'wrong labels too, as a contact sheet'),
     (
         'ich-soups check photos/ --fix clean.csv && ich-soups train clean.csv',

@@ -82,12 +82,12 @@ What = Annotated[
 class Cooking:
     "How a soup is made, and of which part of the files."
 
-    data: option(Optional[str], '--data', help='For files: pictures to choose on.') = None
+    data: option(Optional[str], '--data', help='For files: images to choose on.') = None
     arch: option(Optional[str], '--arch', help='For files: their network in timm.') = None
     size: option(
         Optional[int],
         '--size',
-        help='For files: width and height of their pictures. Default: as timm trained that network.',
+        help='For files: width and height of their images. Default: as timm trained that network.',
     ) = None
     recipe: Recipe = None
     metric: Metric = 'neg_nll'
@@ -217,7 +217,7 @@ def _cook_scored(what, how):
     files, notes = checkpoints(what, recipe, how.part)
     size = how.size or native_size(how.arch)
     if not size:
-        raise BadInput(f'timm does not say the size of the pictures of {how.arch}; give --size')
+        raise BadInput(f'timm does not say the size of the images of {how.arch}; give --size')
     fit_all(files, how.arch, how.data, size)
     for n in notes:
         say(n)
@@ -240,9 +240,7 @@ def _cook_plain(what, how):
     recipe = how.recipe or 'uniform'
     files, notes = checkpoints(what, recipe, how.part)
     if _needs_score(RECIPES[recipe]):
-        raise BadInput(
-            f'the recipe {recipe} chooses on pictures; give --data and --arch, or --recipe uniform'
-        )
+        raise BadInput(f'the recipe {recipe} chooses on images; give --data and --arch, or --recipe uniform')
     soup = RECIPES[recipe](files)
     soup.info = told_by_all(files) | soup.info
     for n in notes:
@@ -258,7 +256,7 @@ def _cook_files(what, how):
         raise BadInput('--balance counts images and chooses on them; give --data and --arch too')
     if bool(how.data) != bool(how.arch):
         raise BadInput(
-            "--data and --arch belong together: the pictures to score on, and the network that the files "
+            "--data and --arch belong together: the images to score on, and the network that the files "
             f"are of; {'--arch' if how.data else '--data'} is missing"
         )
     return _cook_scored(what, how) if how.data else _cook_plain(what, how)

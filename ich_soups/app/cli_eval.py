@@ -33,7 +33,7 @@ def _score_lines(name, df):
 
 # %% ../../nbs/app/46_cli_eval.ipynb #635cdd2b
 def _difference(a, b, seed=0):
-    "Difference of two rates of hits on the same pictures with its 95 % bootstrap interval."
+    "Difference of two rates of hits on the same images with its 95 % bootstrap interval."
     import numpy as np
 
     d = a.astype(float) - b
@@ -51,7 +51,7 @@ def _compared(a, b, hits, seed):
     d, lo, hi = _difference(hits[b], hits[a], seed)
     row = dict(model=b, against=a, accuracy_difference=d, lo=lo, hi=hi, wins=wins, losses=losses, p=p)
     line = (
-        f'{b} is {verdict(lo, hi)} {a} on these pictures: {100 * d:+.1f} points [{100 * lo:+.1f}, '
+        f'{b} is {verdict(lo, hi)} {a} on these images: {100 * d:+.1f} points [{100 * lo:+.1f}, '
         f'{100 * hi:+.1f}], {wins} wins and {losses} losses, McNemar p = {p:.2g}'
     )
     return row, line
@@ -80,13 +80,13 @@ Pictures = option(
 )
 Split = option(str, '--split', help='train, val, test or all.')
 Arch = option(Optional[str], '--arch', help='For checkpoints: their network in timm.')
-Size = option(Optional[int], '--size', help='For checkpoints: width and height of their pictures.')
+Size = option(Optional[int], '--size', help='For checkpoints: width and height of their images.')
 Part = option(Optional[str], '--part', help='For checkpoints: which of several networks in them.')
 Resamples = option(int, '--seed', help='Of the resamples behind the intervals.')
 
 # %% ../../nbs/app/46_cli_eval.ipynb #c732bbe8
 def _rows_of(split, pics, data):
-    "Which of the pictures are in that part, int [n]; `BadInput` if there are none."
+    "Which of the images are in that part, int [n]; `BadInput` if there are none."
     import numpy as np
     from ich_soups.errors import BadInput
 
@@ -98,20 +98,20 @@ def _rows_of(split, pics, data):
 
 
 def _answers(name, c, pics, idx):
-    "Logits and labels of some of the pictures; `BadInput` if a logit is no number."
+    "Logits and labels of some of the images; `BadInput` if a logit is no number."
     import numpy as np
     from ich_soups.errors import BadInput
 
     logits = logits_on(c, pics, idx)
     if not np.isfinite(logits).all():
-        raise BadInput(f'what {name} says of these pictures is no number; leave it out')
+        raise BadInput(f'what {name} says of these images is no number; leave it out')
     return logits, targets(c, pics, idx)
 
 # %% ../../nbs/app/46_cli_eval.ipynb #5673fd9e
 @command(
-    ('ich-soups eval soup.safetensors', 'on the test part of the pictures it was trained on'),
+    ('ich-soups eval soup.safetensors', 'on the test part of the images it was trained on'),
     ('ich-soups eval run soup.safetensors', 'the soup against the run\'s single best epoch, paired'),
-    ('ich-soups eval soup.safetensors --data other/ --split all', 'on every picture of another folder'),
+    ('ich-soups eval soup.safetensors --data other/ --split all', 'on every image of another folder'),
     ('ich-soups eval model.pth --arch resnet50 --data photos/', 'any checkpoint of timm'),
 )
 def eval_(
@@ -123,7 +123,7 @@ def eval_(
     part: Part = None,
     seed: Resamples = 0,
 ):
-    """Score models on pictures they have not seen: every score with its 95 % interval, and paired tests
+    """Score models on images they have not seen: every score with its 95 % interval, and paired tests
     between models."""
     from ich_soups.evidence.metrics import scores
 
@@ -134,7 +134,7 @@ def eval_(
     seen = {n: share_seen(c, n, data, pics, idx) for n, c in opened.items()}
     for n in seen:
         note_seen(n, seen[n], opened, split)
-    docs, lines, hits = {}, [f'{len(idx)} pictures, {split} of {Path(data).name or data}'], {}
+    docs, lines, hits = {}, [f'{len(idx)} images, {split} of {Path(data).name or data}'], {}
     for n, c in opened.items():
         logits, targs = _answers(n, c, pics, idx)
         df = scores(logits, targs, seed=seed)

@@ -60,7 +60,7 @@ def _batches(c, px, idx, bs=32):
 
 
 def _write_int8(name, soup, path, data, **options):
-    "Eight bits, ranges measured on up to 256 training pictures, and what it costs on val."
+    "Eight bits, ranges measured on up to 256 training images, and what it costs on val."
     import tempfile
     from ich_soups.app.int8 import int8_loss, to_int8
     from ich_soups.app.onnx_export import to_onnx
@@ -95,7 +95,7 @@ def _check(to, push, data):
     if push and to != 'timm':
         raise BadInput('--push takes a folder with its model card; say --to timm')
     if data and to not in ('int8', 'timm'):
-        raise BadInput(f'--to {to} looks at no pictures; leave --data out')
+        raise BadInput(f'--to {to} looks at no images; leave --data out')
 
 # %% ../../nbs/app/48_cli_export.ipynb #6807447f
 def _bytes(path):
@@ -122,7 +122,7 @@ To = option(
 Ranges = option(
     Optional[str],
     '--data',
-    help='For int8: pictures to measure ranges on. For timm: where those of the run are now, if '
+    help='For int8: images to measure ranges on. For timm: where those of the run are now, if '
     'they were moved. Default: those of the run that the soup came from.',
 )
 Push = option(

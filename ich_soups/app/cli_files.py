@@ -115,7 +115,7 @@ def native_size(arch: str):
 def fit_all(
     files,  # checkpoints, opened
     arch: str,
-    data,  # the pictures, for the number of classes
+    data,  # the images, for the number of classes
     size: int,
 ):
     """Give the tensors of checkpoints the names of their network; `BadInput` names a file that is of
@@ -141,7 +141,7 @@ def told_by_all(files) -> dict:
 
 # %% ../../nbs/app/43_cli_files.ipynb #eb95fa72
 def note_drawn(data):
-    """A note if the val part of some pictures was drawn here, so that nobody knows what the checkpoints
+    """A note if the val part of some images was drawn here, so that nobody knows what the checkpoints
     were trained on."""
     from ich_soups.data.collections import load_pictures
 
@@ -149,7 +149,7 @@ def note_drawn(data):
         return
     say(
         f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some '
-        'of it, so that their scores say too much; give pictures with a val part that they have not seen '
+        'of it, so that their scores say too much; give images with a val part that they have not seen '
         '(a folder val, or a list)'
     )
 

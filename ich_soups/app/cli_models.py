@@ -30,14 +30,14 @@ def check_classes(
     name,  # what people call it
     pics,  # the `Pictures`
 ):
-    "Raise `BadInput` unless the classifier knows the classes of the pictures."
+    "Raise `BadInput` unless the classifier knows the classes of the images."
     from ich_soups.errors import BadInput
 
     known = set(map(_spelt, c.classes))
     if strange := sorted(k for k in pics.classes if _spelt(k) not in known):
         raise BadInput(
-            f"{name} does not know the class {strange[0]!r} of these pictures{_and_more(strange, 1)}; its "
-            f"classes are {', '.join(c.classes[:5])}{_and_more(c.classes, 5)}; give pictures of those, or a "
+            f"{name} does not know the class {strange[0]!r} of these images{_and_more(strange, 1)}; its "
+            f"classes are {', '.join(c.classes[:5])}{_and_more(c.classes, 5)}; give images of those, or a "
             "model trained on these"
         )
 
@@ -47,7 +47,7 @@ def targets(
     pics,  # the `Pictures`
     idx,  # which of them, int [n]
 ):
-    "The labels of some pictures as the classifier counts them, int [n]."
+    "The labels of some images as the classifier counts them, int [n]."
     import numpy as np
 
     known = list(map(_spelt, c.classes))
@@ -64,7 +64,7 @@ def _said_by(run, data):
         if not data:
             raise
         raise BadInput(
-            f'{run.path} does not say its classes, the pictures that it was trained on are gone from '
+            f'{run.path} does not say its classes, the images that it was trained on are gone from '
             f'{run.cfg.data}, and {data} holds others; put them back, or give a soup of that run'
         ) from e
 
@@ -159,7 +159,7 @@ def share_seen(
     pics,  # the `Pictures`
     idx,  # which of them
 ):
-    "The share of some pictures that a model was trained on; None where that cannot be known."
+    "The share of some images that a model was trained on; None where that cannot be known."
     import numpy as np
 
     own = pics if c.info.get('pictures') == pics.fingerprint else own_pictures(c.info, name, data)
@@ -179,14 +179,14 @@ def note_seen(
     models: dict,  # all of them
     split: str,  # the part that they are scored on
 ):
-    "A note if a model has seen pictures that it is scored on, or if nobody knows."
+    "A note if a model has seen images that it is scored on, or if nobody knows."
     if share is None and len(models) > 1:
-        say(f'note: whether {name} was trained on some of these pictures is not known')
+        say(f'note: whether {name} was trained on some of these images is not known')
     elif share is None and split != 'all' and models[name].info.get('pictures'):
-        say('note: these are not the pictures that the soup was trained on, or another split of them')
+        say('note: these are not the images that the soup was trained on, or another split of them')
     elif share and split in ('val', 'test'):
         told = _per_cent(share)
-        say(f'note: {name} was trained on {told} of these pictures; its scores here say little of new ones')
+        say(f'note: {name} was trained on {told} of these images; its scores here say little of new ones')
 
 # %% ../../nbs/app/45_cli_models.ipynb #b7f01a9c
 def unfair(
@@ -205,8 +205,7 @@ def unfair(
         return
     told = ' and '.join('an unknown part' if s is None else _per_cent(s) for s in (y, x))
     return (
-        f'{b} and {a} are not compared: they were trained on {told} of these pictures; give models of one '
-        'split'
+        f'{b} and {a} are not compared: they were trained on {told} of these images; give models of one split'
     )
 
 # %% ../../nbs/app/45_cli_models.ipynb #7cecd70d
@@ -216,7 +215,7 @@ def logits_on(
     idx,  # which of them
     bs: int = 64,
 ):
-    "Logits of a `Classifier` on some of the pictures, float32 [N, C]."
+    "Logits of a `Classifier` on some of the images, float32 [N, C]."
     import numpy as np
     from tqdm import tqdm
 

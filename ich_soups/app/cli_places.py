@@ -92,9 +92,9 @@ def find_run(
 # %% ../../nbs/app/37_cli_places.ipynb #180bf2d2
 def open_run(
     name: str,  # as for `find_run`
-    data=None,  # where its pictures are now, if they were moved
+    data=None,  # where its images are now, if they were moved
 ):
-    "A finished `Run`; `BadInput` if `data` holds other pictures than those it was trained on."
+    "A finished `Run`; `BadInput` if `data` holds other images than those it was trained on."
     from ich_soups.errors import BadInput
     from ich_soups.train.finished_run import Run
 
@@ -160,7 +160,7 @@ def _source(names, data):
     run, info = _first_known(names)
     cfg = load_config(run / 'config.json') if run else None
     if not (data or cfg):
-        raise BadInput(f'which pictures? Give --data; the run that {names[0]} came from is not here')
+        raise BadInput(f'which images? Give --data; the run that {names[0]} came from is not here')
     return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0)
 
 # %% ../../nbs/app/37_cli_places.ipynb #9976ce72
@@ -169,7 +169,7 @@ def pictures_of(
     data,  # what `--data` says, or None
     **kw,  # for `load_pictures`
 ) -> tuple:
-    "Where the pictures are that models are looked at with, and the `Pictures`."
+    "Where the images are that models are looked at with, and the `Pictures`."
     from ich_soups.errors import BadInput
     from ich_soups.data.collections import is_named, load_pictures
 
@@ -179,7 +179,7 @@ def pictures_of(
     except BadInput as e:
         if data or is_named(at) or Path(at).exists():
             raise
-        moved = f'if the pictures of {names[0]} were moved, say where they are with --data'
+        moved = f'if the images of {names[0]} were moved, say where they are with --data'
         raise BadInput(f'{e}; {moved}') from None
 
 # %% ../../nbs/app/37_cli_places.ipynb #90a7b3b2
@@ -187,7 +187,7 @@ def moved_pictures(
     name,  # of a run
     data,  # what `--data` says, or None
 ):
-    "`data` if it holds the pictures that a run was trained on, which may have been moved; else None."
+    "`data` if it holds the images that a run was trained on, which may have been moved; else None."
     from ich_soups.config import load_config
     from ich_soups.kinds import read_json
     from ich_soups.data.collections import load_pictures
@@ -201,7 +201,7 @@ def moved_pictures(
 
 # %% ../../nbs/app/37_cli_places.ipynb #b390b3cf
 def _places_of(run, info, data):
-    "Where the pictures of a model may be, each with the seed of its split, and their fingerprint."
+    "Where the images of a model may be, each with the seed of its split, and their fingerprint."
     from ich_soups.config import load_config
     from ich_soups.kinds import read_json
 

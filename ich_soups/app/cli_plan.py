@@ -32,7 +32,7 @@ def look(
 
 # %% ../../nbs/app/39_cli_plan.ipynb #b23d5328
 def _list_for(data):
-    "Where the list of the readable pictures of a folder is kept."
+    "Where the list of the readable images of a folder is kept."
     import hashlib
     from ich_soups.paths import cache_dir
 
@@ -82,7 +82,7 @@ _COATNET = dict(
 )
 
 # %% ../../nbs/app/39_cli_plan.ipynb #7e5c4b15
-_SIZE = 'pictures of about {side:.0f} px'
+_SIZE = 'images of about {side:.0f} px'
 _TINY = f'no GPU, {_SIZE}: a tiny CoAtNet that comes with this package, pre-trained on drawn motifs'
 _CHOICES = (
     (
@@ -137,7 +137,7 @@ _BATCHES = (6000, 128), (3000, 64), (0, 32)  # from so many training images on
 
 
 def choose(
-    n: int,  # training pictures
+    n: int,  # training images
     side: float,  # median of their smaller sides, in pixels
     gpu: bool,  # whether there is one
     pip: bool,  # whether the package with weights of EfficientNet-Lite0 is installed

@@ -15,14 +15,14 @@ from .cli_shared import argument, command, option, say
 
 # %% ../../nbs/app/47_cli_predict.ipynb #7b0c4178
 def _files_of(name, left):
-    "The pictures that a word names; what is left out of a folder is counted in `left`."
+    "The images that a word names; what is left out of a folder is counted in `left`."
     from ich_soups.errors import BadInput
     from ich_soups.data.files import _pictures_in, left_out
     from ich_soups.data.lists import files_of_list
 
     p = Path(name)
     if not p.exists() and not p.is_symlink():
-        raise BadInput(f'{name} does not exist; give pictures or folders of them')
+        raise BadInput(f'{name} does not exist; give images or folders of them')
     if p.is_file() and p.suffix.lower() in ('.csv', '.tsv'):
         return files_of_list(p)
     if not p.is_dir():
@@ -31,13 +31,13 @@ def _files_of(name, left):
         return found
     said = left_out(left)
     there = f' ({said})' if said else ''
-    raise BadInput(f'{name} holds no pictures{there}; give pictures or folders of them')
+    raise BadInput(f'{name} holds no images{there}; give images or folders of them')
 
 # %% ../../nbs/app/47_cli_predict.ipynb #c0c6a959
 def pictures(
     names,  # of files, folders and lists
 ) -> list:
-    "Files, every picture in folders, and what lists name; what is left out of folders is said."
+    "Files, every image in folders, and what lists name; what is left out of folders is said."
     from collections import Counter
     from ich_soups.data.files import left_out
 
@@ -110,9 +110,9 @@ def _predicted(c, files, bs, top, accept_all=False):
 
 # %% ../../nbs/app/47_cli_predict.ipynb #a53bcecd
 def _all_bad(bad):
-    "The sentence for pictures none of which can be read."
+    "The sentence for images none of which can be read."
     first = next(iter(bad.values()))
-    return f'none of the {len(bad)} pictures can be read; {first}' if len(bad) > 1 else first
+    return f'none of the {len(bad)} images can be read; {first}' if len(bad) > 1 else first
 
 
 def _line(r):
@@ -136,13 +136,13 @@ Csv = option(
     'Text that a spreadsheet would compute gets an apostrophe in front.',
 )
 Batch = option(int, '--bs', min=1, help='Pictures in a batch.')
-AcceptAll = option(bool, '--accept-all', help='Call no picture unknown.')
+AcceptAll = option(bool, '--accept-all', help='Call no image unknown.')
 
 # %% ../../nbs/app/47_cli_predict.ipynb #0b3f4254
 @command(
-    ('ich-soups predict soup.safetensors holiday/', 'every picture of a folder'),
+    ('ich-soups predict soup.safetensors holiday/', 'every image of a folder'),
     ('ich-soups predict soup.safetensors a.jpg b.jpg --top 3', 'the three likeliest classes of each'),
-    ('ich-soups predict soup.safetensors holiday/ --accept-all', 'a class for every picture'),
+    ('ich-soups predict soup.safetensors holiday/ --accept-all', 'a class for every image'),
     (
         'ich-soups predict soup.onnx holiday/ --csv classes.csv',
         'an exported model; a table for a spreadsheet',
@@ -156,10 +156,10 @@ def predict(
     bs: Batch = 64,
     accept_all: AcceptAll = False,
 ):
-    """Name the classes of pictures, with calibrated probabilities.
+    """Name the classes of images, with calibrated probabilities.
 
-    A picture that is not like those of any class is called unknown. The threshold was set on the val part so
-    that 95 % of known pictures are kept; --accept-all names a class for every picture.
+    An image that is not like those of any class is called unknown. The threshold was set on the val part so
+    that 95 % of known images are kept; --accept-all names a class for every image.
 
     Pictures that cannot be read are skipped and reported at the end; the exit code is 2 only if none could
     be read."""
@@ -174,12 +174,12 @@ def predict(
         raise BadInput(_all_bad(bad))
     if not accept_all and not c.info.get('unknown'):
         say(
-            f'note: {soup} does not say from when on a picture is unknown, so each gets a class; that takes a '
-            'soup cooked with at least 19 labelled pictures in the val part'
+            f'note: {soup} does not say from when on an image is unknown, so each gets a class; that takes a '
+            'soup cooked with at least 19 labelled images in the val part'
         )
     if csv:
         _write_table(rows, csv)
     if bad:
-        say(f'note: {len(bad)} of {len(files)} pictures were left out; {next(iter(bad.values()))}')
+        say(f'note: {len(bad)} of {len(files)} images were left out; {next(iter(bad.values()))}')
     doc = dict(model=soup, pictures=rows, unreadable=len(bad))
     return doc, [f'written: {csv}, {len(rows)} rows'] if csv else [_line(r) for r in rows if not r['error']]

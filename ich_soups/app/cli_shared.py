@@ -50,7 +50,7 @@ def next_line(*words) -> str:
 
 
 def data_option(run) -> list:
-    "The option that says where the pictures of a run are now, if they were moved."
+    "The option that says where the images of a run are now, if they were moved."
     return ['--data', run.source] if run.source else []
 
 # %% ../../nbs/app/35_cli_shared.ipynb #e580e9f9

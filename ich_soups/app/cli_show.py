@@ -38,7 +38,7 @@ def _soups(files, run):
     soups = {Path(f).stem: Soup.load(f) for f in files}
     for n, s in soups.items():
         if not s.info.get('pictures') and s.info.get('run') != run.cfg.key:
-            say(f'note: {n} does not say what it was trained on; it may know some of the test pictures')
+            say(f'note: {n} does not say what it was trained on; it may know some of the test images')
     return soups
 
 # %% ../../nbs/app/49_cli_show.ipynb #24326f2d
@@ -56,9 +56,7 @@ SoupFiles = option(
 )
 Page = option(str, '--out', '-o', help='The HTML file.')
 Open = option(bool, '--open', help='Open it in the browser.')
-MovedRuns = option(
-    Optional[str], '--data', help='Where the pictures of the runs are now, if they were moved.'
-)
+MovedRuns = option(Optional[str], '--data', help='Where the images of the runs are now, if they were moved.')
 
 # %% ../../nbs/app/49_cli_show.ipynb #dad7ec7f
 @command(
@@ -88,7 +86,7 @@ Model = argument(str, 'SOUP', 'A soup, or an exported model.')
 RunOf = option(
     Optional[str],
     '--run',
-    help='The run it came from, for comparisons and examples; its training pictures are shown.',
+    help='The run it came from, for comparisons and examples; its training images are shown.',
 )
 Host = option(str, '--host', help='Address to listen on; 0.0.0.0 lets others in.')
 Port = option(Optional[int], '--port', help='Default: the first free one from 7860 on.')
@@ -99,14 +97,14 @@ Password = option(
     help='Of the user guest. Default: none on this machine; made up and printed where others get in.',
 )
 NoPassword = option(bool, '--no-password', help='Let others in without one.')
-MovedRun = option(Optional[str], '--data', help='Where the pictures of the run are now, if they were moved.')
+MovedRun = option(Optional[str], '--data', help='Where the images of the run are now, if they were moved.')
 
 # %% ../../nbs/app/49_cli_show.ipynb #a7730be0
 @command(
     ('ich-soups demo soup.safetensors', 'a page on this machine: drop a photo, see what the model says'),
     (
         'ich-soups demo soup.safetensors --run run',
-        'with single checkpoint beside the soup, and similar training pictures',
+        'with single checkpoint beside the soup, and similar training images',
     ),
     (
         'ich-soups demo soup.safetensors --host 0.0.0.0',
@@ -130,7 +128,7 @@ def demo(
     no_pipe(soup)
     own_file(soup)
     if data and not run:
-        raise BadInput('--data says where the pictures of a run are now; say which run with --run')
+        raise BadInput('--data says where the images of a run are now; say which run with --run')
     run = open_run(run, data) if run else None
     with contextlib.redirect_stdout(sys.stderr):
         serve(soup, run, host, port, password=password, no_password=no_password)

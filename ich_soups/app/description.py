@@ -51,7 +51,7 @@ _MUST = (  # a test of some fields, and what is wrong where it fails
     (
         ('size',),
         lambda size: int(size) == size and 0 < size <= _LARGEST,
-        f'the size of its pictures is no whole number from 1 to {_LARGEST}',
+        f'the size of its images is no whole number from 1 to {_LARGEST}',
     ),
     (
         ('mean', 'std'),

@@ -38,7 +38,7 @@ def _check_pair(first, other):
     "`BadInput` unless two runs are of the same images and settings."
     if other.provenance.get('data') != first.provenance.get('data'):
         raise BadInput(
-            f'{other.path} was trained on other pictures than {first.path}; a report is of one collection, '
+            f'{other.path} was trained on other images than {first.path}; a report is of one collection, '
             'so write one for each'
         )
     a, b = asdict(first.cfg), asdict(other.cfg)
@@ -55,7 +55,7 @@ def _check_images(run):
     now = run.pictures.fingerprint
     if run.provenance.get('data', now) != now:
         raise BadInput(
-            f'the pictures of {run.cfg.data} have changed since {run.path} was trained; restore them, '
+            f'the images of {run.cfg.data} have changed since {run.path} was trained; restore them, '
             'or train anew'
         )
 
@@ -166,7 +166,7 @@ def _check_soup(name, soup, run):
         raise BadInput(f'the soup {name!r} knows other classes than {run.cfg.key}; give a soup of that run')
     if soup.info.get('pictures', now) != now:
         raise BadInput(
-            f'the soup {name!r} was trained on other pictures than {run.cfg.key}, or with another split of '
+            f'the soup {name!r} was trained on other images than {run.cfg.key}, or with another split of '
             'them, so it may know the test part; give a soup of that run'
         )
 

@@ -41,10 +41,10 @@ def _kept(path, rows):
 def _features(c, pixels, idxs):
     "Features of these rows, float32 [len(idxs), D]; `BadInput` if the model has none."
     parts = np.array_split(idxs, max(1, len(idxs) // 64))
-    how = dict(desc='looking at the training pictures', unit='batch', delay=3, leave=False, disable=None)
+    how = dict(desc='looking at the training images', unit='batch', delay=3, leave=False, disable=None)
     feats = [c.forward(c.normalise(pixels[p]))[1] for p in tqdm(parts, **how)]
     if feats[0] is None:
-        raise BadInput(f'{c.name} does not give the features that pictures are compared by')
+        raise BadInput(f'{c.name} does not give the features that images are compared by')
     return np.concatenate(feats)
 
 # %% ../../nbs/app/22_from_run.ipynb #d6d182c9

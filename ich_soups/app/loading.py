@@ -23,7 +23,7 @@ from ..train.models import blank_model, create_model
 
 # %% ../../nbs/app/03_loading.ipynb #babae463
 def _torch_forward(model, both, dtype):
-    "The model as a function of normalised pictures to logits and features."
+    "The model as a function of normalised images to logits and features."
     dev = next(model.parameters()).device
 
     @torch.inference_mode()

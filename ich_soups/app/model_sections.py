@@ -68,7 +68,7 @@ def _frequent_confusions(preds, targs, classes) -> list:
     pairs = {m: Counter(zip(targs[p != targs].tolist(), p[p != targs].tolist())) for m, p in preds.items()}
     n = np.bincount(targs, minlength=len(classes))
     rows = [
-        {'true class': classes[i], 'taken for': classes[j], 'test pictures': n[i]}
+        {'true class': classes[i], 'taken for': classes[j], 'test images': n[i]}
         | {m: count[i, j] for m, count in pairs.items()}
         for (i, j), _ in sum(pairs.values(), Counter()).most_common(10)
     ]
@@ -106,7 +106,7 @@ def _classes_text(e, df) -> str:
         f'Change of F1 from *{e.single}* to *{e.soup}*, class by class. {clear} of '
         f"{many(len(df), 'interval')} "
         f"{'excludes' if clear == 1 else 'exclude'} zero; by chance alone about one in twenty would. With "
-        f"{df.n.min()} to {many(int(df.n.max()), 'test picture')} a class, no statement about a single "
+        f"{df.n.min()} to {many(int(df.n.max()), 'test image')} a class, no statement about a single "
         'class is '
         'safe.'
     )
@@ -116,7 +116,7 @@ def _changes_table(df) -> dict:
     "The change of each class, of the 300 with most test images."
     points = lambda v: f'{100 * v:+.1f}'
     change = [f"{points(r['diff'])} [{points(r.lo)}, {points(r.hi)}]" for _, r in df.iterrows()]
-    shown = pd.DataFrame({'class': df['class'], 'test pictures': df.n, 'change of F1, points': change})
+    shown = pd.DataFrame({'class': df['class'], 'test images': df.n, 'change of F1, points': change})
     return as_table(shown.head(300), 'Change of F1 for each class')
 
 # %% ../../nbs/app/33_model_sections.ipynb #df899bc1
@@ -127,7 +127,7 @@ def classes_section(e):
     shown = df.head(SHOWN)
     drawn = shown.assign(**{'class': plot_names(shown['class'])})
     alt = f'Change of F1 with its 95 % interval for {len(shown)} classes.'
-    cut = f'Drawn are the {SHOWN} classes with most test pictures, of {len(df):,}.'
+    cut = f'Drawn are the {SHOWN} classes with most test images, of {len(df):,}.'
     return Section(
         'classes',
         'Class by class',
@@ -162,7 +162,7 @@ def _shot(pictures, image, index, row) -> dict:
     "One mistake as the page shows it."
     true, predicted = pictures.classes[row.true], pictures.classes[row.predicted]
     return dict(
-        thumbnail(image, f'Test picture labelled {true}, taken for {predicted}'),
+        thumbnail(image, f'Test image labelled {true}, taken for {predicted}'),
         true=true,
         predicted=predicted,
         confidence=pct(row.confidence, 0),
@@ -173,7 +173,7 @@ def _shot(pictures, image, index, row) -> dict:
 def _mistakes_text(model, shown, wrong, n) -> str:
     "How many mistakes there are, and why to look at them."
     if not shown:
-        return f'*{model}* makes no mistake on {many(n, "test picture")}.'
+        return f'*{model}* makes no mistake on {many(n, "test image")}.'
     return (
         f"The {shown} most confident of {many(wrong, 'mistake')} that *{model}* makes on test, with "
         'calibrated '
@@ -237,7 +237,7 @@ def _calibration_text(df, best) -> str:
     "Whether the recommended model is too sure, and what the temperature changes."
     before, after = (df[(df.model == best) & (df.scaled == s)].iloc[0] for s in (False, True))
     return (
-        f'Of the pictures that a model is 80 % sure of, are 80 % right? *{best}* is {_how_sure(after["T"])} '
+        f'Of the images that a model is 80 % sure of, are 80 % right? *{best}* is {_how_sure(after["T"])} '
         'as it '
         f'is (temperature {after["T"]:.2f}, fitted on val); its expected calibration error goes from '
         f'{100 * before.ece:.1f} to {100 * after.ece:.1f} % of confidence when logits are divided by that. '
@@ -324,7 +324,7 @@ def _map_text(snapshots, distance, n, stress) -> str:
     mean = distance[np.triu_indices(len(distance), 1)].mean()
     return (
         'Each point is a model; the nearer two points, the more alike their predictions on '
-        f"{many(n, 'val picture')}; beside each its accuracy there. The distance is the square root of the "
+        f"{many(n, 'val image')}; beside each its accuracy there. The distance is the square root of the "
         f'Jensen-Shannon divergence, a true metric. Snapshots are {mean:.3f} apart on average; farthest are '
         'epochs '
         f'{snapshots[i].epoch} and {snapshots[j].epoch} ({distance.max():.3f}). Stress {stress:.2f}: the map '
@@ -405,7 +405,7 @@ def _cost_table(members, params, flops, ms) -> dict:
             'model': name,
             'passes': k,
             'parameters': with_unit(k * params),
-            'FLOPs a picture': with_unit(flops and k * flops),
+            'FLOPs an image': with_unit(flops and k * flops),
             **{f'ms, {b} at once': f'{k * v:.2f}' for b, v in ms.items()},
         }
         for name, k in models

@@ -24,7 +24,7 @@ from ..files import atomic
 # %% ../../nbs/app/04_onnx_export.ipynb #46c7cef7
 _PREPROCESSING = dict(
     interpolation='bicubic',
-    crop='the whole picture, squashed to a square',
+    crop='the whole image, squashed to a square',
     input='RGB/255, minus mean, divided by std',
 )
 
@@ -89,7 +89,7 @@ def to_onnx(
     needs_onnx()
     c = None if isinstance(model, nn.Module) else in_torch(model, ' already')
     if not c and not size:
-        raise BadInput('a bare model does not say how large its pictures are; give size=')
+        raise BadInput('a bare model does not say how large its images are; give size=')
     size = size or c.size
     model = copy.deepcopy(c.model if c else model).cpu().eval()
     both = with_features(model, size)

@@ -73,7 +73,7 @@ REGULARISE = [
     Change(
         'mix',
         lambda c: 1.0 if c.mix < 1 else None,
-        'mix every batch: MixUp and CutMix show no picture twice',
+        'mix every batch: MixUp and CutMix show no image twice',
     ),
     Change(
         'crop_min',
@@ -88,7 +88,7 @@ REGULARISE = [
     Change(
         'pretrained',
         lambda c: None if c.pretrained else "'timm'",
-        'weights that have seen other pictures need fewer of yours',
+        'weights that have seen other images need fewer of yours',
     ),
 ]
 
@@ -104,7 +104,7 @@ ENLARGE = [
     Change(
         'crop_min',
         lambda c: min(0.8, round(2 * c.crop_min, 2)) if c.crop_min < 0.5 else None,
-        'larger crops show more of each picture',
+        'larger crops show more of each image',
     ),
     Change('arch', lambda c: 'a larger network', 'more capacity'),
     Change('size', lambda c: (3 * c.size // 2 + 31) // 32 * 32, 'more pixels show more detail'),
@@ -155,7 +155,7 @@ CURVES = [
 CURVES += [
     Rule(
         'over-fitting',
-        'Training pictures are known much better than new ones, and the val loss rises at the end: this is '
+        'Training images are known much better than new ones, and the val loss rises at the end: this is '
         '**over-fitting**. The kept epochs are from before the rise where they could be.',
         SHORTER + REGULARISE,
         wide=True,
@@ -163,16 +163,16 @@ CURVES += [
     ),
     Rule(
         'over-fitting',
-        'Training pictures are known much better than new ones, though the val loss does not rise: '
-        '**over-fitting** in the sense that other pictures, or pictures varied more, would help most.',
+        'Training images are known much better than new ones, though the val loss does not rise: '
+        '**over-fitting** in the sense that other images, or images varied more, would help most.',
         REGULARISE,
         wide=True,
         way='is flat',
     ),
     Rule(
         'over-fitting',
-        'Training pictures are known much better than new ones: **over-fitting** in the sense that other '
-        'pictures, or pictures varied more, would help most.',
+        'Training images are known much better than new ones: **over-fitting** in the sense that other '
+        'images, or images varied more, would help most.',
         REGULARISE,
         wide=True,
     ),
@@ -189,7 +189,7 @@ CURVES += [
     ),
     Rule(
         'not finished',
-        'Too few epochs to judge a slope, and the training pictures are not learned yet: **train longer '
+        'Too few epochs to judge a slope, and the training images are not learned yet: **train longer '
         'first**.',
         TEN_EPOCHS,
         learned=False,
@@ -197,8 +197,8 @@ CURVES += [
     ),
     Rule(
         'under-fitting',
-        'Even the training pictures are not learned, and the val loss is flat: this is **under-fitting**. A '
-        'larger network, larger pictures or milder augmentation would help most.',
+        'Even the training images are not learned, and the val loss is flat: this is **under-fitting**. A '
+        'larger network, larger images or milder augmentation would help most.',
         ENLARGE,
         learned=False,
     ),
@@ -208,14 +208,14 @@ CURVES += [
 CURVES += [
     Rule(
         'unclear',
-        'The training pictures are learned and the gap is small, but there are too few epochs to judge a '
+        'The training images are learned and the gap is small, but there are too few epochs to judge a '
         'slope.',
         TEN_EPOCHS,
         way='unknown',
     ),
     Rule(
         'fine',
-        'Training pictures are learned, new ones nearly as well, and the val loss is flat: **nothing to '
+        'Training images are learned, new ones nearly as well, and the val loss is flat: **nothing to '
         'repair**. What is left is more data, or better weights to start from.',
         [],
     ),
@@ -238,7 +238,7 @@ RULE_COLUMNS = ['rule', 'measured', 'limit', 'says']
 def _gap_row(train, val, interval, wide):
     gap, lo, hi = (100 * v for v in interval)
     return (
-        'Gap: accuracy on plain training pictures minus val, points',
+        'Gap: accuracy on plain training images minus val, points',
         f'{100 * train:.1f} - {100 * val:.1f} = {gap:+.1f} [{lo:+.1f}, {hi:+.1f}]',
         f"above {100 * LIMITS['gap']:.0f}, interval above 0",
         'wide' if wide else 'not wide',
@@ -247,7 +247,7 @@ def _gap_row(train, val, interval, wide):
 # %% ../../nbs/app/30_reading.ipynb #7664b561
 def _learned_row(train, n_train, learned):
     return (
-        'Accuracy on plain training pictures, %',
+        'Accuracy on plain training images, %',
         f'{100 * train:.1f} of {n_train:,} looked at',
         f"{100 * LIMITS['learned']:.0f} or more",
         'learned' if learned else 'not learned',
@@ -330,11 +330,11 @@ def decompose(
 DRAWS = {
     'variance': (
         '**Variance leads**: runs disagree more than they err together. Averages (a soup, an EMA, a vote), '
-        'more pictures, stronger augmentation and a simpler network act on it.',
+        'more images, stronger augmentation and a simpler network act on it.',
         REGULARISE,
     ),
     'bias and noise': (
-        '**Bias and noise lead**: the runs err together. A larger network, larger pictures, longer training '
+        '**Bias and noise lead**: the runs err together. A larger network, larger images, longer training '
         'or milder augmentation act on bias; wrong labels are noise, so look at the most confident mistakes '
         'below first.',
         ENLARGE,
@@ -390,8 +390,8 @@ def _verdicts(es) -> str:
 def _kind_of_draws(runs) -> str:
     "In what the runs differ, in words."
     if len({r.cfg.bootstrap for r in runs}) > 1:
-        return 'bootstrap replicates of the training pictures'
-    return 'trainings of other seeds on the same pictures, which leaves out what other pictures would add'
+        return 'bootstrap replicates of the training images'
+    return 'trainings of other seeds on the same images, which leaves out what other images would add'
 
 # %% ../../nbs/app/30_reading.ipynb #5149d794
 def _parts_table(
@@ -438,9 +438,9 @@ def _over_runs(es):
 
 # %% ../../nbs/app/30_reading.ipynb #73e7bb05
 THREE_THINGS = (
-    'The rules look at three things: how much better plain training pictures are known than val pictures, '
+    'The rules look at three things: how much better plain training images are known than val images, '
     'whether they are known at all, and where the val loss was going. The training loss, which is of '
-    'augmented pictures, is not among them.'
+    'augmented images, is not among them.'
 )
 ONE_RUN = (
     'Bias against variance needs several runs: train again with other seeds (`seed`), or on bootstrap '

@@ -77,9 +77,9 @@ def _soups_table(soups) -> dict:
 MADE = [
     'Everything that was chosen - epochs, ingredients, temperatures, the recommended model - was chosen on '
     'val. '
-    'The test pictures were read once, to write this page. If you choose by this page, they are spent: judge '
+    'The test images were read once, to write this page. If you choose by this page, they are spent: judge '
     'that choice on new ones.',
-    'Fingerprint of the pictures, their labels and their split: `{data}`. Every snapshot was compared with '
+    'Fingerprint of the images, their labels and their split: `{data}`. Every snapshot was compared with '
     'its '
     'hash while this page was written.',
     'Written on {date} on {device}, with ich_soups {version}, Python {python}, torch {torch}, timm {timm}, '
@@ -138,7 +138,7 @@ def _gets(e) -> str:
         else ''
     )
     return (
-        f"On {many(len(e.run.targs('test')), 'test picture')} in {classes}, never used for a choice, it gets "
+        f"On {many(len(e.run.targs('test')), 'test image')} in {classes}, never used for a choice, it gets "
         f"**{pct(best.accuracy)} right** {between(best, 'accuracy')}, {_scores_of(best)}{other}."
     )
 
@@ -154,10 +154,10 @@ AGREEMENT = {
     'better': [],
     'worse': [
         'Val and test disagree here: val favours it, test does not. Val is small or was used often; more val '
-        'pictures would help, and the choice should be left as it is rather than be made on test.'
+        'images would help, and the choice should be left as it is rather than be made on test.'
     ],
     'level': [
-        'The test pictures do not tell the two apart; what is left is the loss on val, so either will do.'
+        'The test images do not tell the two apart; what is left is the loss on val, so either will do.'
     ],
 }
 
@@ -205,14 +205,14 @@ def _curves(reading) -> str:
 NEVER_AGAIN = (
     'That the difference would come again in another training: {these}, and the intervals of the results '
     'table '
-    'are over pictures, not trainings.{seeds}'
+    'are over images, not trainings.{seeds}'
 )
 NEVER_BEST = (
     'That one row of the table is the best: with {rows} rows compared, one in twenty intervals excludes '
     'zero by '
     'chance.'
 )
-NEVER_CLASS = 'Anything about a single class: {few} of {classes} have fewer than 30 test pictures.'
+NEVER_CLASS = 'Anything about a single class: {few} of {classes} have fewer than 30 test images.'
 NEVER_ELSEWHERE = (
     'Anything about other photographs: these come from {data} alone, and from the split that was made of it.'
 )
@@ -242,7 +242,7 @@ def _cards(e, reading, cost) -> list:
         ('Macro-F1', pct(best.f1), between(best, 'f1')),
         *when(e.best != e.single, against),
         ('The curves say', reading.verdict, 'see the reading'),
-        ('A picture takes', f"{cost['ms']:.2g} ms", f"{cost['params']} parameters"),
+        ('An image takes', f"{cost['ms']:.2g} ms", f"{cost['params']} parameters"),
     ]
 
 # %% ../../nbs/app/34_report.ipynb #80155e9d
@@ -295,7 +295,7 @@ def _check_annealed(annealed, run):
     annealed = same_data(annealed)[0]
     if annealed.provenance.get('data') != run.provenance.get('data'):
         raise BadInput(
-            f'{annealed.path} was trained on other pictures than {run.path}, or with another split of them; '
+            f'{annealed.path} was trained on other images than {run.path}, or with another split of them; '
             'give one of the same'
         )
     return annealed
@@ -309,7 +309,7 @@ def _subtitle(e, runs) -> list:
         'curves* are of all.'
     )
     return [
-        f'{n:,} pictures, {len(e.run.classes):,} classes; `{e.run.cfg.arch}` at {e.run.cfg.size} px; '
+        f'{n:,} images, {len(e.run.classes):,} classes; `{e.run.cfg.arch}` at {e.run.cfg.size} px; '
         f"{many(len(runs), 'training')} on {known.get('device', 'an unknown device')}, "
         f"{known.get('date', '')}.",
         *when(len(runs) > 1, several),

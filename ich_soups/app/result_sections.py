@@ -28,17 +28,17 @@ def _data_text(
     train, val, test = (sum(n[s] for n in counts.values()) for s in ('train', 'val', 'test'))
     big, small = order[0], order[-1]
     return (
-        f"**{many(train + val + test, 'picture')}** in **{many(len(order), 'class', 'classes')}**: "
+        f"**{many(train + val + test, 'image')}** in **{many(len(order), 'class', 'classes')}**: "
         f'{train:,} to '
         f"train on, {val:,} to choose by (val), {test:,} to judge by (test). The largest class, {big}, has "
-        f"{many(total[big], 'picture')}; the smallest, {small}, has {total[small]:,}."
+        f"{many(total[big], 'image')}; the smallest, {small}, has {total[small]:,}."
     )
 
 # %% ../../nbs/app/32_result_sections.ipynb #9aeba0cb
 def _absent_text(absent) -> str:
     "Which classes have no test image."
     return (
-        f"{many(len(absent), 'class has', 'classes have')} no test picture and cannot be judged: "
+        f"{many(len(absent), 'class has', 'classes have')} no test image and cannot be judged: "
         f"{', '.join(absent[:5])}{' and others' if len(absent) > 5 else ''}."
     )
 
@@ -50,7 +50,7 @@ def _counts_figure(pictures, counts, shown) -> dict:
     total = [sum(n.values()) for n in counts.values()]
     return figure(
         plot_counts(pd.DataFrame(rows, columns=['class', 'split', 'n'])),
-        f'Bar chart of the pictures in each of {len(shown)} classes, split into train, val and test; from '
+        f'Bar chart of the images in each of {len(shown)} classes, split into train, val and test; from '
         f'{max(total)} to {min(total)}.',
     )
 
@@ -90,7 +90,7 @@ def _samples_figure(e, order, per) -> dict:
     small = [np.asarray(Image.fromarray(im).resize((min(size, 96),) * 2)) for im in images]
     row = np.repeat(range(len(order)), [len(v) for v in rows.values()])
     fig = plot_samples(np.stack(small), row, plot_names(np.array(p.classes, object)[order]), per)
-    return figure(fig, f'Up to {per} training pictures of each of {len(order)} classes.', dpi=120)
+    return figure(fig, f'Up to {per} training images of each of {len(order)} classes.', dpi=120)
 
 # %% ../../nbs/app/32_result_sections.ipynb #85eb41ff
 def samples_section(e, per=8):
@@ -99,13 +99,12 @@ def samples_section(e, per=8):
     n = np.bincount(p.labels[p.idxs('train')], minlength=len(p.classes))
     order = np.argsort(-n, kind='stable')[: SHOWN if len(n) <= SHOWN else SHOWN // 2]
     text = (
-        f'Training pictures as the network gets them, {size} x {size} pixels, one row a class, drawn at '
-        'random.'
+        f'Training images as the network gets them, {size} x {size} pixels, one row a class, drawn at random.'
     )
     cut = f'The {len(order)} largest of {len(n):,} classes.'
     return Section(
         'pictures',
-        'Some pictures',
+        'Some images',
         [text],
         [_samples_figure(e, order, per)],
         notes=when(len(order) < len(n), cut),
@@ -141,9 +140,9 @@ def _about_loss(c) -> str:
     views = ['cropped', 'flipped'] if c.mix else ['cropped and flipped']
     mixed = f' and, in {100 * c.mix:.0f} % of the batches, mixed' if c.mix else ''
     return (
-        f"The dashed training loss is of pictures that were {', '.join(views)}{mixed}, and seen while the "
+        f"The dashed training loss is of images that were {', '.join(views)}{mixed}, and seen while the "
         'weights still moved. It may stay above the val loss for ever; the distance of the two says nothing '
-        'about over-fitting. The [reading](#reading) below uses plain training pictures instead.'
+        'about over-fitting. The [reading](#reading) below uses plain training images instead.'
     )
 
 # %% ../../nbs/app/32_result_sections.ipynb #44787e79
@@ -183,16 +182,16 @@ def training_section(es, shown=3):
 # %% ../../nbs/app/32_result_sections.ipynb #eea6f73f
 RESULTS = (
     'All models below come from the same training. Each choice among them was made on val; the {images} were '
-    'read once, for this table. Intervals are 95 %, over pictures. *Difference* is in points of accuracy to '
+    'read once, for this table. Intervals are 95 %, over images. *Difference* is in points of accuracy to '
     'the '
-    'reference, *{reference}*; *wins:losses* counts pictures that only this model, or only the reference, '
+    'reference, *{reference}*; *wins:losses* counts images that only this model, or only the reference, '
     'gets '
     "right; *p* is McNemar's exact test of those, not corrected for the number of rows. The set-off row is "
     'what '
     'val favours.'
 )
 FRESH = (
-    '*fresh BN*: BatchNorm statistics measured again on training pictures. Soups need that; so the fair '
+    '*fresh BN*: BatchNorm statistics measured again on training images. Soups need that; so the fair '
     'reference is the single checkpoint with fresh statistics too.'
 )
 IN_WORDS = ('EMA', 'SWA', 'last epoch', 'annealed, fresh BN', 'annealed, last epoch', 'soft voting, logits')
@@ -205,10 +204,10 @@ def _results_table(e) -> dict:
     words = [difference(r) if t else '' for t, (_, r) in zip(tested, df.iterrows())]
     shown.insert(3, 'difference', words)
     shown.loc[(df.model == e.single).values, ['wins:losses', 'p']] = ''
-    return as_table(shown, 'Every model of this training on the test pictures', e.best)
+    return as_table(shown, 'Every model of this training on the test images', e.best)
 
 # %% ../../nbs/app/32_result_sections.ipynb #1efa7d58
-def _forest(df, reference, alt, over='test pictures') -> dict:
+def _forest(df, reference, alt, over='test images') -> dict:
     "Accuracy, macro-F1 and difference with their intervals."
     scores = (
         ('accuracy', 'accuracy'),
@@ -220,7 +219,7 @@ def _forest(df, reference, alt, over='test pictures') -> dict:
 # %% ../../nbs/app/32_result_sections.ipynb #3df9d373
 def results_section(e):
     "Every model of the run on test, with intervals and paired tests."
-    text = RESULTS.format(images=many(len(e.run.targs('test')), 'test picture'), reference=e.single)
+    text = RESULTS.format(images=many(len(e.run.targs('test')), 'test image'), reference=e.single)
     others = [n for n in (e.soup, *IN_WORDS) if n in e.cands and n != e.single]
     alt = (
         f'Test accuracy, macro-F1 and paired difference in accuracy of {len(e.table)} models, each with its '
@@ -279,7 +278,7 @@ def _across_text(runs) -> str:
         f"The same table over **{len(runs)} trainings** ({labels}{' and more' if len(runs) > 8 else ''}): "
         'means, '
         "with 95 % intervals over trainings (Student's t) and the paired t-test of the differences. These "
-        'intervals say what another training would give; those above say what other pictures would.'
+        'intervals say what another training would give; those above say what other images would.'
     )
 
 # %% ../../nbs/app/32_result_sections.ipynb #9461f288

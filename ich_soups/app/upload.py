@@ -23,8 +23,8 @@ class Refused(Exception):
 
 
 _NO_PICTURE = (
-    'This file cannot be read as a picture. It may be damaged, or be something else with the '
-    'name of a picture. Try a JPEG, PNG or WebP.'
+    'This file cannot be read as an image. It may be damaged, or be something else with the '
+    'name of an image. Try a JPEG, PNG or WebP.'
 )
 
 # %% ../../nbs/app/23_upload.ipynb #ac6fa4e9
@@ -36,7 +36,7 @@ def friendly():
     except Refused:
         raise
     except Image.DecompressionBombError as e:
-        raise Refused(f'This picture has too many pixels: {e}. Make it smaller and try again.') from None
+        raise Refused(f'This image has too many pixels: {e}. Make it smaller and try again.') from None
     except Exception:
         raise Refused(_NO_PICTURE) from None
 
@@ -125,7 +125,7 @@ def _stand(self: Turns, visit):
     "A place in the line."
     mine = sum(v == visit for v, _ in self.line)
     if mine >= self.each or len(self.line) >= self.most:
-        raise Refused('Many large pictures are being looked at. Try again in a moment.')
+        raise Refused('Many large images are being looked at. Try again in a moment.')
     place = (visit, object())
     self.line.append(place)
     return place

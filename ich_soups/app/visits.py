@@ -19,7 +19,7 @@ from ..data.formats import read_file
 # %% ../../nbs/app/26_visits.ipynb #c3e14997
 MOST_KEPT = 100  # uploads that a page keeps
 COOKIE = 'ich-soups-visit'
-NOT_YOURS = 'This page opens only what was uploaded to it in this visit; upload the picture itself.'
+NOT_YOURS = 'This page opens only what was uploaded to it in this visit; upload the image itself.'
 
 # %% ../../nbs/app/26_visits.ipynb #d8fcd6b1
 def visit_of(

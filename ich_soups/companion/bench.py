@@ -31,7 +31,7 @@ def _bench_training(folder, keep):
     for cfg, n, side in ((Config.scratch(), 3000, 64), large):
         with contextlib.nullcontext(folder) if folder else jpeg_folder(n, side) as photos:
             of = dict(arch=cfg.arch, size=cfg.size, keep=keep)
-            title = f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds'
+            title = f'\n{cfg.arch} at {cfg.size} px, {amp_dtype()}; images a second, medians of 3 rounds'
             show(training_speed(photos, cfg), title, table='training', **of)
             title = f'where the time goes, milliseconds a batch of {cfg.bs // cfg.accum}'
             show(time_shares(photos, cfg), title, 3, table='time', **of)
@@ -41,7 +41,7 @@ def _bench_compile(folder, keep):
     "What `torch.compile` gains."
     for cfg, n in ((Config.scratch(), 20), (_large(), 2)):
         title = (
-            f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; pictures a second, medians of 3 rounds; seconds of '
+            f'{cfg.arch} at {cfg.size} px, {amp_dtype()}; images a second, medians of 3 rounds; seconds of '
             'the first step'
         )
         show(compile_speed(cfg, n), title, keep=keep, table='compile', arch=cfg.arch, size=cfg.size)
@@ -86,7 +86,7 @@ def _bench_search(folder, keep):
     every = dict(fixed=tuple(range(1, 31)))
     df = search_speed([Config.scratch(schedule=s, **every) for s in ('restarts', 'flat:0.3', 'annealed')])
     title = (
-        f'greedy soup on 600 validation pictures; mean ratio of passes {df.ratio.mean():.2f}, of time '
+        f'greedy soup on 600 validation images; mean ratio of passes {df.ratio.mean():.2f}, of time '
         f'{df.time_to_bare.mean():.2f}'
     )
     show(df, title)

@@ -24,10 +24,10 @@ from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its
 # %% ../../nbs/companion/15_bench_clocks.ipynb #c67383c0
 @contextlib.contextmanager
 def jpeg_folder(
-    n: int = 2048,  # pictures
+    n: int = 2048,  # images
     size: int = 64,  # width and height in pixels
 ):
-    "A temporary folder of class folders with drawn pictures."
+    "A temporary folder of class folders with drawn images."
     from ich_soups.data.scenes import scenes17
 
     s = scenes17(n, size)

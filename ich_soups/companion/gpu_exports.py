@@ -28,7 +28,7 @@ def soup_file(trial: Trial) -> Path:
 
 # %% ../../nbs/companion/33_gpu_exports.ipynb #01e368e7
 def uploads(trial: Trial, n: int = 16) -> list:
-    "Test pictures as JPEG files, 200 x 150 pixels: bytes."
+    "Test images as JPEG files, 200 x 150 pixels: bytes."
     pics, out = trial.run.pictures, []
     for i in pics.idxs('test')[:n]:
         f = BytesIO()
@@ -74,7 +74,7 @@ def onnx_on_card(trial: Trial) -> dict:
 # %% ../../nbs/companion/33_gpu_exports.ipynb #1b8bce5b
 @part('the page answers as predict does', 15)
 def page_answers(trial: Trial) -> dict:
-    "The page's verdict on its surest picture; the number is how far the probabilities of `predict` are."
+    "The page's verdict on its surest image; the number is how far the probabilities of `predict` are."
     needs('captum', 'demo')
     from ich_soups.app.answer import Page, percent, said
 

@@ -103,7 +103,7 @@ class Trial:
 
     def __init__(
         self,
-        at,  # an empty folder; pictures and runs go there
+        at,  # an empty folder; images and runs go there
         small: bool = False,  # every part in seconds, on a CPU too
         keep: bool = False,  # whether the speeds go into the long table
     ):

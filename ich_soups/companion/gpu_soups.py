@@ -88,7 +88,7 @@ def batchnorm(trial: Trial) -> dict:
     "Measure on the device and on the CPU; the number is the largest difference to the largest value."
     model = trial.run.model
     batches = bn_batches(trial.run.dls.plain, 256)
-    must(batches[0].device.type == device().type, f'the pictures are on {batches[0].device}')
+    must(batches[0].device.type == device().type, f'the images are on {batches[0].device}')
     model.load_state_dict(average(trial.run.snapshots))
     there = bn_statistics(model, batches)
     here = bn_statistics(deepcopy(model).cpu(), [b.cpu() for b in batches])
@@ -109,8 +109,8 @@ def next_numbers(
 # %% ../../nbs/companion/31_gpu_soups.ipynb #ea31e00d
 @part('random numbers left as they were', 5)
 def random_numbers(trial: Trial) -> dict:
-    "Draw before and after pictures for BatchNorm are chosen; the number is how many draws were compared."
+    "Draw before and after images for BatchNorm are chosen; the number is how many draws were compared."
     plain = next_numbers()
     after = next_numbers(lambda: bn_batches(trial.run.dls.plain, 64))
-    must(torch.equal(plain, after), 'choosing pictures for BatchNorm changes what is drawn next')
+    must(torch.equal(plain, after), 'choosing images for BatchNorm changes what is drawn next')
     return dict(number=len(plain), unit='draws')

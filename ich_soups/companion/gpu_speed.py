@@ -19,7 +19,7 @@ from ..train.finished_run import Run
 from ..train.runs import get_run
 
 # %% ../../nbs/companion/34_gpu_speed.ipynb #6eaa2948
-SPEEDS = {  # name: fields of the configuration, pictures, their width, rounds
+SPEEDS = {  # name: fields of the configuration, images, their width, rounds
     'speed, tiny CoAtNet at 64 px': (dict(arch='test_coatnet'), 3000, 64, 2),
     'speed, CoAtNet-0 at 224 px': (dict(arch='coatnet_0_rw_224'), 1500, 320, 1),
     'speed, CoAtNet-2 at 224 px': (dict(arch='coatnet_2_rw_224'), 1500, 320, 1),
@@ -30,7 +30,7 @@ def speed_plan(
     name: str,  # of `SPEEDS`
     small: bool,
 ) -> tuple:
-    "`(Config, pictures, their width, rounds)`; the small form times the tiny network on few pictures."
+    "`(Config, pictures, their width, rounds)`; the small form times the tiny network on few images."
     if small:
         return Config.scratch(size=32, bs=32), 200, 32, 1
     fields, n, side, rounds = SPEEDS[name]
@@ -40,7 +40,7 @@ def speed_plan(
 # %% ../../nbs/companion/34_gpu_speed.ipynb #1321729f
 def photos(
     trial: Trial,
-    n: int,  # pictures
+    n: int,  # images
     side: int,  # width and height in pixels
 ) -> Path:
     "A folder of drawn photographs, made once."
@@ -62,12 +62,12 @@ def speed(
 
     cfg, n, side, rounds = speed_plan(name, trial.small)
     df = training_speed(photos(trial, n, side), cfg, rounds)
-    title = f'{cfg.arch} at {cfg.size} px; pictures a second, rounds: {rounds}'
+    title = f'{cfg.arch} at {cfg.size} px; images a second, rounds: {rounds}'
     show(df, title, table='training', arch=cfg.arch, size=cfg.size, keep=trial.keep)
     ours = df.set_index('way').loc['ours']
     ratios = f'{ours.to_bare:.2f} of the bare model, {ours.to_plain:.1f} times the plain way'
     note = f'{cfg.arch} at {cfg.size} px: {ratios}'
-    return dict(status='measured', number=float(ours.rate), unit='pictures a second', note=note)
+    return dict(status='measured', number=float(ours.rate), unit='images a second', note=note)
 
 # %% ../../nbs/companion/34_gpu_speed.ipynb #7dd43657
 def _timed(name, usual):
@@ -104,7 +104,7 @@ def whole_epoch(
     seconds: float,  # of an epoch here
     run: Run,
 ) -> float:
-    "Seconds that an epoch takes on as many pictures as ICH-17 has."
+    "Seconds that an epoch takes on as many images as ICH-17 has."
     from ich_soups.companion.paper_plan import ICH17
 
     here = sum(len(run.pictures.idxs(s)) for s in ('train', 'val'))
@@ -126,7 +126,7 @@ def protocol(trial: Trial) -> list:
     of = f'{cfg.arch} at {cfg.size} px'
     hours = 2 * epochs * trial.pace[1] / 3600
     found = [
-        ('seconds an epoch', epoch, 's', f'{of}, {len(run.pictures)} pictures'),
+        ('seconds an epoch', epoch, 's', f'{of}, {len(run.pictures)} images'),
         ('a training with its control', hours, 'hours', f'{of}: estimate for {epochs} epochs of ICH-17'),
     ]
     shown = [r for r in scored if r['group'] == 'soup' or r['model'] == 'single best']

@@ -46,7 +46,7 @@ def plot_published(
     fig, axs = plt.subplots(1, 2, figsize=(7.6, 0.3 * len(df) + 1), sharey=True)
     y = np.arange(len(df))[::-1]
     grey = COLOURS['grey']
-    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=0.8, label='other test pictures')
+    axs[0].hlines(y, df.pictures_lo, df.pictures_hi, color=grey, lw=0.8, label='other test images')
     for ax, m, label in zip(axs, ('accuracy', 'f1'), ('test accuracy, %', 'test macro-F1, %')):
         _draw_ours(ax, df, y, m)
         _draw_published(ax, df, y, m)

@@ -27,11 +27,8 @@ def check_layout(
     "In what the collection differs from ICH-17 as the paper used it: a line each, none if in nothing."
     pics = load_pictures(source)
     have = dict(classes=len(pics.classes), pictures=len(pics)) | {s: len(pics.idxs(s)) for s in SPLITS}
-    lines = [
-        f"{have[k]:,} {k if k in ('classes', 'pictures') else k + ' pictures'}; ICH-17 has {n:,}"
-        for k, n in ICH17.items()
-        if have[k] != n
-    ]
+    words = dict(classes='classes', pictures='images') | {s: f'{s} images' for s in SPLITS}
+    lines = [f'{have[k]:,} {words[k]}; ICH-17 has {n:,}' for k, n in ICH17.items() if have[k] != n]
     folder = Path(os.environ.get('ICH17', '') if source == 'ich17' else str(source))
     if folder.is_dir() and _list_folder(folder)[2] is None:
         lines.append("no folders train, val and test: split by this program, in the paper's proportions")

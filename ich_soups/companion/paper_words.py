@@ -36,7 +36,7 @@ def _difference_in_words(r) -> str:
         verdict = 'ours is better' if r['diff'] > 0 else 'ours is worse'
     return (
         f"Difference {r['diff']:+.1f} points{seeds}, [{r['unpaired_lo']:+.1f}, {r['unpaired_hi']:+.1f}] "
-        f'as if each had its own test pictures: {verdict}'
+        f'as if each had its own test images: {verdict}'
     )
 
 # %% ../../nbs/companion/26_paper_words.ipynb #a4a074c6
@@ -59,7 +59,7 @@ def beside_in_words(
     tests = _where(p, row['pictures_lo'], row['pictures_hi'])
     return (
         f"**{row['name']}**: {row['accuracy']:.1f} %. The published {p:.2f} % of {row['published_as']} lies "
-        f"{tests}, where {row['test_pictures']:.0f} other test pictures could put "
+        f"{tests}, where {row['test_pictures']:.0f} other test images could put "
         f'ours{_seeds_in_words(row)}. '
         f'{_difference_in_words(row)}{_gain_in_words(row)}.'
     )

@@ -30,7 +30,7 @@ def _one_corruption(ax, here, models):
 def plot_corruptions(
     df,  # columns data, corruption, strength, model, value, lo, hi (points), accuracy (of the reference)
 ):
-    """What each model gains over a reference as pictures get worse, a row a collection, a column a
+    """What each model gains over a reference as images get worse, a row a collection, a column a
     corruption; above each the reference's own accuracy."""
     datas = df.data.unique()
     kinds = df.corruption.unique()

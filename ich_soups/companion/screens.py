@@ -30,9 +30,7 @@ def _chromium() -> str:
     "The path of the browser."
     found = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
     if not found:
-        raise BadInput(
-            'there is no Chromium to take pictures with; install it (Debian: apt install chromium)'
-        )
+        raise BadInput('there is no Chromium to take images with; install it (Debian: apt install chromium)')
     return found
 
 # %% ../../nbs/companion/42_screens.ipynb #ea958f0b
@@ -77,7 +75,7 @@ def shoot(
     run,  # a finished `Run`
     folder,  # for report.png and page.png
 ):
-    "Take both pictures; `BadInput` where there is no browser."
+    "Take both images; `BadInput` where there is no browser."
     from playwright.sync_api import sync_playwright
 
     folder, path = Path(folder), _chromium()

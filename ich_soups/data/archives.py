@@ -65,7 +65,7 @@ def list_archive(
     seen = {(digest, f) for f, (digest, why) in zip(files, _scan(root, files)) if not why}
     first = {d: f for d, f in sorted(seen, reverse=True)}  # of equal files the first by name
     if not first:
-        raise BadInput(f'{root} holds no readable pictures')
+        raise BadInput(f'{root} holds no readable images')
     out = root.parent / f'{root.name}.csv'
     rows = ((f.relative_to(root.parent), f.parent.name) for f in sorted(first.values()))
     _write_list(out, ('path', 'label'), rows)

@@ -30,7 +30,7 @@ _ALIASES = dict(
     testset='test',
 )
 _FILLERS = set(
-    'set sets image images img imgs data dataset photo photos picture pictures seg split part samples '
+    'set sets image images img imgs data dataset photo photos image images seg split part samples '
     'folder'.split()
 )
 _YEAR = re.compile(r'(?<!\d)20\d\d(?!\d)')
@@ -146,7 +146,7 @@ def _check_beside(root, dirs, parts):
     other = [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]
     if other:
         raise BadInput(
-            f'{root} has {" and ".join(sorted(parts))} and beside them {other[0]!r} with pictures in it; '
+            f'{root} has {" and ".join(sorted(parts))} and beside them {other[0]!r} with images in it; '
             'move that folder away'
         )
 
@@ -227,7 +227,7 @@ def _list_folder(root, told=None):
         rows = _class_rows(top, None, told)
     if not rows:
         raise BadInput(
-            f'{root} holds no pictures in class folders; expected {root}/CLASS/picture.jpg or '
+            f'{root} holds no images in class folders; expected {root}/CLASS/picture.jpg or '
             f'{root}/train/CLASS/picture.jpg{_other_files(root)}'
         )
     files, labels, part = map(list, zip(*rows))

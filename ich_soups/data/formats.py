@@ -135,7 +135,7 @@ def _icon_sizes(data):
     count = min(struct.unpack_from('<H', data, 4)[0], (len(data) - 6) // 16)
     places = {struct.unpack_from('<I', data, 18 + 16 * i)[0] for i in range(count)}
     if len(places) > 64:
-        raise ValueError('it is no icon: it says that it holds more than 64 pictures')
+        raise ValueError('it is no icon: it says that it holds more than 64 images')
     for at in places:
         part = io.BytesIO(data[at : at + (1 << 20)])
         with Image.open(part, formats=('PNG', 'DIB')) as im:
@@ -146,7 +146,7 @@ def _code_sizes(data):
     "Width and height in every code stream of a JPEG 2000; a good one has one."
     starts = [m.start() for m in islice(re.finditer(b'\xff\x4f\xff\x51', data), 65)]
     if len(starts) > 64:
-        raise ValueError('it is no JPEG 2000: it holds more than 64 pictures')
+        raise ValueError('it is no JPEG 2000: it holds more than 64 images')
     for at in starts:
         right, bottom, left, top = struct.unpack_from('>4I', data.ljust(at + 24, b'\0'), at + 8)
         yield right - left, bottom - top

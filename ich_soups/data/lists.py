@@ -65,7 +65,7 @@ def _text_of(path):
 _COLUMNS = dict(
     path=(
         'path filename file file_name filepath file_path fname image image_path image_name img img_path '
-        'img_name image_id picture paths filenames files images'
+        'img_name image_id image paths filenames files images'
     ).split(),
     label=(
         'label class category class_name class_label label_name target species labels classes categories'

@@ -86,7 +86,7 @@ def _check_classes(part, classes, labels):
     more = '; add one to train/ or remove the class'
     if alike:
         more = f'; it is called {alike[0]!r} there: give both one name'
-    raise BadInput(f'class {missing!r} has no training picture{more}')
+    raise BadInput(f'class {missing!r} has no training image{more}')
 
 # %% ../../nbs/data/16_photos.ipynb #121b1c99
 def _check_parts(path, part, given, classes, labels):
@@ -98,8 +98,7 @@ def _check_parts(path, part, given, classes, labels):
             continue
         if not given or s != 'test':
             raise BadInput(
-                f'{path} leaves the {s} part empty ({len(part)} pictures in {len(classes)} classes); add '
-                'pictures'
+                f'{path} leaves the {s} part empty ({len(part)} images in {len(classes)} classes); add images'
             )
         _warn(
             f'{Path(path).name} has no test part: nothing is left to judge a model by but val, on which it '
@@ -113,7 +112,7 @@ def _warn_of_single(classes, labels):
     for c, n in zip(classes, np.bincount(labels)):
         if n == 1:
             _warn(
-                f'class {c!r} has one picture: it can be trained on but not scored; add pictures or '
+                f'class {c!r} has one image: it can be trained on but not scored; add images or '
                 'merge the class'
             )
 

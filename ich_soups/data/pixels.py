@@ -88,7 +88,7 @@ def cached_pixels(
     fine = lambda: _whole(path, shape) and _as_written(path)
     if not fine():
         if _whole(path, shape):
-            warnings.warn(f'{path} has changed since it was written; the pictures are decoded anew')
+            warnings.warn(f'{path} has changed since it was written; the images are decoded anew')
         with locked(f'{path}.lock'):
             if not fine():
                 _write_pixels(path, shape, one)

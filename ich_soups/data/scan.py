@@ -115,7 +115,7 @@ def _scan(root, files, see=None, guesses=None):
     dict, gets what was guessed of the numbers of a file, by number of the file."""
     memo_path = _memo(root, 'digests', 'json')
     memo = _remembered(memo_path)
-    rows = _threaded(lambda p: _row(p, memo.get(str(p)), see), files, 'reading pictures')
+    rows = _threaded(lambda p: _row(p, memo.get(str(p)), see), files, 'reading images')
     new = {str(p): row for p, row in zip(files, rows)}
     good = memo | {p: v for p, v in new.items() if not v[2]}
     if good != memo and may_write(memo_path):

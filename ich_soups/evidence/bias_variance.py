@@ -18,19 +18,19 @@ def _as_probs(probs):
     shapes = [p.shape for p in probs if hasattr(p, 'shape')] if isinstance(probs, (list, tuple)) else []
     if len(set(shapes)) > 1:
         raise BadInput(
-            'the models were scored on different pictures or classes: their probabilities have the shapes '
+            'the models were scored on different images or classes: their probabilities have the shapes '
             f'{", ".join(map(str, shapes[:8]))}'
         )
     try:
         probs = np.asarray(probs) if np.asarray(probs).dtype.kind == 'f' else np.asarray(probs, np.float64)
     except (TypeError, ValueError):
-        raise BadInput('probabilities are numbers of the shape [models, pictures, classes]') from None
+        raise BadInput('probabilities are numbers of the shape [models, images, classes]') from None
     if probs.ndim != 3:
-        raise BadInput(f'probabilities have the shape [models, pictures, classes]; got {probs.shape}')
+        raise BadInput(f'probabilities have the shape [models, images, classes]; got {probs.shape}')
     if len(probs) < 2:
         raise BadInput(f'it takes two models to differ; got {len(probs)}')
     if not probs.shape[1]:
-        raise BadInput('there are no pictures')
+        raise BadInput('there are no images')
     return probs
 
 # %% ../../nbs/evidence/03_bias_variance.ipynb #21316fb2
@@ -48,10 +48,10 @@ def _check_rows(probs):
 
 # %% ../../nbs/evidence/03_bias_variance.ipynb #a5716d7f
 def _check_labels(targs, n, c):
-    "`BadInput` unless there is one of `c` classes for each of `n` pictures."
+    "`BadInput` unless there is one of `c` classes for each of `n` images."
     if targs.shape != (n,):
         have = len(targs) if targs.ndim else 'no'
-        raise BadInput(f'the models were scored on {n} pictures, but there are {have} labels')
+        raise BadInput(f'the models were scored on {n} images, but there are {have} labels')
     if targs.dtype.kind not in 'iu':
         raise BadInput(f'labels are whole numbers; got {targs.dtype}')
     if targs.min() < 0 or targs.max() >= c:
@@ -60,11 +60,11 @@ def _check_labels(targs, n, c):
 
 # %% ../../nbs/evidence/03_bias_variance.ipynb #5bb2b8cf
 def check_models(
-    probs,  # float [R, N, C]: R models, N pictures, C classes
+    probs,  # float [R, N, C]: R models, N images, C classes
     targs=None,  # int [N]
 ) -> tuple:
     """Both as arrays, the probabilities in the precision they came in and uncopied; `BadInput` unless there
-    are two models or more, scored on the same pictures, and the rows are probabilities and the labels
+    are two models or more, scored on the same images, and the rows are probabilities and the labels
     classes."""
     probs = _as_probs(probs)
     _check_rows(probs)
@@ -114,7 +114,7 @@ def bias_variance(
     targs,  # int [N]: the labels
     loss='squared',  # 'squared', 'kl' (in nats) or '01'
     noise=None,  # float [N, C], the distribution of each label; default: all on `targs`: bias holds noise
-    each: bool = False,  # one value a picture instead of the mean
+    each: bool = False,  # one value an image instead of the mean
     unbiased: bool = False,  # squared loss only: allow for the draws being few
 ) -> dict:
     """`bias2`, `variance`, `noise` and their sum `total`, the expected loss over draws and labels. For 0-1
@@ -133,7 +133,7 @@ def bias_variance(
     p, q = p.astype(np.float64), np.eye(p.shape[2])[t] if noise is None else np.asarray(noise, np.float64)
     if q.shape != p.shape[1:] or not (abs(q.sum(-1) - 1) < 1e-6).all() or q.min() < 0:
         raise BadInput(
-            f'the distribution of the labels has the shape [pictures, classes] = {p.shape[1:]} and rows '
+            f'the distribution of the labels has the shape [images, classes] = {p.shape[1:]} and rows '
             f'that sum to 1; got {q.shape}'
         )
     b, v, n, more = dict(squared=_squared, kl=_kl)[loss](p, q) if loss != '01' else _zero_one(p, q)

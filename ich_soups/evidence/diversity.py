@@ -32,7 +32,7 @@ def _blocks(probs):
 
 # %% ../../nbs/evidence/04_diversity.ipynb #8d4d927b
 def _cross(probs, floor):
-    "Sum over pictures of H(p_i, p_j), [M, M]."
+    "Sum over images of H(p_i, p_j), [M, M]."
     out = 0
     for b in _blocks(probs):
         b = b.clip(floor)
@@ -41,7 +41,7 @@ def _cross(probs, floor):
 
 # %% ../../nbs/evidence/04_diversity.ipynb #76cb7447
 def _js(probs):
-    "Sum over pictures of the Jensen-Shannon divergence in nats, [M, M]."
+    "Sum over images of the Jensen-Shannon divergence in nats, [M, M]."
     m = len(probs)
     out, own = np.zeros((m, m)), np.zeros(m)
     for b in _blocks(probs):

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 # %% ../../nbs/evidence/01_ensembles.ipynb #63586b2b
 def soft_voting(
-    logits,  # float [M, N, C]: M models, N pictures, C classes
+    logits,  # float [M, N, C]: M models, N images, C classes
     over: str = 'logits',  # 'logits' as in the paper, or 'probs'
 ) -> np.ndarray:
     """Probabilities of the ensemble, float [N, C]. `ValueError` for no models, NaN, or an unknown kind of
@@ -19,7 +19,7 @@ def soft_voting(
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 3 or not len(logits):
         raise ValueError(
-            'soft voting needs logits of shape [models, pictures, classes] and at least one model; got '
+            'soft voting needs logits of shape [models, images, classes] and at least one model; got '
             f'{logits.shape}'
         )
     if not np.isfinite(logits).all():

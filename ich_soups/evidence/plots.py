@@ -206,7 +206,7 @@ def plot_counts(
     total = _count_bars(ax, wide)
     for y, n in enumerate(total):
         ax.text(n, y, f' {int(n):,}', va='center', fontsize=8)
-    ax.set(xlabel='pictures')
+    ax.set(xlabel='images')
     ax.tick_params(axis='y', length=0)
     if total[:3].max() < 0.6 * total.max():
         ax.legend(loc='lower right')
@@ -252,7 +252,7 @@ def plot_trajectory(
         d = df[df.run == r]
         top.plot(*lr[lr.run == r][['epoch', 'lr']].values.T, color=COLOURS['grey'])
         top.set(title=r)
-        mid.plot(d.epoch, d.train_loss, color=COLOURS['brown'], ls='--', label='train (mixed pictures)')
+        mid.plot(d.epoch, d.train_loss, color=COLOURS['brown'], ls='--', label='train (mixed images)')
         mid.plot(d.epoch, d.valid_loss, color=COLOURS['blue'], label='val')
         _scores_by_epoch(low, d, d[d.kept])
     for ax, label in zip(axs[:, 0], ('learning rate', 'loss (nats)', 'validation score')):
@@ -292,7 +292,7 @@ def plot_forest(
     df,  # rows in order; columns model, group, and for each metric `m`: m, m_lo, m_hi
     metrics=(('accuracy', 'test accuracy'), ('f1', 'test macro-F1')),
     reference=None,  # model whose value is drawn as a line
-    over='test pictures',  # what the intervals are over
+    over='test images',  # what the intervals are over
 ):
     "Value and interval of every model, one panel a metric."
     size = (2.6 * len(metrics) + 2, 0.26 * len(df) + 0.9)

@@ -107,7 +107,7 @@ def _refuse_factors(first, name):
 _TOLD = dict(
     classes='list of classes, or order of them,',
     arch='network',
-    size='size of the pictures',
+    size='size of the images',
     mean='mean of the channels',
     std='std of the channels',
 )

@@ -171,7 +171,7 @@ def onnx_info(
     if lacks := [k for k in ('classes', 'size', 'mean', 'std') if k not in said]:
         raise BadInput(
             f'{path} does not say its {lacks[0]}; export the soup with to_onnx, '
-            'or use OnnxModel with pictures that you prepare yourself'
+            'or use OnnxModel with images that you prepare yourself'
         )
     rest = read_info(said.pop('provenance', {}), path, _ONNX_ADVICE)
     return read_info(said, path, _ONNX_ADVICE) | dict(provenance=rest)

@@ -21,7 +21,7 @@ class ScoreOrBound:
 
     score: float  # the score, or a bound that it cannot exceed
     exact: bool = True  # which of the two
-    logits: np.ndarray | None = None  # float32 [N, C], if every picture was scored
+    logits: np.ndarray | None = None  # float32 [N, C], if every image was scored
 
 # %% ../../nbs/soups/30_scorers.ipynb #d8cd4062
 class NeedsScorer(BadInput):
@@ -29,7 +29,7 @@ class NeedsScorer(BadInput):
 
 
 class Scorer:
-    "A function of weights to a score on pictures in memory. It counts the passes over them that it spends."
+    "A function of weights to a score on images in memory. It counts the passes over them that it spends."
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Scorer:
         metric,  # (logits, targs) -> float, higher is better, never lower when logits improve
         prepare=None,  # called with the loaded model, e.g. to measure BatchNorm anew
         dtype=None,  # autocast to this type
-        bs: int = 64,  # pictures at a time; the bound is looked at after each batch
+        bs: int = 64,  # images at a time; the bound is looked at after each batch
         early: bool = True,  # whether to stop at the bound
     ):
         self.model, self.inputs, self.targs, self.metric, self.prepare, self.dtype, self.bs, self.early = (
@@ -53,7 +53,7 @@ class Scorer:
             early,
         )
         if not len(self.targs):
-            raise BadInput('there are no pictures to score with; is the validation set empty?')
+            raise BadInput('there are no images to score with; is the validation set empty?')
         self.seen = 0
 
     @property
@@ -80,7 +80,7 @@ class Scorer:
     @torch.inference_mode()
     def logits(self, idx) -> np.ndarray:
         """Logits of the loaded model, float32 [len(idx), C]. Batches are of one size, the last one filled up,
-        so that a picture's logits do not hang on its neighbours."""
+        so that an image's logits do not hang on its neighbours."""
         full = np.resize(idx, self.bs) if len(idx) < self.bs < len(self.targs) else idx
         with self._autocast():
             out = self.model(self.inputs(full))
@@ -92,7 +92,7 @@ class Scorer:
         weights,  # a state dict
         floor=None,  # the score to beat; None for the exact score in any case
         ties: bool = False,  # whether equal is enough
-        base=None,  # logits [N, C] of a similar model, to ask the hardest pictures first
+        base=None,  # logits [N, C] of a similar model, to ask the hardest images first
     ) -> ScoreOrBound:
         self.load(weights)
         order = (
@@ -137,9 +137,9 @@ def _may_win(bound, floor, ties):
 # %% ../../nbs/soups/30_scorers.ipynb #72e16791
 def loss_and_grad(
     score,  # a `Scorer` with weights loaded
-    idx,  # int [n], pictures
+    idx,  # int [n], images
 ) -> tuple:
-    "Cross-entropy over those pictures, and its gradient for each parameter by name."
+    "Cross-entropy over those images, and its gradient for each parameter by name."
     score.model.zero_grad(set_to_none=True)
     score.model.requires_grad_(True)
     total, targs = 0.0, torch.from_numpy(score.targs)

@@ -45,15 +45,15 @@ def pool(
 def logits_on(
     run,  # a `Run`
     weights: dict,  # a state dict
-    images,  # uint8 [N, S, S, 3]: other pictures of the run's size, e.g. new draws or spoilt copies
+    images,  # uint8 [N, S, S, 3]: other images of the run's size, e.g. new draws or spoilt copies
     prepare=None,  # of `calibrator`
 ) -> np.ndarray:
-    """Logits of those weights on pictures that are not part of the run's collection, float32 [N, C].
+    """Logits of those weights on images that are not part of the run's collection, float32 [N, C].
     `BadInput` for another size."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (run.cfg.size, run.cfg.size, 3) or images.dtype != np.uint8:
         raise BadInput(
-            f'the run takes uint8 pictures [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} '
+            f'the run takes uint8 images [N, {run.cfg.size}, {run.cfg.size}, 3]; got {images.dtype} '
             f'{list(images.shape)}'
         )
     run.model.load_state_dict(weights)

@@ -42,7 +42,7 @@ class Run(Scored):
     def __init__(
         self,
         path,  # its directory
-        data=None,  # where its pictures are now, if they were moved
+        data=None,  # where its images are now, if they were moved
     ):
         self.path = Path(path)
         self.cfg = load_config(self.path / 'config.json')
@@ -114,13 +114,13 @@ def _check_scores(self: Run):
 # %% ../../nbs/train/14_finished_run.ipynb #11d6b64d
 @patch
 def _moved_to(self: Run, data):
-    """`data` if it holds the pictures that the run was trained on, told by their contents; else
+    """`data` if it holds the images that the run was trained on, told by their contents; else
     `BadInput`."""
     was, now = self.provenance.get('data'), load_pictures(data, self.cfg.split_seed).fingerprint
     if was == now:
         return data
     raise BadInput(
-        f'{data} does not hold the pictures that {self.path} was trained on, or another split of them '
+        f'{data} does not hold the images that {self.path} was trained on, or another split of them '
         f'({was} then, {now} now); give those, wherever they are'
     )
 

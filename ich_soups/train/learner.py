@@ -119,7 +119,7 @@ def _classifies(snapshots, targs):
         return False
     return (
         abs(METRICS['accuracy'](logits, targs) - snapshots[0].scores.get('accuracy', -1)) < 1e-6
-    )  # same pictures, same order
+    )  # same images, same order
 
 # %% ../../nbs/train/17_learner.ipynb #1c385e2d
 def _validated(learn, name, prepare=None):

@@ -65,7 +65,7 @@ def _began_longer(old, path):
 
 # %% ../../nbs/train/15_longer.ipynb #b9883813
 def check_config(cfg, path):
-    "`BadInput` if the directory holds another run; one whose pictures were moved is the same."
+    "`BadInput` if the directory holds another run; one whose images were moved is the same."
     if not (path / 'config.json').exists():
         return
     old = load_config(path / 'config.json')

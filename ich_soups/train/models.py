@@ -41,7 +41,7 @@ def head_of(
 
 # %% ../../nbs/train/02_models.ipynb #5a487a9f
 def _build(arch, n_classes, size, pretrained=False, **kw):
-    "timm's model for pictures of `size`, told the size if it wants to know."
+    "timm's model for images of `size`, told the size if it wants to know."
     fused = use_fused_attn()
     set_fused_attn(
         fused and torch.cuda.is_available()
@@ -57,7 +57,7 @@ def _build(arch, n_classes, size, pretrained=False, **kw):
 
 # %% ../../nbs/train/02_models.ipynb #6e03015c
 def _try_size(model, arch, size):
-    "One picture through the model, or the sizes that would have worked."
+    "One image through the model, or the sizes that would have worked."
 
     def works(s):
         try:
@@ -78,7 +78,7 @@ def _try_size(model, arch, size):
             if s != size and works(s)
         ]
         raise BadInput(
-            f'{arch} cannot take pictures of {size} px'
+            f'{arch} cannot take images of {size} px'
             + (f"; try {' or '.join(map(str, near))}" if near else '')
         ) from None
 
@@ -129,7 +129,7 @@ def _why_not_built(e, arch, n_classes, size, pretrained):
     if pretrained == 'timm':
         return not_fetched(arch, e)
     return BadInput(
-        f'{arch} cannot take pictures of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use '
+        f'{arch} cannot take images of {size} px ({str(e).splitlines()[0] or type(e).__name__}); use '
         'its own size or a multiple of 32'
     )
 
@@ -137,7 +137,7 @@ def _why_not_built(e, arch, n_classes, size, pretrained):
 def blank_model(
     arch: str,  # as in `create_model`
     n_classes: int,
-    size: int = 224,  # width and height of the pictures in pixels
+    size: int = 224,  # width and height of the images in pixels
 ) -> nn.Module:
     """The model on torch's `meta` device: names and shapes, no numbers, no memory. `BadInput` as
     `create_model`."""
@@ -148,7 +148,7 @@ def blank_model(
             return _build(arch, n_classes, size)
     except Exception as e:
         why = str(e).split('\n')[0] or type(e).__name__
-        raise BadInput(f'{arch} cannot take pictures of {size} px ({why})') from None
+        raise BadInput(f'{arch} cannot take images of {size} px ({why})') from None
 
 # %% ../../nbs/train/02_models.ipynb #2b89c2d7
 def _given_weights(arch, model, pretrained, size):

@@ -33,7 +33,7 @@ def check_split(bs, n):
     "`BadInput` if a batch cannot be dealt out evenly."
     if bs % n:
         raise BadInput(
-            f'a batch of {bs} pictures cannot be split evenly over {n} processes; choose bs and accum so '
+            f'a batch of {bs} images cannot be split evenly over {n} processes; choose bs and accum so '
             f'that {n} divides bs/accum'
         )
 
@@ -88,10 +88,10 @@ def _check_sizes(self: Ranks):
     train, val = len(self.dls[0].dataset), len(self.dls[1].dataset)
     if train < bs:
         raise BadInput(
-            f'{train} training pictures are fewer than one batch of {bs}; choose a smaller bs, or one process'
+            f'{train} training images are fewer than one batch of {bs}; choose a smaller bs, or one process'
         )
     if val < n:
-        raise BadInput(f'{val} validation pictures are fewer than {n} processes; choose fewer processes')
+        raise BadInput(f'{val} validation images are fewer than {n} processes; choose fewer processes')
 
 # %% ../../nbs/train/24_ranks.ipynb #2539c111
 @patch

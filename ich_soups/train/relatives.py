@@ -49,7 +49,7 @@ def _relative(cls, arch, pretrained, kw, classifier, **own):
 # %% ../../nbs/train/00_relatives.ipynb #540b0ef4
 @_register_relative
 def tiny_densenet(pretrained=False, **kw):
-    "A DenseNet of four dense blocks, for small pictures."
+    "A DenseNet of four dense blocks, for small images."
     kw.pop('img_size', None)
     return _relative(
         DenseNet, 'tiny_densenet', pretrained, kw, 'classifier', growth_rate=12, block_config=(3, 6, 6, 4)
@@ -58,7 +58,7 @@ def tiny_densenet(pretrained=False, **kw):
 # %% ../../nbs/train/00_relatives.ipynb #f3113d27
 @_register_relative
 def tiny_vit8(pretrained=False, **kw):
-    "A Vision Transformer on patches of 8 px, for small pictures."
+    "A Vision Transformer on patches of 8 px, for small images."
     own = dict(img_size=64, patch_size=8, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2)
     return _relative(
         VisionTransformer,

@@ -66,7 +66,7 @@ def _finished(cfg, path):
     was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
     if was != now:
         raise BadInput(
-            f'the pictures of {cfg.data} have changed since {path} was trained ({was} then, {now} now); '
+            f'the images of {cfg.data} have changed since {path} was trained ({was} then, {now} now); '
             f'restore them, or delete {path}'
         )
     return Run(path, cfg.data)
@@ -110,7 +110,7 @@ def batches_of_one(
         raise BadInput(
             f'a batch of {cfg.bs // cfg.accum} gives the BatchNorm of {cfg.arch} one value at {cfg.size} '
             'px, of which '
-            'there is no variance; take batches of 2 or more (--bs), or larger pictures (--size)'
+            'there is no variance; take batches of 2 or more (--bs), or larger images (--size)'
         ) from None
 
 # %% ../../nbs/train/16_runs.ipynb #3b871f7b

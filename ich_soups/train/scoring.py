@@ -65,7 +65,7 @@ class Scored:
         except BadInput as e:
             if Path(at).exists():
                 raise
-            moved = 'if the pictures of this training were moved, say where they are with --data'
+            moved = 'if the images of this training were moved, say where they are with --data'
             raise BadInput(f'{e}; {moved}') from None
 
     @cached_property
@@ -147,7 +147,7 @@ def calibration(self: Scored, weights: dict) -> dict:
 @patch
 def describe(self: Scored) -> dict:
     """What has to be known to use the weights elsewhere: arch, size in pixels, classes, mean and std of the
-    channels, data, split_seed, pictures (their fingerprint), device and date of the training."""
+    channels, data, split_seed, images (their fingerprint), device and date of the training."""
     mean, std = data_stats(self.cfg.arch, self.cfg.norm)
     known = dict(arch=self.cfg.arch, size=self.cfg.size, classes=list(self.classes))
     known |= dict(mean=list(mean), std=list(std), data=Path(self.cfg.data).name)

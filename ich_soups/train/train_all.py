@@ -105,7 +105,7 @@ def _put_in_place(cfg, path, new):
 
 # %% ../../nbs/train/23_train_all.ipynb #97dbeed7
 def _rewrite_split(cfg, path):
-    """The paths in it are relative to the run, which has moved; without the pictures there is nothing to
+    """The paths in it are relative to the run, which has moved; without the images there is nothing to
     point at."""
     try:
         write_split(load_pictures(cfg.data, cfg.split_seed), path / 'split.csv')
