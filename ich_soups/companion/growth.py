@@ -52,7 +52,7 @@ def _of_classes(pics, keep):
     return some
 
 # %% ../../nbs/companion/46_growth.ipynb #c15ade6a
-DATA, RATES = 'ahe10@10', (0.03, 0.1, 0.3, 1.0)  # rates relative to that of the first training
+DATA, RATES = 'ahe10@10', (0.03, 0.1, 0.3, 1.0, 3.0)  # rates relative to that of the first training
 ANEW = 0.0  # stands for a training anew in the column of rates
 KEYS = ('case', 'rate', 'seed')
 
