@@ -150,7 +150,7 @@ def score_or_bound(
 # %% ../../nbs/soups/32_soup.ipynb #49a58913
 def kept_logits(snapshots, score):
     "Cached validation logits float32 [K, N, C], or None where some are missing or belong to other images."
-    if not isinstance(score, Scorer):
+    if not isinstance(score, Scorer) or any(getattr(s, 'logits_path', '') is None for s in snapshots):
         return None
     try:
         out = np.stack([s.logits() for s in snapshots])
