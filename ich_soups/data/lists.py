@@ -56,9 +56,13 @@ def _text_of(path):
     try:
         text = data.decode(how)
     except UnicodeDecodeError:
-        text = '\0'
+        text, why = '\0', ''
+    else:
+        why = ', it holds null characters'
     if '\0' in text:
-        raise BadInput(f'{path} is not a list in UTF-8 (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}')
+        raise BadInput(
+            f'{path} is not a list in UTF-8{why} (a spreadsheet saves it as "CSV UTF-8"); {_NO_LIST}'
+        )
     return text
 
 # %% ../../nbs/data/13_lists.ipynb #f02a6b07
