@@ -169,8 +169,8 @@ def _syntax(path) -> ast.Module:
 
 # %% ../nbs/09_cache.ipynb #ba6f9f11
 def _siblings(tree, room: str) -> set:
-    """What a module of that room imports of the package, at its top or inside of functions: `train.runs`, say.
-    A name that is no module is among them where a package is imported from."""
+    """What a module of that room imports of the package, at its top or inside of functions: `train.runs`,
+    say. A name that is no module is among them where a package is imported from."""
     found = set()
     for n in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)):
         package = importlib.util.resolve_name('.' * n.level + (n.module or ''), room) if n.level else n.module

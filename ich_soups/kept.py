@@ -54,7 +54,8 @@ def kept_array(
 def kept_arrays(
     path,  # a .npz file
 ) -> dict | None:
-    "Its arrays by name, whose checksums are compared; None if there is no file, and with a note if it is damaged."
+    """Its arrays by name, whose checksums are compared; None if there is no file, and with a note if it is
+    damaged."""
     if not Path(path).is_file():
         return None
     try:

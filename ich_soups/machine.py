@@ -29,8 +29,8 @@ def seed_all(
 
 # %% ../nbs/05_machine.ipynb #4f0bddcb
 def device() -> torch.device:
-    """Where models run: the GPU if there is one, of NVIDIA (`cuda`) or Apple (`mps`), or what `ICH_SOUPS_DEVICE`
-    says, e.g. `cpu` or `cuda:1`; `BadInput` if that is not here."""
+    """Where models run: the GPU if there is one, of NVIDIA (`cuda`) or Apple (`mps`), or what
+    `ICH_SOUPS_DEVICE` says, e.g. `cpu` or `cuda:1`; `BadInput` if that is not here."""
     name = os.environ.get('ICH_SOUPS_DEVICE') or _devices()[-1]
     try:
         torch.empty(0, device=name)
@@ -77,7 +77,7 @@ def amp_dtype(
     )
     return (
         torch.bfloat16 if able else torch.float32
-    )  # a processor that has it but may not use it (ATEN_CPU_CAPABILITY) would emulate it, at a tenth of the speed
+    )  # one that may not use what it has (ATEN_CPU_CAPABILITY) would emulate it, ten times slower
 
 # %% ../nbs/05_machine.ipynb #224d93d1
 def keep_memory():

@@ -67,7 +67,7 @@ def hamming_counts(
 def hamming_pairs(
     hashes,  # uint64 [N]
     bits: int,  # at most so many bits differ
-    most: int = 20,  # for each image the nearest so many of those after it, so that images alike by nature do not make N^2 pairs
+    most: int = 20,  # near ones an image can have, or images that are alike by nature would make N^2 pairs
 ) -> tuple:
     "Pairs `a < b` of row numbers and their distances: three int [P]."
 

@@ -163,7 +163,7 @@ def _worth_saying(src, found, keepers, rows):
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #188e63b3
 def inspect(
-    source,  # a folder (of classes, or with train, val and test), a CSV list, the name of a collection, `Pictures`
+    source,  # a folder (of classes, or of parts), a CSV list, the name of a collection, `Pictures`
     near: float
     | None = 0.8,  # near-duplicates: least correlation of details (`same_photo`); None does not look for them
     suspects=False,  # True looks for wrong labels too; 'auto' if what it takes is installed

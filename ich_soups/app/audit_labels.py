@@ -90,7 +90,7 @@ def _cross_validated(X, y, n_classes, groups, folds, C, seed):
     with warnings.catch_warnings():
         warnings.simplefilter(
             'ignore'
-        )  # classes smaller than the number of folds, and fits that stop before they converge, are good enough here
+        )  # small classes, and fits that stop before they converge, are good enough here
         for fit, held in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(X, y, groups):
             model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=200)).fit(X[fit], y[fit])
             probs[np.ix_(held, model.classes_)] = model.predict_proba(X[held])

@@ -176,7 +176,8 @@ def _counting_trials(source, total):
 
 # %% ../../nbs/app/44_cli_cook.ipynb #0c14876d
 def _balanced(how, source, soup):
-    "The soup, shifted towards rare classes if that was asked for, with a line that says what it changed on val."
+    """The soup, shifted towards rare classes if that was asked for, with a line that says what it changed
+    on val."""
     if not how.balance:
         return soup
     from ich_soups.train.balance import balance
@@ -185,7 +186,8 @@ def _balanced(how, source, soup):
     if told:
         before, after = ([100 * told[f'{m}_{k}'] for m in ('f1', 'accuracy')] for k in ('before', 'after'))
         say(
-            f"balanced with strength {told['strength']:g}: on val macro-F1 {before[0]:.1f} -> {after[0]:.1f} %, "
+            f"balanced with strength {told['strength']:g}: "
+            f'on val macro-F1 {before[0]:.1f} -> {after[0]:.1f} %, '
             f'accuracy {before[1]:.1f} -> {after[1]:.1f} %'
         )
     return soup

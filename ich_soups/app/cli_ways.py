@@ -35,7 +35,8 @@ class Ways:
     balance: option(
         Optional[str],
         '--balance',
-        help='Rare classes: sampler shows them more often, loss weighs them more. Without a training: ich-soups cook --balance.',
+        help='Rare classes: sampler shows them more often, loss weighs them more. '
+        'Without a training: ich-soups cook --balance.',
     ) = None
 
 # %% ../../nbs/app/41_cli_ways.ipynb #0e62618e

@@ -74,7 +74,8 @@ def next_rate(
 
 # %% ../../nbs/companion/43_defaults.ipynb #a63a524d
 def arm_config(setting: str, schedule: str, head: str, lr: float, seed: int) -> Config:
-    "The training of an arm. The seed is that of the training, and of the split or the draw of the collection."
+    """The training of an arm. The seed is that of the training, and of the split or the draw of the
+    collection."""
     s = SETTINGS[setting]
     drawn = s.data.startswith('small17')
     data = small17(seed) if drawn else s.data
@@ -110,7 +111,8 @@ def by_cycles(snapshots, score, cycle=3):
 
 
 def best_on_val(run, options: dict) -> tuple:
-    "Of several weights, all with fresh BatchNorm statistics, those with the lowest loss on val, and their name."
+    """Of several weights, all with fresh BatchNorm statistics, those with the lowest loss on val, and their
+    name."""
     scorer = run.scorer('neg_nll')
     fresh = {k: fresh_batchnorm(run, w) for k, w in options.items()}
     name = max(fresh, key=lambda k: float(scorer(fresh[k])))
@@ -283,8 +285,8 @@ def over_settings(
 
 # %% ../../nbs/companion/43_defaults.ipynb #1c23d690
 def main(args=None):
-    """python -m ich_soups.companion.defaults: make the rows of `defaults.csv` that are missing; about six hours on
-    one core. The photographs of AHE-10 are found through the variable AHE10."""
+    """python -m ich_soups.companion.defaults: make the rows of `defaults.csv` that are missing; about six
+    hours on one core. The photographs of AHE-10 are found through the variable AHE10."""
     p = argparse.ArgumentParser('python -m ich_soups.companion.defaults', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=5)
     p.add_argument('--settings', nargs='*', default=tuple(SETTINGS))

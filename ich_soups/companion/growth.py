@@ -72,8 +72,8 @@ def _timed(f, *args, **kw):
 
 # %% ../../nbs/companion/46_growth.ipynb #0f7128d6
 def growth_rows(case: str, seed: int, rates=(*RATES, ANEW), pics=None, **over) -> list:
-    """One dict a rate: accuracy on val, on the old test images before and after, on those of new classes, on all;
-    seconds of the first training and of what followed."""
+    """One dict a rate: accuracy on val, on the old test images before and after, on those of new classes,
+    on all; seconds of the first training and of what followed."""
     pics = pics or load_pictures(DATA, seed)
     with scratch(home() / 'runs', 'growth') as folder:
         lists = {k: folder / f'{k}.csv' for k in ('before', 'after')}
@@ -140,8 +140,8 @@ def fill(seeds: int = 3):
 
 
 def main(args=None):
-    """python -m ich_soups.companion.growth: make the rows of `growth.csv` that are missing; about three quarters of
-    an hour on two cores"""
+    """python -m ich_soups.companion.growth: make the rows of `growth.csv` that are missing; about three
+    quarters of an hour on two cores"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.growth', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=3)
     a = p.parse_args(args)

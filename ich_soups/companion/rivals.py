@@ -249,8 +249,8 @@ def fill(tasks=tuple(TASKS), seeds: int = 3):
 
 
 def main(args=None):
-    """python -m ich_soups.companion.rivals: make the rows of `rivals.csv` that are missing; about an hour and a half
-    on two cores, with nothing else running, since times are compared"""
+    """python -m ich_soups.companion.rivals: make the rows of `rivals.csv` that are missing; about an hour
+    and a half on two cores, with nothing else running, since times are compared"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.rivals', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--tasks', nargs='*', default=tuple(TASKS))

@@ -35,7 +35,7 @@ class Tail:
     "A collection with a long tail."
 
     data: str
-    ratio: float  # images of the largest class to those of the smallest; 0 if the collection has a tail of its own
+    ratio: float  # images of the largest class to those of the smallest; 0 for a tail of its own
     most: int  # training images of the largest class
     epochs: int
 
@@ -48,7 +48,8 @@ TAILS = {
 
 
 def sizes(tail: Tail, counts) -> np.ndarray:
-    "Training images to keep of each class, int [C]: a geometric row over the classes in the order of their size."
+    """Training images to keep of each class, int [C]: a geometric row over the classes in the order of
+    their size."""
     rank = np.argsort(np.argsort(-np.asarray(counts), kind='stable'))
     wanted = tail.most * tail.ratio ** (-rank / (len(counts) - 1))
     return np.minimum(counts, np.round(wanted)).astype(int)
@@ -68,7 +69,8 @@ def cut(pics: Pictures, tail: Tail, seed: int) -> Pictures:
 
 # %% ../../nbs/companion/47_tails.ipynb #18cd9377
 def weights_of(train, test) -> np.ndarray:
-    "What each test image counts, float64 [N], so that the classes of the test part are as frequent as in train."
+    """What each test image counts, float64 [N], so that the classes of the test part are as frequent as in
+    train."""
     train, counts = np.asarray(train), np.bincount(test)
     return (train / train.sum() / (counts / counts.sum()))[test]
 
@@ -123,7 +125,8 @@ def _data_of(tail, seed, folder):
 
 
 def _scores(run, weights):
-    "`val_accuracy` and so on, as they are, and `test_accuracy` and so on, weighed; scenes are judged on fresh ones."
+    """`val_accuracy` and so on, as they are, and `test_accuracy` and so on, weighed; scenes are judged on
+    fresh ones."""
     train = np.bincount(run.targs('train'), minlength=len(run.classes))
     of = outputs(run, weights)
     where = 'scenes' if 'scenes' in of else 'test'
@@ -152,8 +155,8 @@ def differences(df) -> pd.DataFrame:
 
 
 def main(args=None):
-    """python -m ich_soups.companion.tails: make the rows of `tails.csv` that are missing; about an hour on two
-    cores"""
+    """python -m ich_soups.companion.tails: make the rows of `tails.csv` that are missing; about an hour on
+    two cores"""
     p = argparse.ArgumentParser('python -m ich_soups.companion.tails', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--collections', nargs='*', default=tuple(TAILS))

@@ -26,7 +26,8 @@ class Source(Protocol):
         "A function of weights to one number on the validation part, higher is better."
 
     def calibrator(self):
-        "A function that estimates the BatchNorm statistics of a model again, in place; None without such layers."
+        """A function that estimates the BatchNorm statistics of a model again, in place; None without such
+        layers."""
 
     def describe(self) -> dict:
         "What has to be known to use the weights elsewhere."

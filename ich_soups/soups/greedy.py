@@ -167,7 +167,8 @@ class _Screen:
         return score_of_logits(self.search.score, self.logits[[*self.search.chosen, *more]].mean(0))
 
     def sorted(self, left: list) -> list:
-        "The most likely first; with `keep` only so many. A good one early makes the floor of the others high."
+        """The most likely first; with `keep` only so many. A good one early makes the floor of the others
+        high."""
         if self.logits is None:
             return left
         best_first = sorted(left, key=lambda i: -self.likely(i))
@@ -215,7 +216,7 @@ def greedy_soup(
     order: str = 'sorted',  # 'sorted': one pass from best to worst; 'best': the best improvement until none
     ties: str = 'reject',  # 'accept' takes an ingredient that leaves the score as it is
     singles=None,  # known scores of the single checkpoints; default: from cached logits, or measured
-    screen: int = 0,  # fast mode, not exact: try only so many candidates a round, those whose averaged logits score best
+    screen: int = 0,  # fast, not exact: candidates a round, those whose averaged logits score best
 ) -> Soup:
     """Add checkpoints to the mean while the score improves (Wortsman et al. 2022, recipe 1). The history says
     what was tried, with what score or bound, and whether it was accepted."""

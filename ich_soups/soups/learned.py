@@ -76,7 +76,8 @@ def experts_soup(
 
 # %% ../../nbs/soups/35_learned.ipynb #bc6db2e6
 def _subsets(logits, score, limit):
-    "`(score of the averaged logits, subset)`, best first; of more than `limit` subsets only the smaller ones."
+    """`(score of the averaged logits, subset)`, best first; of more than `limit` subsets only the smaller
+    ones."""
     k, size, found = len(logits), 1, []
     while size <= k and len(found) + math.comb(k, size) <= max(limit, k):
         found += [(score_of_logits(score, logits[list(s)].mean(0)), s) for s in combinations(range(k), size)]
@@ -147,7 +148,8 @@ class CoefficientOptimizer:
         return 1 / self.u.shape[1] + self.u - self.u.mean(1, keepdim=True)
 
     def of(self, name):
-        "The coefficients of a tensor; those of running statistics are equal: a variance must not become negative."
+        """The coefficients of a tensor; those of running statistics are equal: a variance must not become
+        negative."""
         if 'running_' in name:
             return [1 / self.u.shape[1]] * self.u.shape[1]
         return self.now[self.groups.index(self.group[name])]

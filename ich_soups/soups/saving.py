@@ -33,8 +33,8 @@ def save_weights(
     path,  # the .safetensors file; written atomically
     meta: dict | None = None,  # strings for its header
 ):
-    """Write a safetensors file. Tied tensors are written once for each name. `BadInput` for a name that such a
-    file cannot hold."""
+    """Write a safetensors file. Tied tensors are written once for each name. `BadInput` for a name that
+    such a file cannot hold."""
     check_names(weights)
     seen, out = set(), {}
     for k, v in weights.items():

@@ -112,7 +112,8 @@ def checked_snapshots(
     snapshots,  # checkpoints of any kind, or a path
     score=True,  # of the recipe; None is refused
 ) -> tuple:
-    "`(checkpoints, names)`, the names distinct. `BadInput` for none, for another network, for a missing score."
+    """`(checkpoints, names)`, the names distinct. `BadInput` for none, for another network, for a missing
+    score."""
     snapshots = as_list(snapshots)
     if not snapshots:
         raise BadInput('there is nothing to cook: no checkpoints')

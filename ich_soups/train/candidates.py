@@ -24,7 +24,8 @@ def paper_soups(
     run,  # a `Run`, or another source of `cook`
     recipes: dict = PAPER_SOUPS,  # name of the soup to recipe
 ) -> dict:
-    "`cook`, once for each recipe, as the paper's table has it: searched by accuracy, all with fresh statistics."
+    """`cook`, once for each recipe, as the paper's table has it: searched by accuracy, all with fresh
+    statistics."""
     return {name: cook(run, r, 'accuracy', 'each candidate') for name, r in recipes.items()}
 
 # %% ../../nbs/train/18_candidates.ipynb #163a7ad0

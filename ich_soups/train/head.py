@@ -68,7 +68,8 @@ def kept_features(
     model: nn.Module,  # of `create_model`; its classifier does not matter
     images,  # the `Pictures` of the configuration
 ) -> dict:
-    "`{'train': (x, y), 'val': (x, y)}`, x float32 [N, D], y int [N]; computed once for a body and its images."
+    """`{'train': (x, y), 'val': (x, y)}`, x float32 [N, D], y int [N]; computed once for a body and its
+    images."""
     weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     head = head_of(model, len(images.classes))
     name = next(n for n, m in model.named_modules() if m is head) + '.'
@@ -117,7 +118,8 @@ def fit_head(
     n_classes: int,
     balanced: bool = False,  # weigh each class by the inverse of its frequency
 ) -> FittedHead:
-    "The linear classifier whose regularisation has the lowest loss on val. `BadInput` for fewer than two classes."
+    """The linear classifier whose regularisation has the lowest loss on val. `BadInput` for fewer than two
+    classes."""
     if len(np.unique(y)) < 2:
         raise BadInput(
             'the training part has images of fewer than two classes; there is nothing to tell apart'

@@ -222,7 +222,8 @@ def calibration(self: LearnerSource, weights):
 @patch
 @contextlib.contextmanager
 def borrowed(self: LearnerSource):
-    "The model may be loaded with other weights inside; afterwards it has its own, and the recorder its losses."
+    """The model may be loaded with other weights inside; afterwards it has its own, and the recorder its
+    losses."""
     learn = self.learn
     was = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     seen = list(getattr(learn.recorder, 'values', ()))
@@ -275,12 +276,13 @@ def soup_source(self: Learner) -> LearnerSource:
 def soup(
     self: Learner,
     recipe='posthoc_ema',  # one of `RECIPES`, or a function `(snapshots, score) -> Soup`
-    metric=None,  # one of `METRICS` or of the Learner's own; default: 'neg_nll' for a classifier, else 'valid_loss'
+    metric=None,  # of `METRICS` or the Learner's own; default: 'neg_nll' of a classifier, else 'valid_loss'
     store=None,  # a directory or `SnapshotStore`; default: that of the last `SnapshotCallback`
     load: bool = True,  # whether the model gets the soup's weights
     **how,  # of `cook`: batchnorm, snapshots, options of the recipe
 ):
-    "One `Soup` of this Learner's snapshots, chosen on its validation set: `cook` with a Learner as its source."
+    """One `Soup` of this Learner's snapshots, chosen on its validation set: `cook` with a Learner as its
+    source."""
     source = LearnerSource(self, store)
     try:
         soup = cook(source, recipe, metric, **how)

@@ -75,7 +75,7 @@ def _finished(cfg, path):
 def get_run(
     cfg: Config,
     path=None,  # default: a directory named by `cfg.key` below `runs_dir()`
-    cbs=(),  # fastai callbacks that look on while it is trained, such as a logger; they are no part of the run
+    cbs=(),  # fastai callbacks that look on, such as a logger; they are no part of the run
     more: bool = False,  # keep end.pt, from which more epochs can go on, and go on from one that is there
 ) -> Run:
     """The finished run of `cfg`: read, resumed or trained. Raises `BadInput` if the directory belongs to
@@ -115,7 +115,8 @@ def batches_of_one(
 
 # %% ../../nbs/train/16_runs.ipynb #3b871f7b
 def _plans(state, path, cbs):
-    "Epochs that a training was planned for before it was made longer; what was computed of it then is deleted."
+    """Epochs that a training was planned for before it was made longer; what was computed of it then is
+    deleted."""
     planned = (state or {}).get('planned', [])
     if planned and any(type(cb).__name__ == 'Ranks' for cb in cbs):
         raise BadInput(f'{path} is being made longer, which one process does; go on with ich-soups train')

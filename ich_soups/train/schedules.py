@@ -27,8 +27,8 @@ def lr_schedule(cfg: Config):
 
 # %% ../../nbs/train/09_schedules.ipynb #b92b7584
 def held_schedule(cfg, planned=()):
-    """The same; of a training that was planned for fewer epochs, and made longer when they were over, with the
-    last rate of its plan held. Restarts go on in their cycles."""
+    """The same; of a training that was planned for fewer epochs, and made longer when they were over, with
+    the last rate of its plan held. Restarts go on in their cycles."""
     if not planned or cfg.schedule == 'restarts':
         return lr_schedule(cfg)
     first = lr_schedule(cfg.replace(epochs=planned[0], fixed=()))

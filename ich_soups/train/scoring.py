@@ -139,8 +139,8 @@ def calibrator(
 # %% ../../nbs/train/07_scoring.ipynb #f22bd0ce
 @patch
 def calibration(self: Scored, weights: dict) -> dict:
-    """What the validation part says of the answers of these weights: `temperature` (Guo et al. 2017), and with enough
-    images `unknown` and `sets`, as `evidence.unknown.calibration` has them."""
+    """What the validation part says of the answers of these weights: `temperature` (Guo et al. 2017), and
+    with enough images `unknown` and `sets`, as `evidence.unknown.calibration` has them."""
     return calibration_of(self.logits_of(weights, 'val'), self.targs('val'))
 
 # %% ../../nbs/train/07_scoring.ipynb #aca66e95

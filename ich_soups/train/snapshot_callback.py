@@ -133,7 +133,8 @@ def after_epoch(self: SnapshotCallback):
 
 # %% ../../nbs/train/06_snapshot_callback.ipynb #1c012394
 def _are_classes(logits, targs):
-    "Whether there is a column of logits for each class that the targets name; one output for two classes has none."
+    """Whether there is a column of logits for each class that the targets name; one output for two classes
+    has none."""
     if logits.ndim != 2 or targs.ndim != 1 or np.issubdtype(targs.dtype, np.floating):
         return False
     return 0 <= targs.min() and targs.max() < logits.shape[1]
