@@ -30,7 +30,7 @@ def said(
     "A name for people, escaped."
     return escape(visible(name).replace('_', ' '))
 
-
+# %% ../../nbs/app/24_answer.ipynb #cd6f0e30
 @functools.cache
 def parts():
     "The pieces of the page, each a function of what is filled in."
@@ -49,7 +49,7 @@ def file_of_page(
     env = environment()
     return env.loader.get_source(env, name)[0]
 
-
+# %% ../../nbs/app/24_answer.ipynb #0fac2cdd
 CSS, TO_ANSWER = file_of_page('demo.css'), file_of_page('demo.js')  # TO_ANSWER: called after each answer
 
 # %% ../../nbs/app/24_answer.ipynb #067a8bfa
@@ -61,7 +61,7 @@ def percent(
         return Markup('&gt; 99.9&#8239;%')
     return Markup('&lt; 0.1&#8239;%' if p < 0.001 else f'{100 * p:.1f}&#8239;%')
 
-
+# %% ../../nbs/app/24_answer.ipynb #e99173b9
 def _shot(im, alt):
     "An image inside the page."
     f = io.BytesIO()
@@ -75,17 +75,15 @@ _SURE = (  # confidence above which the sentence begins so
     (0.3, 'Perhaps'),
     (-1, 'The model does not know. The likeliest of many is'),
 )
-
-
 _UNKNOWN = 'This is like none of the photos that the model knows. The nearest class is'
 
-
+# %% ../../nbs/app/24_answer.ipynb #4b9905f7
 def _verdict(probs, classes, unknown=False):
     i, p = int(probs.argmax()), float(probs.max())
     how = _UNKNOWN if unknown else next(words for least, words in _SURE if p > least)
     return dict(how=how, name=classes[i])
 
-
+# %% ../../nbs/app/24_answer.ipynb #0c829975
 def _bars(title, probs, classes):
     "The five likeliest classes of one model."
     top = np.argsort(-probs, kind='stable')[:5]
@@ -108,7 +106,7 @@ def _cams(models):
             why = f'{e}'
     return cams, why
 
-
+# %% ../../nbs/app/24_answer.ipynb #e6cef9b7
 def _neighbours(c, run):
     "None without a run, and of a model without features."
     try:
@@ -199,7 +197,7 @@ def _other(self: Page, seen):
     a, b = (s.best for s in seen.values())
     return dict(agrees=a == b, name=self.classes[b])
 
-
+# %% ../../nbs/app/24_answer.ipynb #74cb967b
 @patch
 def _looked(self: Page, seen, maps):
     "The photo and the overlays, and the grid of the last one."
@@ -215,7 +213,7 @@ def _looked(self: Page, seen, maps):
         photo=_shot(seen[name].shown, 'The photo'), maps=figures, why=self.why, cam=self.cams.get(name)
     )
 
-
+# %% ../../nbs/app/24_answer.ipynb #7e2ac9b2
 @patch
 def _alike(self: Page, feats, found):
     "The nearest training images."

@@ -77,7 +77,7 @@ def _check_target(out, src, overwrite):
 # %% ../../nbs/app/17_audit_clean.ipynb #fef48c6c
 _REMEDY = 'add images, or call fewer of them near-duplicates (near=.9, or near=None)'
 
-
+# %% ../../nbs/app/17_audit_clean.ipynb #570c2313
 def _check_enough(src, kept):
     "`BadInput` if too little would be left: of classes, of a class, or of a part."
     classes = set(kept.label)
@@ -103,7 +103,7 @@ def _as_pictures(src, kept):
     digests = [src.digests[i] for i in kept.index]
     return Pictures(src.name, classes, labels, kept.split.to_numpy(str), list(kept.path), digests)
 
-
+# %% ../../nbs/app/17_audit_clean.ipynb #a6592463
 def fix(
     self: Audit,
     out,  # the list to write, a .csv

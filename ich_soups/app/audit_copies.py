@@ -20,7 +20,7 @@ def _grid(s):
     "Where the pixels of a row lie, from -1 to 1."
     return (2 * torch.arange(s) + 1) / s - 1
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #7d8fdf8f
 def _warp(
     x,  # float [P, S, S]
     p,  # [P, 4]: stretch and shift along x, then along y, in halves of the width
@@ -46,7 +46,7 @@ def _columns(a):
     ay, ax = (d * s / 2 for d in torch.gradient(a, dim=(1, 2)))
     return torch.stack([a, ax * g, ax, ay * g[:, None], ay], -1)[:, 1:-1, 1:-1].flatten(1, 2)
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #b7bd3ccf
 def _least_squares(X, y):
     "The unknowns, float [P, 5]; a little is added to the diagonal, for thumbnails without detail."
     X, y = X - X.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
@@ -64,7 +64,7 @@ def _moved(p, d):
     y = p[:, 2] * (1 + d[:, 2]), p[:, 2] * d[:, 3] + p[:, 3]
     return torch.stack([*x, *y], 1).clamp(torch.tensor(_NARROWEST), torch.tensor(_WIDEST))
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #8b1b7bca
 def _fit(a, b, p, shrink, blur):
     """One step of Gauss and Newton: the small stretch, shift, gain and offset that bring the warped `a`
     nearest to `b`; the new windows."""
@@ -88,7 +88,7 @@ def _details(a, b, p):
     w, inside = _warp(a, p)
     return _correlation(w - _blur(w, 5), b - _blur(b, 5), inside)
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #b7ae229e
 def _laid_over(a, b, least=0.6):
     """Correlation of details of `b` with those of `a` laid over it; 0 where the coarse shapes do not even
     reach `least`."""
@@ -126,7 +126,7 @@ def _kept_pairs(path):
     except Exception:
         return None
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #101f0e45
 def _compared(digests, thumbs, hashes, bits):
     "Close pairs of rows, their distances and scores, and the counts of all pairs; remembered by contents."
     words = ' '.join([f'1 {bits}', *digests])
@@ -147,7 +147,7 @@ def blank(
     "Whether there is nothing to see."
     return thumb.std() < 2
 
-
+# %% ../../nbs/app/12_audit_copies.ipynb #65b12539
 def near_pairs(
     digests,  # N, of the contents
     rows,  # those that are compared

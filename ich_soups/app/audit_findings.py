@@ -103,7 +103,7 @@ KINDS |= {
 COLUMNS = ['kind', 'path', 'other', 'label', 'other_label', 'score', 'advice', 'split', 'other_split']
 RANK = {s: r for r, s in enumerate(('', *SPLITS))}  # train before val before test: who is kept
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #9d843668
 def row(
     src,  # a `Source`
     kind: str,
@@ -120,7 +120,7 @@ def row(
     values = (kind, here, o[0], src.labels[i], o[1], float(score), advice, src.splits[i], o[2])
     return dict(zip(COLUMNS, values))
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #5642eaf4
 def class_row(kind, label, score=np.nan, split='', **more) -> dict:
     "One finding about a class, or about a kind of files."
     values = (kind, '', '', label, '', float(score), KINDS[kind][2], split, '')
@@ -152,12 +152,12 @@ _ADVICE = (
     ('', 'save it again in another program, or remove it'),
 )
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #1c3b10fa
 def _advice(why):
     "What to do about an unreadable file."
     return next(what for word, what in _ADVICE if word in why)
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #242300ed
 def unreadable(src) -> list:
     "Findings about files that cannot be read, and about those that could be read in two ways."
     rows = [row(src, 'unreadable', i, advice=_advice(why)) for i, why in enumerate(src.reasons) if why]
@@ -167,7 +167,7 @@ def unreadable(src) -> list:
 _EQUAL = 'conflict', 'leak', 'duplicate'  # two labels, two parts, neither
 _NEAR = 'near-conflict', 'near-leak', 'near'
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #d8a4cdd0
 def _pair(src, i, j, kinds, score):
     "The finding about a pair, the row `i` first."
     if src.labels[i] != src.labels[j]:
@@ -190,7 +190,7 @@ def exact(src) -> tuple:
         found += [_pair(src, i, first, _EQUAL, 1.0) for i in rest]
     return sorted(keep), found
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #8d2f58ee
 def near_rows(src, pairs) -> list:
     "Findings about near-duplicates; the one in the weaker part comes first."
     found = []
@@ -199,7 +199,7 @@ def near_rows(src, pairs) -> list:
         found.append(_pair(src, i, j, _NEAR, score))
     return found
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #5bde209e
 def blank_rows(src, rows, thumbs) -> list:
     "Findings about images with nothing to see."
     return [row(src, 'blank', i) for i in rows if blank(thumbs[i])]
@@ -211,7 +211,7 @@ def _alike_classes(labels):
     pairs = [(first.setdefault(_alike_name(l), l), l) for l in labels]
     return [(a, b) for a, b in pairs if a != b]
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #fa42047d
 def _missing(src, labels):
     "Findings about classes without an image in a part that there is."
     if not src.split:
@@ -220,7 +220,7 @@ def _missing(src, labels):
     parts = [s for s in SPLITS if s in src.splits]
     return [class_row('missing', l, split=s) for s in parts for l in labels if (l, s, True) not in there]
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #51172fe5
 def _few(src, labels, few):
     "Findings about classes with fewer than `few` distinct images."
     distinct = pd.Series([l for l, d in set(zip(src.labels, src.digests)) if d], dtype=object).value_counts()
@@ -236,7 +236,7 @@ def _ignored(src):
     counts = src.told.left.most_common()
     return [class_row('ignored', k, n, **(dict(advice=_HEIC) if k in heic else {})) for k, n in counts]
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #dbac8a52
 def class_rows(src, few) -> list:
     """Findings about classes: only one, missing from a part, very few distinct images, two of nearly one
     name; and files beside them that are not read."""
@@ -255,7 +255,7 @@ def _without(gone):
         return f'{"they are" if len(gone) > 1 else "it is"} drawn from train when it is trained on'
     return 'what is trained on it cannot be judged on images that no choice has seen'
 
-
+# %% ../../nbs/app/15_audit_findings.ipynb #ed478f52
 def unsplit(src) -> list:
     "A sentence about parts that a split lacks."
     gone = [s for s in SPLITS if s not in src.splits] if src.split else []

@@ -24,7 +24,7 @@ def jpeg(
     im.save(f, 'jpeg', quality=q)
     return Image.open(io.BytesIO(f.getvalue()), formats=('JPEG',)).convert('RGB')
 
-
+# %% ../../nbs/app/10_audit_flaws.ipynb #de76c8f5
 def trim(
     im,  # a Pillow image
     l,  # shares of width and height that are cut off at the left,
@@ -35,7 +35,7 @@ def trim(
     "The image without its margins."
     return im.crop((im.width * l, im.height * t, im.width * (1 - r), im.height * (1 - b)))
 
-
+# %% ../../nbs/app/10_audit_flaws.ipynb #c099763d
 def resaved(
     images,  # uint8 [N, 64, 64, 3]
 ) -> list:
@@ -49,7 +49,7 @@ def _part(i, n, splits):
         return ''
     return 'test' if i < n // 6 else 'val' if i < n // 3 else 'train'
 
-
+# %% ../../nbs/app/10_audit_flaws.ipynb #3c0b885f
 @contextmanager
 def collection(
     splits: bool = False,  # False for class folders alone
@@ -72,7 +72,7 @@ def _opened(path):
     with Image.open(path, formats=('PNG',)) as im:
         return im.convert('RGB')
 
-
+# %% ../../nbs/app/10_audit_flaws.ipynb #245e7bb8
 def spoil(
     d,  # the folder of `collection`
 ):

@@ -22,7 +22,7 @@ def needs(
     except ImportError:
         raise BadInput(f"this check needs the package {name}: pip install 'ich_soups[audit]'") from None
 
-
+# %% ../../nbs/app/11_audit_hashes.ipynb #0e79985d
 def phash(
     thumb,  # uint8 [32, 32], grey
 ) -> np.uint64:

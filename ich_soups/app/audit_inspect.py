@@ -48,7 +48,7 @@ _SAID = {
 }
 _MOST = {'ignored': 12}  # how many of a kind are named; three of the others
 
-
+# %% ../../nbs/app/16_audit_inspect.ipynb #30df7192
 def short(
     path,
     root,  # what it is shown below, or None
@@ -63,7 +63,7 @@ def _say(finding, root):
     shown = finding | dict(path=short(finding['path'], root), other=short(finding['other'], root))
     return _SAID[finding['kind']].format(**shown)
 
-
+# %% ../../nbs/app/16_audit_inspect.ipynb #053d1025
 def _line(kind, rows, root):
     "All findings of a kind in one line."
     one, many, what = KINDS[kind]
@@ -81,7 +81,7 @@ def _head(src, counts):
     where = f' ({parts})' if src.split else ''
     return f'{readable:,} images in {len(set(src.labels))} classes{where}'
 
-
+# %% ../../nbs/app/16_audit_inspect.ipynb #0d5577ed
 def _text(audit):
     "Lines for people, the worst first, each with what to do."
     src, f = audit.source, audit.findings
@@ -155,7 +155,7 @@ def _look_doubtful(src, suspects, probs, pairs, judge):
             raise
         return {}, [f'labels were not looked at: {e}']
 
-
+# %% ../../nbs/app/16_audit_inspect.ipynb #535331e3
 def _worth_saying(src, found, keepers, rows):
     "The suspects of which there is no more to be said: no copies, and no blank images."
     seen = {str(src.items[i]) for i in keepers} - {r['path'] for r in rows if r['kind'] == 'blank'}

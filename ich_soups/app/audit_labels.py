@@ -26,7 +26,7 @@ def _stages(model, x):
     stages = model.forward_intermediates(x, intermediates_only=True)
     return torch.cat([f for s in stages for f in (s.mean((2, 3)), s.amax((2, 3)))], 1).float()
 
-
+# %% ../../nbs/app/14_audit_labels.ipynb #b1d85081
 def _described(src, idx, arch, pretrained, size, bs):
     "`_stages` of some images, in batches."
     from ich_soups.train.models import create_model  # which takes seconds to import
@@ -108,7 +108,7 @@ def _check_groups(name, y, groups, folds):
             'near-duplicate does: too few to judge labels by; take fewer folds or add images'
         )
 
-
+# %% ../../nbs/app/14_audit_labels.ipynb #73dad5f0
 def _labels(src):
     "`(rows of the readable pictures, their labels as numbers)`: int [N] each."
     idx = np.array([i for i, d in enumerate(src.digests) if d], int)

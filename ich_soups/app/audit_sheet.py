@@ -25,7 +25,7 @@ _SHOWN = {
     'near': ('grey', 'near-duplicates'),
 }
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #8aa74a1f
 def _fair(rows, most):
     "At most `most` rows, every kind among them, the worst kinds first."
     per = {k: list(d.index) for k, d in rows.groupby('kind', sort=False)}
@@ -40,7 +40,7 @@ def _clip(text, n=22):
     t = visible(one_line(text))
     return t if len(t) <= n else t[: n // 2 - 1] + '…' + t[-n // 2 :]
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #7b42807e
 def _frame(ax, picture, under, colour):
     "One image in a coloured frame, with what is said below it."
     ax.imshow(picture)
@@ -52,7 +52,7 @@ def _frame(ax, picture, under, colour):
 # %% ../../nbs/app/18_audit_sheet.ipynb #cc3ae1a2
 _SIDE, _GAP, _BETWEEN, _TEXT, _TOP, _TITLE = 1.3, 0.3, 0.06, 0.62, 0.38, 0.22
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #b7d22179
 def _places(n, most, columns):
     "Size of the figure of `n` tiles of `most` images, and `(k, j) -> [left, bottom, width, height]` in it."
     wide, high = most * _SIDE + (most - 1) * _BETWEEN + _GAP, _SIDE + _TEXT
@@ -94,7 +94,7 @@ def _under(src, i):
     part = f' · {src.splits[i]}' if src.splits[i] else ''
     return '\n'.join([_clip(src.labels[i]) + part, _clip(Path(str(src.items[i])).name)])
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #9ccc7d83
 def _pair_tile(src, row, r, size):
     "The tile of a pair; `row` knows where a path is."
     from ich_soups.evidence.plots import COLOURS
@@ -108,7 +108,7 @@ def _pair_tile(src, row, r, size):
         title=title + (f' ({r.score:.2f})' if 'near' in r.kind else ''),
     )
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #f9ac7750
 def _doubt_tile(src, i, suggested, p, size):
     "The tile of a doubtful label, with the class it looks like."
     from ich_soups.evidence.plots import COLOURS
@@ -152,7 +152,7 @@ def _as_image(fig):
     plt.close(fig)
     return Image.open(f, formats=('PNG',)).convert('RGB')
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #dc955e5d
 def _stacked(images):
     "One image of several, one below the other."
     page = Image.new('RGB', (max(i.width for i in images), sum(i.height for i in images)), 'white')
@@ -168,7 +168,7 @@ _SHEETS = (  # heading, tiles in a row: of the pairs, of the doubtful labels
     ('Labels: given below each image, suggested above it', 5),
 )
 
-
+# %% ../../nbs/app/18_audit_sheet.ipynb #133c2532
 def _check_target(out):
     "`BadInput` unless a sheet can be written there."
     if Path(out).suffix.lower() != '.png':

@@ -52,7 +52,7 @@ def utf8(name) -> str:
     "A name of another encoding as it can be stored."
     return str(name).encode('utf-8', 'backslashreplace').decode()
 
-
+# %% ../../nbs/app/13_audit_source.ipynb #4d485df4
 def grey(
     rgb,  # uint8 [S, S, 3]
 ) -> np.ndarray:
@@ -126,7 +126,7 @@ def _hashed(digest, todo, read, fresh):
     t = fresh[digest] if digest in fresh else grey(read(todo[digest], 32))
     return digest, (t, phash(t))
 
-
+# %% ../../nbs/app/13_audit_source.ipynb #ea272b4c
 def _remember(path, have):
     "Write thumbnails and hashes by digest."
     thumbs, hashes = zip(*have.values())

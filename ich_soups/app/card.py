@@ -23,7 +23,7 @@ from ..evidence.metrics import paired_test, scores
 _MARKUP = re.compile(r'\\(?![^\W_])|[`*{}\[\]#!|~$]|(?<![^\W_])_|_(?![^\W_])')
 _LINKS = (('://', '&#58;//'), ('@', '&#64;'), ('www.', 'www&#46;'))  # what becomes a link without being one
 
-
+# %% ../../nbs/app/06_card.ipynb #51033c06
 def _text(o):
     "Anything as text of Markdown, on one line."
     t = html.escape(visible(one_line(o)), quote=False)
@@ -32,7 +32,7 @@ def _text(o):
         t = t.replace(link, plain)
     return t
 
-
+# %% ../../nbs/app/06_card.ipynb #4d13addc
 def _code(o):
     "Anything as a piece of code in Markdown."
     return '`' + visible(one_line(o)).replace('`', "'") + '`'
@@ -108,7 +108,7 @@ def _provider(arch):
     m = timm.models.model_entrypoint(arch.split('.')[0]).__module__
     return '' if m.split('.')[0] == 'timm' else m
 
-
+# %% ../../nbs/app/06_card.ipynb #31f05d7d
 def _about(c):
     "What the model is, and what it takes in."
     return dict(

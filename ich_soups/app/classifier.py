@@ -26,7 +26,7 @@ from ..soups.records import read_info
 def _name(i, image):
     return str(image) if isinstance(image, (str, os.PathLike)) else f'image {i + 1}'
 
-
+# %% ../../nbs/app/01_classifier.ipynb #5d289f42
 def _read(i, image, size):
     "uint8 [size, size, 3], or `BadInput` that names the image."
     try:
@@ -150,7 +150,7 @@ def normalise(self: Classifier, images) -> torch.Tensor:
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
     return x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
 
-
+# %% ../../nbs/app/01_classifier.ipynb #37660337
 @patch
 def calibrated(self: Classifier, logits) -> np.ndarray:
     "Logits [..., C] as honest probabilities, float64: what lies between the network and the answer."
@@ -194,13 +194,13 @@ def _joined(parts, *empty):
     "The batches as one array; of none an empty one of this shape."
     return np.concatenate(list(parts) or [np.zeros(empty, np.float32)])
 
-
+# %% ../../nbs/app/01_classifier.ipynb #b8ad74f4
 @patch
 def logits(self: Classifier, images, bs=64, on_bad='raise') -> np.ndarray:
     "float32 [N, C]; `BadInput` names an image that cannot be read, unless `on_bad` takes it."
     return _joined((y for _, y in self.stream(images, bs, on_bad)), 0, len(self.classes))
 
-
+# %% ../../nbs/app/01_classifier.ipynb #bee8ab9b
 @patch
 def probs(self: Classifier, images, calibrated=True, bs=64, on_bad='raise') -> np.ndarray:
     "float64 [N, C]; divided by the temperature that was fitted on val, unless `calibrated` is False."
@@ -213,7 +213,7 @@ def features(self: Classifier, images, bs=64, on_bad='raise') -> np.ndarray:
     "What the last layer sees, float32 [N, D]; `BadInput` if the model has no such output."
     return _joined((y for _, y in self.stream(images, bs, on_bad, 'features')), 0, 0)
 
-
+# %% ../../nbs/app/01_classifier.ipynb #60df9bfb
 @patch
 def pixels(self: Classifier, images, bs=64) -> np.ndarray:
     "The model's input, float32 [N, 3, S, S]."

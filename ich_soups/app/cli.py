@@ -49,7 +49,7 @@ _EXAMPLES = (
     ('ich-soups predict soup.safetensors holiday/*.jpg', 'use it'),
 )
 
-
+# %% ../../nbs/app/50_cli.ipynb #6d39d5a5
 @app.callback(invoke_without_command=True, epilog=examples_text(_EXAMPLES))
 def _root(
     ctx: typer.Context,

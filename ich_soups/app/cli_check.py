@@ -22,7 +22,7 @@ Sheet = option(
     help='Write a contact sheet: pairs side by side, and doubtful labels.',
 )
 
-
+# %% ../../nbs/app/38_cli_check.ipynb #4c8ebeef
 def _writable(fix, sheet):
     "`BadInput` unless the list is new and both files can be written."
     from ich_soups.errors import BadInput

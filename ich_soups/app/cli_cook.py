@@ -48,7 +48,7 @@ def _sentence(recipe):
     said = ', '.join(f'{k}={v}' for k, v in (options or {}).items())
     return doc.splitlines()[0] + (f' ({said})' if said else '')
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #db45e4d9
 def _list_recipes():
     from ich_soups.soups.recipes import RECIPES
 
@@ -121,7 +121,7 @@ def _replaceable(out):
     if not mine:
         raise BadInput(f'{out} is there already and is no soup; choose another name, or move it away')
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #6c343567
 def _check(how):
     "`BadInput` for names that are unknown, and for a file that cannot be written."
     from ich_soups.errors import BadInput
@@ -146,7 +146,7 @@ def _places(run, soup):
 # %% ../../nbs/app/44_cli_cook.ipynb #adc8840f
 _TRIALS = dict(greedy=len, posthoc_ema=lambda s: 7)  # how many candidates those recipes score
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #9f32d358
 def _counted(score, bar):
     "A score that moves the bar each time it is asked."
     scored = score.score_or_bound
@@ -159,7 +159,7 @@ def _counted(score, bar):
     score.score_or_bound = counted
     return score
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #a2e2fd8c
 @contextlib.contextmanager
 def _counting_trials(source, total):
     "A progress bar over the candidates that a recipe scores on `source`."
@@ -201,7 +201,7 @@ def _cook_source(source, recipe, metric):
     with _counting_trials(source, n and n(source.snapshots)):
         return cook_source(source, recipe, metric)
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #802cf66f
 def _cook_run(name, how):
     "`(soup, run)`; the soup notes where the run lies."
     run = open_run(name, how.data)
@@ -233,7 +233,7 @@ def _needs_score(recipe):
     score = inspect.signature(recipe).parameters.get('score')
     return score is not None and score.default is inspect.Parameter.empty
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #cdccee0d
 def _cook_plain(what, how):
     "Of files alone."
     from ich_soups.errors import BadInput
@@ -271,7 +271,7 @@ def _line(out, soup, seconds):
     more = ' ...' if len(kept) > 4 else ''
     return f'{out}: {soup.recipe} of {len(kept)} checkpoints, {named}{more}, in {duration(seconds)}'
 
-
+# %% ../../nbs/app/44_cli_cook.ipynb #b032549d
 def _next_lines(run, out):
     "What to do with the soup of a run; a report needs a test part."
     if run is None:

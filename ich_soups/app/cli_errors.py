@@ -42,7 +42,7 @@ def _file_of(e):
         return ''
     return re.sub(r'(^|/)\.\d+\.\d+\.', r'\1', str(e.filename))
 
-
+# %% ../../nbs/app/36_cli_errors.ipynb #f2542c2c
 def _full_disk(e):
     "There is no room left, for the file, the user or the disk."
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -50,7 +50,7 @@ def _full_disk(e):
         lost = f', {name} was not written' if name else ''
         return f'the disk is full{lost}; free some space and run the same command again'
 
-
+# %% ../../nbs/app/36_cli_errors.ipynb #12c75373
 def _bad_file(e):
     "A file that cannot be read or written."
     if name := _file_of(e):
@@ -67,7 +67,7 @@ def _no_memory(e):
 
 FAULTS = _bad_input, _bad_usage, _full_disk, _bad_file, _no_memory
 
-
+# %% ../../nbs/app/36_cli_errors.ipynb #5fd29d33
 def fault(
     e,  # an exception
 ):
@@ -78,7 +78,7 @@ def fault(
 _BUGS = 'https://github.com/ich-soups/ich_soups/issues'
 _FILE = dict(prefix='ich-soups-', suffix='.txt', delete=False, encoding='utf-8', errors='backslashreplace')
 
-
+# %% ../../nbs/app/36_cli_errors.ipynb #d04c2c0b
 def _kept_traceback(e):
     "Where the traceback is."
     import tempfile

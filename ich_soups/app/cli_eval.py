@@ -22,7 +22,7 @@ _SHOWN = (  # score, what people call it, factor, decimals
     ('ece', 'calibration error %', 100, 1),
 )
 
-
+# %% ../../nbs/app/46_cli_eval.ipynb #0b6fe0af
 def _score_lines(name, df):
     "A table of scores for people."
     lines = [name]
@@ -96,7 +96,7 @@ def _rows_of(split, pics, data):
         raise BadInput(f'{data} has no {split} part; give --split {other}, or --split all')
     return idx
 
-
+# %% ../../nbs/app/46_cli_eval.ipynb #db8b59be
 def _answers(name, c, pics, idx):
     "Logits and labels of some of the images; `BadInput` if a logit is no number."
     import numpy as np

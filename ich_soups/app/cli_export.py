@@ -20,7 +20,7 @@ def _write_weights(name, soup, path, **options):
     save_weights(soup.weights, path)
     return {}
 
-
+# %% ../../nbs/app/48_cli_export.ipynb #e9e832b7
 def _write_onnx(name, soup, path, **options):
     "The network for ONNX runtimes."
     from ich_soups.app.onnx_export import to_onnx
@@ -28,7 +28,7 @@ def _write_onnx(name, soup, path, **options):
     to_onnx(open_classifier(name, device='cpu'), path)
     return {}
 
-
+# %% ../../nbs/app/48_cli_export.ipynb #22d5dc3e
 def _write_onnx_images(name, soup, path, **options):
     "The network with all that comes before and after it."
     from ich_soups.app.onnx_export import to_onnx_images
@@ -58,7 +58,7 @@ def _batches(c, px, idx, bs=32):
     "Images as the network takes them, float32 [n, 3, S, S] each."
     return [c.normalise(px[idx[i : i + bs]]).numpy() for i in range(0, len(idx), bs)]
 
-
+# %% ../../nbs/app/48_cli_export.ipynb #f8bb544a
 def _write_int8(name, soup, path, data, **options):
     "Eight bits, ranges measured on up to 256 training images, and what it costs on val."
     import tempfile
@@ -103,7 +103,7 @@ def _bytes(path):
     files = [f for f in path.rglob('*') if f.is_file()] if path.is_dir() else [path]
     return sum(f.stat().st_size for f in files)
 
-
+# %% ../../nbs/app/48_cli_export.ipynb #04141564
 def _said(more):
     "What a writer returned, for people."
     if 'accuracy' in more:

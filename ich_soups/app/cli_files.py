@@ -16,7 +16,7 @@ def _runs_in(names):
     below = [d for n in names if Path(n).is_dir() and not is_run(n) for d in sorted(Path(n).iterdir())]
     return [str(p) for p in (*names, *below) if is_run(p)]
 
-
+# %% ../../nbs/app/43_cli_files.ipynb #d2ebcaf4
 def _difference(a, b):
     "In what two `Config`s are of different models: 'arch', 'size', 'classes', or None."
     from ich_soups.data.collections import load_pictures
@@ -51,7 +51,7 @@ def _note_runs(runs):
         'is good only if those began with the same pre-trained weights'
     ]
 
-
+# %% ../../nbs/app/43_cli_files.ipynb #2ccdb22d
 def _note_parts(found, part):
     "Of several networks in the files, where none is asked for."
     from ich_soups.soups.parts import PARTS
@@ -65,7 +65,7 @@ def _note_parts(found, part):
 # %% ../../nbs/app/43_cli_files.ipynb #093ce905
 _TIMED = 'last', 'swa', 'ema', 'posthoc_ema', 'stock'  # recipes that need the order of training
 
-
+# %% ../../nbs/app/43_cli_files.ipynb #0e1c38f8
 def _note_order(found, how, recipe):
     "Of the order of training; `BadInput` if a recipe needs one and there is none."
     from ich_soups.errors import BadInput
@@ -177,7 +177,7 @@ def _facts(c):
     size = [f'{c.tensors} tensors', f'{c.numbers:,} numbers', ' '.join(c.dtypes)]
     return [c.format, *files, *times, *arch, *parts, *size]
 
-
+# %% ../../nbs/app/43_cli_files.ipynb #84428217
 def _said_of(c):
     "One line about what a file holds."
     if c.why:

@@ -19,7 +19,7 @@ def _spelt(name):
 
     return unicodedata.normalize('NFC', name)
 
-
+# %% ../../nbs/app/45_cli_models.ipynb #2162ddda
 def _and_more(names, n):
     "How many names there are beyond the first `n`."
     return f' and {len(names) - n} more' if len(names) > n else ''
@@ -68,7 +68,7 @@ def _said_by(run, data):
             f'{run.cfg.data}, and {data} holds others; put them back, or give a soup of that run'
         ) from e
 
-
+# %% ../../nbs/app/45_cli_models.ipynb #74ee059e
 def _best_of_run(name, data):
     "The single best epoch of a run, as a `Classifier`."
     from ich_soups.app.loading import as_classifier
@@ -79,7 +79,7 @@ def _best_of_run(name, data):
     soup = Soup(best.weights(), [best.name], [1.0], 'single best', info=_said_by(run, data))
     return as_classifier(soup, precision='auto')
 
-
+# %% ../../nbs/app/45_cli_models.ipynb #b5dc9d0f
 def _of_file(name, arch, size, classes, part):
     "A soup, an exported model, or a checkpoint of that network, as a `Classifier`."
     from ich_soups.app.export import Classifier
@@ -142,7 +142,7 @@ def own_file(
         'a run'
     )
 
-
+# %% ../../nbs/app/45_cli_models.ipynb #931949c1
 def open_classifier(path, **kw):
     "A `Classifier` that knows what it is of."
     from ich_soups.app.export import Classifier
@@ -168,7 +168,7 @@ def share_seen(
     known = {own.digests[i] for i in own.idxs('train')}
     return float(np.mean([pics.digests[i] in known for i in idx]))
 
-
+# %% ../../nbs/app/45_cli_models.ipynb #45c64819
 def _per_cent(s):
     return f'{100 * s:.0f} %' if not 0 < s < 0.01 else 'less than 1 %'
 

@@ -58,7 +58,7 @@ def is_run(path) -> bool:
     p = Path(path)
     return (p / 'config.json').exists() and ((p / 'snapshots').is_dir() or (p / 'DONE').exists())
 
-
+# %% ../../nbs/app/37_cli_places.ipynb #c8c801f0
 def means_run(name) -> bool:
     "Whether a word names a run: a directory that is one, or nothing that is there."
     return is_run(name) or not Path(name).exists()
@@ -76,7 +76,7 @@ def _no_run(name):
     wanted = 'a soup that cook wrote' if is_model else 'the directory that train wrote'
     return f'{name} does not exist; give {wanted}' + suggest(name, runs)
 
-
+# %% ../../nbs/app/37_cli_places.ipynb #3ea27dd3
 def find_run(
     name: str,  # a run's directory, or its name in `runs_dir()`
 ) -> Path:
@@ -213,7 +213,7 @@ def _places_of(run, info, data):
             said = read_json(run / 'DONE').get('data')
     return places, said
 
-
+# %% ../../nbs/app/37_cli_places.ipynb #86e7097b
 def own_pictures(
     info: dict,  # what a model says of itself
     name,  # its file

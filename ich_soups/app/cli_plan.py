@@ -40,7 +40,7 @@ def _list_for(data):
     digest = hashlib.blake2b(at.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()
     return cache_dir() / 'lists' / f'{Path(at).name}-{digest}.csv'
 
-
+# %% ../../nbs/app/39_cli_plan.ipynb #907e22e6
 def readable(
     data,  # as for `train`
 ) -> str:
@@ -117,14 +117,14 @@ def _asked_for(arch, pretrained):
         return 'network'
     return 'open' if pretrained is None else 'scratch'
 
-
+# %% ../../nbs/app/39_cli_plan.ipynb #6a95fedd
 def _images_are(side, pip):
     "The third column: small, or large with or without installed `weights` for them."
     if side <= 64:
         return 'small'
     return 'weights' if pip else 'large'
 
-
+# %% ../../nbs/app/39_cli_plan.ipynb #e509351c
 def _weights_of(arch):
     "What to say of the weights that timm has for a network that is trained from nothing; '' if it has none."
     import timm
@@ -135,7 +135,7 @@ def _weights_of(arch):
 # %% ../../nbs/app/39_cli_plan.ipynb #f76e0880
 _BATCHES = (6000, 128), (3000, 64), (0, 32)  # from so many training images on
 
-
+# %% ../../nbs/app/39_cli_plan.ipynb #2efe1a7e
 def choose(
     n: int,  # training images
     side: float,  # median of their smaller sides, in pixels

@@ -114,7 +114,7 @@ def _all_bad(bad):
     first = next(iter(bad.values()))
     return f'none of the {len(bad)} images can be read; {first}' if len(bad) > 1 else first
 
-
+# %% ../../nbs/app/47_cli_predict.ipynb #01d2cd79
 def _line(r):
     "For people; of an unknown image the classes are what it is nearest to."
     classes = ', '.join(f"{q['label']} {100 * q['p']:.1f} %" for q in r['classes'])

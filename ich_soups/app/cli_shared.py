@@ -77,7 +77,7 @@ def option(
         more['show_default'] = False
     return Annotated[kind, typer.Option(*names, **more)]
 
-
+# %% ../../nbs/app/35_cli_shared.ipynb #1c635d78
 def argument(
     kind,  # its type
     metavar,  # what it is called in the help text
@@ -111,7 +111,7 @@ class Common:
 def _parameter(name, kind, default):
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
-
+# %% ../../nbs/app/35_cli_shared.ipynb #8245e287
 def _unfolded(parameters):
     "Parameters for Typer: one whose type is a class of options is replaced by its fields."
     for p in parameters:
@@ -150,7 +150,7 @@ def _note_once():
 
     return note
 
-
+# %% ../../nbs/app/35_cli_shared.ipynb #f336484d
 @contextlib.contextmanager
 def _own_warnings():
     "Nothing of other packages is shown."
@@ -193,7 +193,7 @@ def examples_text(examples) -> str:
         f'[dim]# {why}[/dim]\n[bold]{cmd}[/bold]' for cmd, why in examples
     )
 
-
+# %% ../../nbs/app/35_cli_shared.ipynb #c70ad789
 def command(
     *examples,  # (command, what it is for) of each use
 ):
@@ -210,7 +210,7 @@ def _one_line_paragraphs(text):
     "A docstring whose paragraphs are lines: the terminal breaks them."
     return '\n\n'.join(p.replace('\n', ' ') for p in inspect.cleandoc(text).split('\n\n'))
 
-
+# %% ../../nbs/app/35_cli_shared.ipynb #cd1b0cf7
 def runnable(
     f,  # a function marked by `command`
 ):

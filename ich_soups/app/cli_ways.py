@@ -41,6 +41,8 @@ class Ways:
 
 # %% ../../nbs/app/41_cli_ways.ipynb #0e62618e
 _GOES_WITH_MORE = ('arch', 'size', 'epochs', 'lr')
+
+
 _NOT_FAST = ('epochs', 'lr', 'schedule', 'compile')
 
 
@@ -48,7 +50,7 @@ def _given(options):
     "Names of the options that are not at their default."
     return [f.name for f in fields(options) if getattr(options, f.name) != f.default]
 
-
+# %% ../../nbs/app/41_cli_ways.ipynb #00facad4
 def _refuse(way, odd):
     from ich_soups.errors import BadInput
 
@@ -56,7 +58,7 @@ def _refuse(way, odd):
         names = ', '.join(f'--{n.replace("_", "-")}' for n in odd)
         raise BadInput(f'{way} does not go with {names}; leave one of them out')
 
-
+# %% ../../nbs/app/41_cli_ways.ipynb #c4c5f008
 def check_ways(ways, settings, course):
     "`BadInput` for options that do not go together."
     chosen = [f'--{n}' for n in ('fast', 'more', 'folds') if getattr(ways, n)]
@@ -108,7 +110,7 @@ def first_model(run) -> tuple:
     after = next_line('train', run.cfg.data)
     return dict(path=str(run.path), soup=str(path), part=part, scores=told), [*lines, after]
 
-
+# %% ../../nbs/app/41_cli_ways.ipynb #b5e56547
 def _said(part, told):
     "The scores for people."
     words = dict(accuracy='accuracy', f1='macro-F1')
@@ -137,7 +139,7 @@ def more_photographs(
     doc = dict(path=str(out), soup=str(soup), old_classes=res.table.to_dict('records'))
     return doc, [res.said, f'soup: {soup}', next_line('report', out, '--soup', soup)]
 
-
+# %% ../../nbs/app/41_cli_ways.ipynb #8971eeb5
 def in_folds(
     cfg,  # a `Config`
     k: int,

@@ -24,7 +24,7 @@ def needs(package: str):
         lacks = e.name or package
         raise BadInput(f"the page needs the package {lacks}: pip install 'ich_soups[demo]'") from None
 
-
+# %% ../../nbs/app/28_components.ipynb #f6b378a0
 def refusal(gr, words=NOT_YOURS):
     "An error of Gradio's that is no traceback."
     return gr.Error(words, print_exception=False)
@@ -105,7 +105,7 @@ _HOW = dict(
     buttons=[],
 )
 
-
+# %% ../../nbs/app/28_components.ipynb #6011b71f
 def _data(p):
     "An example as bytes."
     if isinstance(p, Image.Image):
@@ -124,7 +124,7 @@ def example_gallery(gr, examples):
     gallery = gr.Gallery(shots, **_HOW)
     return gallery, [s['image']['path'] for s in gallery.value]
 
-
+# %% ../../nbs/app/28_components.ipynb #be622104
 def examples_as_seen(examples, size, folder):
     "A file of each example as the model sees it; their paths."
     return [seen_file(decode(_data(p), size), folder) for p, _ in examples]
@@ -148,7 +148,7 @@ def on_photo(gr, page, uploads, photo, answer):
     photo.upload(classify, photo, [answer, photo], api_name='classify').then(None, js=TO_ANSWER)
     photo.clear(lambda: EMPTY, None, answer, api_name=False)
 
-
+# %% ../../nbs/app/28_components.ipynb #fa154b4f
 def on_example(gr, page, examples, seen, gallery, photo, answer):
     "What happens when an example is taken."
 

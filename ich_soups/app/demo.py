@@ -33,7 +33,7 @@ def _own_folder():
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     return os.environ['GRADIO_TEMP_DIR']
 
-
+# %% ../../nbs/app/29_demo.ipynb #5d38a5ae
 def _about(c):
     "What the model is, in two sentences."
     names = ', '.join(x.replace('_', ' ') for x in c.classes[:6])
@@ -53,7 +53,7 @@ def _models(classifier, single, run):
         return c, as_classifier(single)
     return c, best_single(run) if run else None
 
-
+# %% ../../nbs/app/29_demo.ipynb #3ddcd222
 def _pairs(examples, run):
     "Examples as pairs of image and caption."
     if examples is None:
@@ -82,7 +82,7 @@ def _lay_out(gr, page, uploads, examples):
 # %% ../../nbs/app/29_demo.ipynb #de3f59be
 MOST_SESSIONS, MOST_WAITING = 100, 500
 
-
+# %% ../../nbs/app/29_demo.ipynb #b62e507f
 class Latest(dict):
     "A dictionary that forgets its oldest entries when it has too many."
 
@@ -94,7 +94,7 @@ class Latest(dict):
             del self[next(iter(self))]
         super().__setitem__(key, value)
 
-
+# %% ../../nbs/app/29_demo.ipynb #23b1b714
 def _forgetful(blocks):
     "The page, with a queue that forgets the oldest of what nobody fetched."
     for book in ('pending_messages_per_session', 'pending_event_ids_session'):
@@ -136,7 +136,7 @@ _QUIET = dict(
     state_session_capacity=MOST_SESSIONS,
 )
 
-
+# %% ../../nbs/app/29_demo.ipynb #883b9ab8
 def _look(gr):
     "How the page looks: system fonts, none from elsewhere."
     fonts = dict(
@@ -156,7 +156,7 @@ def _guarded(rules):
 
     return lifespan
 
-
+# %% ../../nbs/app/29_demo.ipynb #d0e7d467
 def _launch(blocks, args, host, port):
     "Listen; `BadInput` if that cannot be."
     known = inspect.signature(blocks.launch).parameters

@@ -21,7 +21,7 @@ def answer_fields(c) -> dict:
     "What is done with the logits of a classifier to answer with them."
     return dict(temperature=c.temperature)
 
-
+# %% ../../nbs/app/00_description.ipynb #51eb9065
 FIELDS = ('arch', 'classes', 'size', 'mean', 'std', 'temperature')  # of both
 
 # %% ../../nbs/app/00_description.ipynb #3ccd9b4c
@@ -34,7 +34,7 @@ def are_names(classes) -> bool:
         return False
     return all(type(c) is str for c in classes) and len(set(classes)) == len(classes)
 
-
+# %% ../../nbs/app/00_description.ipynb #c9fdb078
 def _three(v):
     return len(v) == 3 and all(math.isfinite(x) for x in v)
 
@@ -46,7 +46,7 @@ def _holds(test, *values):
     except (TypeError, ValueError, OverflowError):
         return False
 
-
+# %% ../../nbs/app/00_description.ipynb #72274f93
 _MUST = (  # a test of some fields, and what is wrong where it fails
     (
         ('size',),

@@ -117,7 +117,7 @@ def best(self: Evidence):
     loss = {m: self.val_loss(m) for m in self.val}
     return next(m for m, l in loss.items() if l <= min(loss.values()) + 0.001)
 
-
+# %% ../../nbs/app/31_evidence.ipynb #2ffa5355
 @patch(as_prop=True)
 def soup(self: Evidence):
     "The soup that val favours."
@@ -129,19 +129,19 @@ def row(self: Evidence, name):
     "Of the table."
     return self.table.set_index('model', drop=False).loc[name]
 
-
+# %% ../../nbs/app/31_evidence.ipynb #85295b10
 @patch
 def logits(self: Evidence, name):
     "On test."
     return self.cands[name].logits
 
-
+# %% ../../nbs/app/31_evidence.ipynb #1a69fdfe
 @patch
 def temperature(self: Evidence, name):
     "That minimises the loss on val."
     return fit_temperature(self.val[name], self.run.targs('val'))
 
-
+# %% ../../nbs/app/31_evidence.ipynb #083c817f
 @patch
 def reading(self: Evidence):
     "Of the curves."
@@ -217,7 +217,7 @@ def plain_hits(
 # %% ../../nbs/app/31_evidence.ipynb #5d61a3d9
 LEFT_OUT = ('soft voting, probs', 'uniform soup, averaged BN')  # rows of the paper's table, not of a report
 
-
+# %% ../../nbs/app/31_evidence.ipynb #290580a3
 def gather(
     run: Run,
     soups=None,  # a `Soup`, or name -> `Soup`, as they are to be scored; default: of `soups_of_report`

@@ -57,7 +57,7 @@ def _model_args(c):
         return {}
     return dict(img_size=c.size)
 
-
+# %% ../../nbs/app/09_export.ipynb #23430339
 def _for_timm(c, licence):
     "How timm prepares an image for this model."
     return dict(
@@ -91,7 +91,7 @@ def _rescue(folder):
         if whose != 'living' and (left / 'old').is_dir() and not folder.exists():
             (left / 'old').rename(folder)
 
-
+# %% ../../nbs/app/09_export.ipynb #f4f24844
 def _free(folder):
     "`BadInput` if something is there that is not an export."
     if not folder.exists():
@@ -153,7 +153,7 @@ _WHY_NOT = (  # what an error of the Hub looks like, and what to say of it
     ),
 )
 
-
+# %% ../../nbs/app/09_export.ipynb #98b60a6c
 def _why_not(e):
     kind, status = type(e).__name__, getattr(getattr(e, 'response', None), 'status_code', 0)
     return next(why for fits, why in _WHY_NOT if fits(kind, status)).format(kind=kind)

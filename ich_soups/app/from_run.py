@@ -37,7 +37,7 @@ def _kept(path, rows):
     feats = kept_array(path)
     return feats if feats is not None and len(feats) == rows else None
 
-
+# %% ../../nbs/app/22_from_run.ipynb #c5c28288
 def _features(c, pixels, idxs):
     "Features of these rows, float32 [len(idxs), D]; `BadInput` if the model has none."
     parts = np.array_split(idxs, max(1, len(idxs) // 64))

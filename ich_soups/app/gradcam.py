@@ -55,7 +55,7 @@ def _kind(shape, channels, prefix):
         return ('tokens', side, side) if side**2 == shape[1] - prefix else None
     return None
 
-
+# %% ../../nbs/app/21_gradcam.ipynb #ef16ef28
 def find_stage(
     model: nn.Module,  # a classifier on the CPU
     size: int,  # width and height of its images in pixels

@@ -23,7 +23,7 @@ _WRITES = re.compile(
 )
 _FILES = re.compile(r'.*?/file[=/](.*)', re.S)
 
-
+# %% ../../nbs/app/27_guard.ipynb #dec306b1
 class Refusal(Exception):
     "A status and a sentence for a client."
 
@@ -198,7 +198,7 @@ _CAREFUL = (
     (b'cross-origin-resource-policy', b'same-origin'),
 )
 
-
+# %% ../../nbs/app/27_guard.ipynb #c6ba9d3f
 def _with(send, *headers):
     "An answer with these headers."
 

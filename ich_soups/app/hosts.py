@@ -22,7 +22,7 @@ def host_name(host: str) -> str:
     m = _HOST.fullmatch(host.lower())
     return m[1] if m else ''
 
-
+# %% ../../nbs/app/25_hosts.ipynb #eca830ea
 def bracketed(host: str) -> str:
     "An address as it stands in a URL."
     return f'[{host}]' if ':' in host and not host.startswith('[') else host
@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
 
-
+# %% ../../nbs/app/25_hosts.ipynb #2e1231df
 def is_every(host: str) -> bool:
     "Whether it stands for every address of this machine."
     return host.strip('[]') in ('0.0.0.0', '::')
@@ -59,7 +59,7 @@ def say(line: str):
     "A line for the person at the terminal."
     print(line, file=sys.stderr, flush=True)
 
-
+# %% ../../nbs/app/25_hosts.ipynb #f39630e5
 def _outward():
     "The address by which others in the network reach this machine, or its name; nothing is sent to find out."
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -87,7 +87,7 @@ def addresses(
 # %% ../../nbs/app/25_hosts.ipynb #564db664
 USER = 'guest'
 
-
+# %% ../../nbs/app/25_hosts.ipynb #a15bd3af
 def password_for(
     host: str,  # that the page listens on
     password: str | None,  # that was given

@@ -83,7 +83,7 @@ def _in_turns(models, batches):
             clock[j].append(1e3 * (time.perf_counter() - t0) / len(x))
     return [np.concatenate(l) for l in logits], clock
 
-
+# %% ../../nbs/app/05_int8.ipynb #9e0ce1f0
 def _row(path, logits, clock, targs):
     "Accuracy with its interval, size and time of one file."
     s = scores(logits, targs, n_boot=2).loc['accuracy']

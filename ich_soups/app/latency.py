@@ -58,7 +58,7 @@ def _clocked(ways, rounds, seconds, batch):
             break
     return clock
 
-
+# %% ../../nbs/app/08_latency.ipynb #cfe1296d
 def _timed(ways, rounds, seconds, **where):
     "Rows of `latency` for one setting."
     clock = _clocked(ways, rounds, seconds, where['batch'])
@@ -74,7 +74,7 @@ def _processors():
     "How many this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-
+# %% ../../nbs/app/08_latency.ipynb #a28aa524
 def latency(
     soup,  # what `as_classifier` takes, but ONNX
     batches=(1, 32),  # images a batch

@@ -43,7 +43,7 @@ def _broken(name, v):
     v = v.float()
     return bool(v.isnan().any()) or v.ndim > 0 and name.endswith(('weight', 'bias')) and bool(v.isinf().any())
 
-
+# %% ../../nbs/app/03_loading.ipynb #58f197cd
 def _fitting(weights, info, name):
     "`BadInput` if these are not weights of that network, or no numbers."
     arch, n = info['arch'], len(info['classes'])
@@ -81,7 +81,7 @@ def read_folder(path) -> tuple:
     info = folder_info(path)
     return load_weights(path / 'model.safetensors'), info
 
-
+# %% ../../nbs/app/03_loading.ipynb #967f094b
 def _read(path, part):
     "Weights of a file or folder, and what it says of them."
     if path.is_dir():

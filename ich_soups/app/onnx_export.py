@@ -28,7 +28,7 @@ _PREPROCESSING = dict(
     input='RGB/255, minus mean, divided by std',
 )
 
-
+# %% ../../nbs/app/04_onnx_export.ipynb #36c5cd99
 def onnx_metadata(
     c: Classifier,
     **other,  # fields that are said otherwise of this kind of file
@@ -41,7 +41,7 @@ def onnx_metadata(
 # %% ../../nbs/app/04_onnx_export.ipynb #db2271d0
 OPSET = 18  # of ONNX: the lowest that torch's exporter writes without converting
 
-
+# %% ../../nbs/app/04_onnx_export.ipynb #56488428
 @contextlib.contextmanager
 def hushed():
     "Without the exporters' chatter."
@@ -108,7 +108,7 @@ def _bicubic(t):
     near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
     return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
-
+# %% ../../nbs/app/04_onnx_export.ipynb #0983042b
 def _weights(line, size):
     """What each of `n` pixels of a line gives to each of `size`: float32 [n, size]. `line` is float [n] of
     any numbers."""
@@ -163,7 +163,7 @@ _TAKES_IMAGES = (
     'softmax are inside'
 )
 
-
+# %% ../../nbs/app/04_onnx_export.ipynb #988eeb5d
 def to_onnx_images(
     model,  # a `Classifier`, a `Soup`, or the path of one
     path,  # the .onnx file

@@ -78,7 +78,7 @@ def _described(forward, meta, name, **other):
     said = {k: meta[k] for k in FIELDS if k in meta} | other
     return Classifier(forward, name=name, info=meta.get('provenance'), **said)
 
-
+# %% ../../nbs/app/02_onnx_model.ipynb #82862bd6
 def from_onnx(
     path,  # the .onnx file
     threads: int = 0,  # 0: as many as ONNX Runtime likes

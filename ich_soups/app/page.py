@@ -143,7 +143,7 @@ MARKS = (
     (r'(?<![\w*])\*(.+?)\*(?!\w)', r'<em>\1</em>'),
 )
 
-
+# %% ../../nbs/app/20_page.ipynb #b9e1e17e
 def prose(s) -> Markup:
     "A sentence with `**bold**`, `*slanted*`, backticks and links to sections as HTML; all else is escaped."
     s = str(escape(s))

@@ -98,7 +98,7 @@ def _less_mix(c):
         return None
     return 0.0 if c.mix <= 0.5 else 0.5
 
-
+# %% ../../nbs/app/30_reading.ipynb #3370057a
 ENLARGE = [
     Change('mix', _less_mix, 'fewer mixed batches make the task easier'),
     Change(
@@ -231,7 +231,7 @@ class Reading:
     rules: pd.DataFrame  # columns rule, measured, limit, says
     advice: list  # (field of `Config`, now, to try, why)
 
-
+# %% ../../nbs/app/30_reading.ipynb #25703a9f
 RULE_COLUMNS = ['rule', 'measured', 'limit', 'says']
 
 # %% ../../nbs/app/30_reading.ipynb #cf76e65b

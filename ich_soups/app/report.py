@@ -128,7 +128,7 @@ def _scores_of(row) -> str:
     "Macro-F1 with its interval."
     return f"macro-F1 {pct(row.f1)} {between(row, 'f1')}"
 
-
+# %% ../../nbs/app/34_report.ipynb #27b7d687
 def _gets(e) -> str:
     "What the recommended model scores on test, and the reference beside it."
     best, single, classes = e.row(e.best), e.row(e.single), many(len(e.run.classes), 'class', 'classes')

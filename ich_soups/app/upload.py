@@ -21,7 +21,7 @@ MOST_PIXELS, MOST_BYTES = 25_000_000, 20_000_000  # of an image
 class Refused(Exception):
     "A sentence for the person at the page."
 
-
+# %% ../../nbs/app/23_upload.ipynb #1a700372
 _NO_PICTURE = (
     'This file cannot be read as an image. It may be damaged, or be something else with the '
     'name of an image. Try a JPEG, PNG or WebP.'
@@ -48,7 +48,7 @@ def _most(data):
     "Pixels that are decoded in about a second: fewer of a JPEG 2000, and of an image written in digits."
     return MOST_PIXELS // next((slower for mark, slower in _SLOW if data.startswith(mark)), 1)
 
-
+# %% ../../nbs/app/23_upload.ipynb #30615c28
 def _loaded(data, side):
     "The image, decoded; a large JPEG at a fraction of its size, as `decode` does it."
     im = open_picture(data, _most(data))
@@ -67,7 +67,7 @@ def pixels_of(
         with open_picture(data, _most(data)) as im:
             return im.width * im.height
 
-
+# %% ../../nbs/app/23_upload.ipynb #9eb97dfe
 def read_upload(
     data: bytes,  # of the file
     size: int,  # of the model's images in pixels
@@ -130,13 +130,13 @@ def _stand(self: Turns, visit):
     self.line.append(place)
     return place
 
-
+# %% ../../nbs/app/23_upload.ipynb #3df86fd8
 @patch
 def _first(self: Turns):
     "The place of the visitor who was served longest ago."
     return min(self.line, key=lambda place: self.last.get(place[0], 0))
 
-
+# %% ../../nbs/app/23_upload.ipynb #10ceb3a8
 @patch
 def _leave(self: Turns):
     self.busy = False

@@ -29,7 +29,7 @@ def visit_of(
     m = re.search(rf'(?:^|;\s*){COOKIE}=([\w-]{{1,64}})', headers.get('cookie') or '')
     return m[1] if m else ''
 
-
+# %% ../../nbs/app/26_visits.ipynb #df01a651
 def new_cookie() -> tuple:
     "The header that begins a visit: name and value, bytes."
     return b'set-cookie', f'{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax'.encode()
@@ -73,7 +73,7 @@ def add(self: Uploads, path, visit):
         while sum(map(len, self.kept.values())) > self.most:
             self._drop_one()
 
-
+# %% ../../nbs/app/26_visits.ipynb #08a0ff52
 @patch
 def _drop_one(self: Uploads):
     "The oldest of the visit that keeps most."
@@ -95,7 +95,7 @@ def seen_file(
     path.write_bytes(as_png(Image.fromarray(pixels)))
     return str(path)
 
-
+# %% ../../nbs/app/26_visits.ipynb #097131ee
 @patch
 def put(self: Uploads, pixels, visit) -> str:
     "Keep what a model sees of an upload, uint8 [size, size, 3], as a file of that visit; its path."

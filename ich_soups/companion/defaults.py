@@ -45,7 +45,7 @@ class Setting:
     epochs: int
     fields: tuple = ()  # more of `Config`
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #552ad0f8
 SETTINGS = {
     'AHE-10, 10 %': Setting('ahe10@10', 39),
     'groceries': Setting('groceries14', 30),
@@ -60,7 +60,7 @@ HEADS = ('drawn', 'fitted')
 LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peaks of the learning rate
 FIRST = (1e-3, 3e-3)  # tried in any case
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #84acb113
 def next_rate(
     tried: dict,  # peak -> loss on val
 ) -> float | None:
@@ -87,7 +87,7 @@ def arm_config(setting: str, schedule: str, head: str, lr: float, seed: int) -> 
 # %% ../../nbs/companion/43_defaults.ipynb #76182348
 DECAYS = (0.9, 0.97, 0.99, 0.997, 0.999)
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #ac70cb33
 class EveryStep(Callback):
     "Exponential moving averages of the weights of every step, of several lengths."
 
@@ -109,7 +109,7 @@ def by_cycles(snapshots, score, cycle=3):
         cycles.setdefault((s.epoch - 1) // cycle, []).append(s)
     return greedy_soup([average(c) for c in cycles.values()], score)
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #9b8eb15b
 def best_on_val(run, options: dict) -> tuple:
     """Of several weights, all with fresh BatchNorm statistics, those with the lowest loss on val, and their
     name."""
@@ -129,7 +129,7 @@ def _before(run):
     head_first(c, model, run.pictures)
     return model.state_dict()
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #d9f44af1
 def _line(run, after):
     "The best point between the weights before and after fine-tuning."
     before = _before(run)
@@ -144,7 +144,7 @@ RECIPES_OF = {
 }
 MAIN = {'annealed': 'last epoch', 'flat:1.0': 'post-hoc EMA', 'restarts': 'greedy soup', 'head': 'head only'}
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #ef5b6650
 def candidates_of(run, steps) -> dict:
     "Name to weights, of one run; `steps` are the averages of `EveryStep`."
     c, last = run.cfg, run.weights('last')
@@ -162,7 +162,7 @@ def candidates_of(run, steps) -> dict:
 KEYS = ('setting', 'schedule', 'head', 'lr', 'seed', 'name')
 JUDGES = 'small17:4000:1000000:0'
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #33b0d9c6
 def arm_rows(
     setting: str,
     schedule: str,
@@ -188,7 +188,7 @@ def arm_rows(
         ]
     return rows
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #1b350b94
 def default_rows(**what) -> pd.DataFrame:
     "The rows of `defaults.csv`, or those that match."
     return read_rows(long_table() / 'defaults.csv', **what)
@@ -203,7 +203,7 @@ def rates_tried(setting: str, schedule: str, head: str) -> dict:
     df = df[np.all([df[k] == v for k, v in arm.items()], axis=0)]
     return dict(zip(df.lr, df.val_nll))
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #adead8fe
 def missing_rate(setting: str, schedule: str, head: str, seed: int) -> float | None:
     "The rate to train an arm with next for this seed; None if nothing is missing."
     if schedule == 'head':
@@ -216,7 +216,7 @@ def missing_rate(setting: str, schedule: str, head: str, seed: int) -> float | N
     best = min(tried, key=tried.get)
     return None if _has(setting, schedule, head, best, seed) else best
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #7bcc0b2e
 def _has(setting, schedule, head, lr, seed):
     df = default_rows()
     key = dict(setting=setting, schedule=schedule, head=head, lr=lr, seed=seed)
@@ -230,7 +230,7 @@ def jobs(settings=tuple(SETTINGS), seeds=5):
     "`(setting, schedule, head, seed)`, the most telling first."
     return [(s, *arm, k) for k in range(seeds) for s in settings for arm in ARMS]
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #6f9c46bd
 def fill(settings=tuple(SETTINGS), seeds=5):
     "Make the rows of `defaults.csv` that are missing."
     for setting, schedule, head, seed in jobs(settings, seeds):
@@ -240,6 +240,8 @@ def fill(settings=tuple(SETTINGS), seeds=5):
 
 # %% ../../nbs/companion/43_defaults.ipynb #09cad6df
 CONTROL = dict(schedule='annealed', head='drawn', name='last epoch')
+
+
 KIND = ['schedule', 'head', 'name']
 
 
@@ -249,7 +251,7 @@ def at_best_rates(rows) -> pd.DataFrame:
     best = main.loc[main.groupby(['setting', 'schedule', 'head']).val_nll.idxmin()]
     return rows.merge(best[['setting', 'schedule', 'head', 'lr']])
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #4e4d874a
 def judged_by(rows, metric='accuracy') -> pd.Series:
     "The score that counts, in per cent: of the test part, and of new scenes where the images are drawn."
     drawn = rows.get(f'scenes_{metric}', pd.Series(np.nan, rows.index))
@@ -268,7 +270,7 @@ def differences(
     df = df.merge(control[['setting', 'seed', 'score']], on=['setting', 'seed'], suffixes=('', '_control'))
     return df.assign(diff=df.score - df.score_control)[['setting', 'seed', *KIND, 'score', 'diff']]
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #91677914
 def over_settings(
     diffs,  # of `differences`
 ) -> pd.DataFrame:
@@ -297,6 +299,6 @@ def main(args=None):
         print(e, file=sys.stderr)
         sys.exit(2)
 
-
+# %% ../../nbs/companion/43_defaults.ipynb #5de4510d
 if __name__ == '__main__' and '__file__' in globals():
     main()

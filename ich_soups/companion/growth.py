@@ -30,7 +30,7 @@ from ..train.runs import get_run
 MORE, CLASSES = 'more photographs', 'new classes'
 CASES = (MORE, CLASSES)
 
-
+# %% ../../nbs/companion/46_growth.ipynb #38ba7b96
 def before(pics: Pictures, case: str, seed: int) -> Pictures:
     "What there was before the collection grew to `pics`."
     r, part = np.random.default_rng([seed, 17]), pics.part
@@ -43,7 +43,7 @@ def before(pics: Pictures, case: str, seed: int) -> Pictures:
         later[i[: len(i) // 6]] = True
     return pics.subset(np.flatnonzero(~later))
 
-
+# %% ../../nbs/companion/46_growth.ipynb #ef0a99f9
 def _of_classes(pics, keep):
     "The images of the classes `keep`, int [K] and sorted, numbered anew."
     some = pics.subset(np.flatnonzero(np.isin(pics.labels, keep)))
@@ -53,7 +53,11 @@ def _of_classes(pics, keep):
 
 # %% ../../nbs/companion/46_growth.ipynb #c15ade6a
 DATA, RATES = 'ahe10@10', (0.03, 0.1, 0.3, 1.0, 3.0)  # rates relative to that of the first training
+
+
 ANEW = 0.0  # stands for a training anew in the column of rates
+
+
 KEYS = ('case', 'rate', 'seed')
 
 
@@ -63,7 +67,7 @@ def config(seed: int, **over) -> Config:
     cfg = Config(**own | dict(seed=seed, split_seed=seed, profile='growth') | over)
     return cfg.replace(fixed=tuple(range(cfg.epochs // 2 + 1, cfg.epochs + 1)))
 
-
+# %% ../../nbs/companion/46_growth.ipynb #1ac8cc18
 def _timed(f, *args, **kw):
     "What a function returns, and the seconds it took."
     begun = time.monotonic()
@@ -84,7 +88,7 @@ def growth_rows(case: str, seed: int, rates=(*RATES, ANEW), pics=None, **over) -
         about = dict(case=case, seed=seed, seconds_first=seconds, train_first=_n_train(first))
         return [about | _row(cfg, first, soup, lists['after'], folder, rate) for rate in rates]
 
-
+# %% ../../nbs/companion/46_growth.ipynb #3c39169f
 def _trained(cfg, path):
     "A run and its soup, which lies beside it."
     run = get_run(cfg, path)
@@ -92,7 +96,7 @@ def _trained(cfg, path):
     soup.save(path / 'soup.safetensors')
     return run, soup
 
-
+# %% ../../nbs/companion/46_growth.ipynb #5a3c710c
 def _n_train(run):
     return int(np.sum(run.pictures.part == 'train'))
 
@@ -111,7 +115,7 @@ def _row(cfg, first, soup, data, folder, rate):
     row |= dict(val_images=len(run.targs('val')))
     return row | _on_test(first, soup, run, made) | dict(device=told['device'], date=told['date'])
 
-
+# %% ../../nbs/companion/46_growth.ipynb #1c61b5a6
 def _on_test(first, soup, run, made):
     "Accuracies on the old test images, which both models know, on those of new classes, and on all of them."
     logits, targs = run.logits_of(made.weights, 'test'), run.targs('test')
@@ -128,7 +132,7 @@ def chosen_rate(df, case: str) -> float:
     of = df[(df.case == case) & (df.seed == 0) & (df.rate != ANEW)].sort_values('rate')
     return float(of.loc[of.val_accuracy.idxmax()].rate)
 
-
+# %% ../../nbs/companion/46_growth.ipynb #54fb9f6b
 def fill(seeds: int = 3):
     "Make the rows of `growth.csv` that are missing: all rates with seed 0, the best one with the others."
     path = long_table() / 'growth.csv'
@@ -138,7 +142,7 @@ def fill(seeds: int = 3):
         rates = (*RATES, ANEW) if seed == 0 else (chosen_rate(read_rows(path), case), ANEW)
         add_rows(path, growth_rows(case, seed, rates), KEYS)
 
-
+# %% ../../nbs/companion/46_growth.ipynb #0191db52
 def main(args=None):
     """python -m ich_soups.companion.growth: make the rows of `growth.csv` that are missing; about three
     quarters of an hour on two cores"""

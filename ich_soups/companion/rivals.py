@@ -52,14 +52,14 @@ class Task:
     epochs: int
     bs: int = 32
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #000d9188
 TASKS = {
     'AHE-10, 10 %, tiny CoAtNet': Task('ahe10@10', 'test_coatnet', 'bundled', 64, 12),
     'AHE-10, 10 %, EfficientNet-Lite0': Task('ahe10@10', 'tf_efficientnet_lite0', 'pip', 64, 12),
     'groceries, EfficientNet-Lite0': Task('groceries14', 'tf_efficientnet_lite0', 'pip', 96, 8),
 }
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #418a535c
 def files_of(task: Task, split_seed: int, folder: Path) -> pd.DataFrame:
     "`path, label, part` of every image; those that have no file of their own are written into `folder`."
     p = load_pictures(task.data, split_seed)
@@ -68,7 +68,7 @@ def files_of(task: Task, split_seed: int, folder: Path) -> pd.DataFrame:
     paths = [on_disk(item, folder / f'{digest}.jpg') for item, digest in zip(p.items, p.digests)]
     return pd.DataFrame(dict(path=paths, label=[p.classes[i] for i in p.labels], part=p.part))
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #8b03ad7d
 def on_disk(item, path: Path) -> Path:
     "An image that is a file, or else its bytes, written to `path`."
     if isinstance(item, Path):
@@ -89,14 +89,14 @@ def fastai_dls(task: Task, files, stats):
     )
     return block.dataloaders(files, bs=task.bs, num_workers=2)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #a44459b2
 def _two_groups(model):
     "The body and the classifier, which `fine_tune` trains first."
     head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     own = {id(p) for p in head.parameters()}
     return [[p for p in model.parameters() if id(p) not in own], list(head.parameters())]
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #4381c67b
 def fastai_logits(task: Task, way: str, lr: float, seed: int, files) -> dict:
     "Train with `fit_one_cycle` or `fine_tune`; logits on val and test, seconds, images seen."
     dls = fastai_dls(task, files, data_stats(task.arch))
@@ -112,7 +112,7 @@ def fastai_logits(task: Task, way: str, lr: float, seed: int, files) -> dict:
         out = {p: _fastai_predict(learn, dls, files[files.part == p]) for p in ('val', 'test')}
     return out | dict(seconds=seconds)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #a608d737
 def _fastai_predict(learn, dls, files):
     dl = dls.test_dl(files, with_labels=False, bs=64)
     return learn.get_preds(dl=dl, act=nn.Identity())[0].numpy()
@@ -132,7 +132,7 @@ class Files(Dataset):
         with open_picture(self.paths[i]) as im:
             return self.transform(im.convert('RGB')), self.labels[i]
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #a56b2be1
 def _transforms(task, stats, train):
     last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*stats)]
     if train:
@@ -141,7 +141,7 @@ def _transforms(task, stats, train):
         )
     return v2.Compose([v2.Resize((task.size, task.size)), *last])
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #87bc01ed
 def loop_logits(task: Task, lr: float, seed: int, files) -> dict:
     "AdamW, a cosine to zero, label smoothing, random crops: the usual loop around a timm model."
     stats, classes = data_stats(task.arch), sorted(files.label.unique())
@@ -165,7 +165,7 @@ def loop_logits(task: Task, lr: float, seed: int, files) -> dict:
     seconds = time.monotonic() - begun
     return {p: _loop_predict(model, parts[p]) for p in ('val', 'test')} | dict(seconds=seconds)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #a0574de9
 @torch.inference_mode()
 def _loop_predict(model, part):
     model.eval()
@@ -181,10 +181,10 @@ def own_config(task: Task, lr: float, seed: int, **over) -> Config:
     )
     return Config(**own | how | over)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #8ebd94dc
 FAST = dict(schedule='head', head='fitted', epochs=1, fixed=(), cycle=1)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #231c9fbe
 def own_logits(task: Task, lr: float, seed: int, fast: bool = False) -> dict:
     "Train and cook; or fit a classifier on the frozen body."
     begun = time.monotonic()
@@ -200,7 +200,7 @@ WAYS = ('this package', FIRST_MODEL, 'fastai fit_one_cycle', 'fastai fine_tune',
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 KEYS = ('task', 'way', 'lr', 'seed')
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #71250d0d
 def rival_row(name: str, way: str, lr: float, seed: int, task: Task | None = None) -> dict:
     "Train in one way, and score val and test."
     task = task or TASKS[name]
@@ -228,7 +228,7 @@ def rates_of(way: str) -> tuple:
     "The rates to try; a fitted classifier has none, and is given the first for its row."
     return RATES[:1] if way == FIRST_MODEL else RATES
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #8ee35a10
 def best_rate(name: str, way: str) -> float | None:
     "The rate with the highest accuracy on val with the first seed; None while one has not been tried."
     df = read_rows(long_table() / 'rivals.csv')
@@ -237,7 +237,7 @@ def best_rate(name: str, way: str) -> float | None:
         return None
     return float(df.loc[df.val_accuracy.idxmax()].lr)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #87742173
 def fill(tasks=tuple(TASKS), seeds: int = 3):
     "Make the rows of `rivals.csv` that are missing."
     path = long_table() / 'rivals.csv'
@@ -247,7 +247,7 @@ def fill(tasks=tuple(TASKS), seeds: int = 3):
             if not (path.exists() and len(read_rows(path, **key))):
                 add_rows(path, [rival_row(**{'name' if k == 'task' else k: v for k, v in key.items()})], KEYS)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #effaec32
 def main(args=None):
     """python -m ich_soups.companion.rivals: make the rows of `rivals.csv` that are missing; about an hour
     and a half on two cores, with nothing else running, since times are compared"""
@@ -261,6 +261,6 @@ def main(args=None):
         print(e, file=sys.stderr)
         sys.exit(2)
 
-
+# %% ../../nbs/companion/44_rivals.ipynb #762a5e38
 if __name__ == '__main__' and '__file__' in globals():
     main()

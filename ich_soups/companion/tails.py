@@ -39,14 +39,14 @@ class Tail:
     most: int  # training images of the largest class
     epochs: int
 
-
+# %% ../../nbs/companion/47_tails.ipynb #589c8198
 TAILS = {
     'buildings': Tail('ahe10', 20, 300, 24),
     'groceries': Tail('groceries14', 10, 100, 30),
     'scenes': Tail('small17', 0, 0, 15),
 }
 
-
+# %% ../../nbs/companion/47_tails.ipynb #2e17f6e2
 def sizes(tail: Tail, counts) -> np.ndarray:
     """Training images to keep of each class, int [C]: a geometric row over the classes in the order of
     their size."""
@@ -74,7 +74,7 @@ def weights_of(train, test) -> np.ndarray:
     train, counts = np.asarray(train), np.bincount(test)
     return (train / train.sum() / (counts / counts.sum()))[test]
 
-
+# %% ../../nbs/companion/47_tails.ipynb #a5f4f6c4
 def weighed(logits, targs, weights) -> dict:
     "Accuracy and macro-F1 with weights of images, and the mean recall, which they do not change."
     guess = logits.argmax(1)
@@ -84,6 +84,8 @@ def weighed(logits, targs, weights) -> dict:
 
 # %% ../../nbs/companion/47_tails.ipynb #6ef029a1
 WAYS = ('nothing', 'shifted logits', 'sampler', 'loss')
+
+
 KEYS = ('collection', 'way', 'seed')
 
 
@@ -94,7 +96,7 @@ def config(tail: Tail, seed: int, data: str, way: str, **over) -> Config:
     cfg = Config(**own | dict(seed=seed, profile='tails', balance=how) | over)
     return cfg.replace(fixed=tuple(range(cfg.epochs // 2 + 1, cfg.epochs + 1)))
 
-
+# %% ../../nbs/companion/47_tails.ipynb #4e9a1301
 def tail_rows(name: str, seed: int, tail: Tail | None = None, **over) -> list:
     "One dict a way: scores on val and test, and the strength of the shift."
     tail = tail or TAILS[name]
@@ -123,7 +125,7 @@ def _data_of(tail, seed, folder):
     write_split(pics, folder / 'tail.csv')
     return str(folder / 'tail.csv')
 
-
+# %% ../../nbs/companion/47_tails.ipynb #c8631db6
 def _scores(run, weights):
     """`val_accuracy` and so on, as they are, and `test_accuracy` and so on, weighed; scenes are judged on
     fresh ones."""
@@ -144,7 +146,7 @@ def fill(names=tuple(TAILS), seeds: int = 3):
         if len(read_rows(path, collection=name, seed=seed)) < len(WAYS):
             add_rows(path, tail_rows(name, seed), KEYS)
 
-
+# %% ../../nbs/companion/47_tails.ipynb #588518c2
 def differences(df) -> pd.DataFrame:
     "Points that each way is above `nothing`, a row a collection, way, score and seed."
     scores = ['test_accuracy', 'test_f1', 'test_recall']
@@ -153,7 +155,7 @@ def differences(df) -> pd.DataFrame:
     others = wide[wide.way != WAYS[0]]
     return others.assign(points=100 * (others.value - plain.reindex(others.index))).reset_index()
 
-
+# %% ../../nbs/companion/47_tails.ipynb #2d1d3812
 def main(args=None):
     """python -m ich_soups.companion.tails: make the rows of `tails.csv` that are missing; about an hour on
     two cores"""

@@ -60,7 +60,7 @@ def held_out(draw: int) -> np.ndarray:
     "Three of ten classes, int [3], sorted."
     return np.sort(np.random.default_rng([draw, 15]).permutation(10)[:3])
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #087e80a6
 def noise(n: int = 600, size: int = 64, seed: int = 0) -> Pictures:
     "Images of independent pixels, each channel uniform."
     array = np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), np.uint8)
@@ -76,7 +76,7 @@ def config_of(network: str, case: str) -> Config:
         return Config.chapter()
     return Config.chapter(profile='photos', data='ahe10', epochs=15)
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #35e56642
 @cached
 def _seen(arch, size, weights, n_classes, images):
     "What a body sees of all images, float32 [N, D]; the weights of the classifier do not matter."
@@ -101,7 +101,7 @@ class Known:
     def logits(self, x) -> np.ndarray:
         return x @ self.weight.T + self.bias
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #96954125
 def _parts(x, pics, keep):
     "Features and labels of the three parts, of the classes `keep` only, numbered anew."
     inside = np.isin(pics.labels, keep)
@@ -118,7 +118,7 @@ def _body(network, case):
     model = create_model(cfg.arch, 10, cfg.size, cfg.pretrained, seed=0)
     return cfg.arch, cfg.size, model.state_dict(), 10
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #88f93fc6
 def known(network: str, case: str, draw: int = 0) -> Known:
     "A network of `NETWORKS` on a case of `CASES`; classes are held out in `SEVEN` only."
     arch, size, weights, n = body = _body(network, case)
@@ -149,7 +149,7 @@ def scores_of(net: Known):
 
     return scores
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #f8e248de
 def strangers(net: Known, case: str, size: int) -> dict:
     "Kind of stranger -> features float32 [M, D]."
     if case == SEVEN:
@@ -159,7 +159,7 @@ def strangers(net: Known, case: str, size: int) -> dict:
     of = {k: net.see(load_pictures(s)) for k, s in sources.items() if k != own}
     return of | dict(noise=net.see(noise(size=size)))
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #92875b98
 def stranger_rows(net: Known, case: str, size: int) -> list:
     "One dict a kind of stranger and a score."
     scores = scores_of(net)
@@ -175,7 +175,7 @@ def stranger_rows(net: Known, case: str, size: int) -> list:
 # %% ../../nbs/companion/45_unknown.ipynb #932de123
 SPLITS = 200  # random halves of test
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #151d3cca
 def covered(net: Known, method: str, calibrate, cover) -> tuple:
     "Coverage, mean size, and share of empty sets; `calibrate` and `cover` are features and labels."
     (a, ya), (b, yb) = calibrate, cover
@@ -185,7 +185,7 @@ def covered(net: Known, method: str, calibrate, cover) -> tuple:
     size = inside.sum(1)
     return inside[np.arange(len(yb)), yb].mean(), size.mean(), (size == 0).mean()
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #19e03ff4
 def set_rows(net: Known) -> list:
     "One dict a method and a way to calibrate it."
     x, y = net.parts['test']
@@ -208,7 +208,7 @@ def set_rows(net: Known) -> list:
 # %% ../../nbs/companion/45_unknown.ipynb #98aa5a68
 KEYS = ('network', 'known', 'draw', 'what', 'kind', 'how')
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #0aa4f1ab
 def unknown_rows(network: str, case: str, draw: int = 0) -> list:
     "All rows of a network on a case."
     net = known(network, case, draw)
@@ -218,7 +218,7 @@ def unknown_rows(network: str, case: str, draw: int = 0) -> list:
     origin = dict(device=made['device'], date=made['date'])
     return [about | row | origin for row in stranger_rows(net, case, size) + set_rows(net)]
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #567ac47c
 def main(args=None):
     """python -m ich_soups.companion.unknown: make the rows of `unknown.csv` anew; about ten minutes on two
     cores where the other chapters have trained"""
@@ -234,7 +234,7 @@ def main(args=None):
         print(e, file=sys.stderr)
         sys.exit(2)
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #c1c3ca7f
 def _draws(network, case):
     "How often classes are held out, if they are; the fine-tuned runs know all of them."
     if case == SEVEN:
@@ -250,7 +250,7 @@ _SHOWN = {  # score -> colour, mark
 }
 _SETS = dict(lac=('blue', 'o'), aps=('orange', 'D'), raps=('green', 's'))
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #20f2d573
 def _one_network(ax, d, rows):
     "Shares of strangers refused, a row a kind of stranger; the mean over draws."
     for how, (colour, mark) in _SHOWN.items():
@@ -261,7 +261,7 @@ def _one_network(ax, d, rows):
     ax.set(xlim=(-4, 104), ylim=(len(rows) - 0.5, -0.5), xticks=[0, 50, 100])
     ax.grid(axis='y', lw=0.4, color='0.85')
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #605ba4c5
 def _coverages(ax, d, cases):
     "Coverage of sets: bars from the 5th to the 95th per cent of random halves, and what val gives."
     ax.axhspan(88, 92, color='0.9', zorder=0)
@@ -281,7 +281,7 @@ def _coverages(ax, d, cases):
     look = dict(ncols=3, loc='lower left', bbox_to_anchor=(0, 1.0), title='calibrated', alignment='left')
     ax.legend([marks[i] for i in order], [labels[i] for i in order], **look)
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #dfcf179d
 def _label(network):
     "Names of networks on three short lines."
     return network.str.replace(', ', '\n').str.replace('(EfficientNet-|tiny )', '', regex=True)
@@ -289,7 +289,7 @@ def _label(network):
 
 _ORDER = {c: i for i, c in enumerate(CASES)}
 
-
+# %% ../../nbs/companion/45_unknown.ipynb #ceb4ef89
 def plot_unknown(
     df,  # columns network, known, draw, what, kind, how, value, lo, hi: of `unknown.csv`
 ):

@@ -112,7 +112,7 @@ def _check_sum(url, path, check):
             'was kept'
         )
 
-
+# %% ../../nbs/data/17_archives.ipynb #b4a17be4
 def _unpack(url, path, to):
     "Unpack an archive into the folder `to`; `BadInput` when it is damaged or would write elsewhere."
     import shutil

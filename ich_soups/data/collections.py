@@ -35,7 +35,7 @@ def _draw(path, draw):
         with atomic(path) as tmp, open(tmp, 'wb') as f:
             np.savez(f, images=s.images, labels=s.labels, classes=s.classes)
 
-
+# %% ../../nbs/data/18_collections.ipynb #89f3c341
 def _code_of(module):
     "A hash of the syntax tree of a module: other drawing code, other images."
     code = ast.dump(ast.parse(Path(module.__file__).read_text(encoding='utf-8')))
@@ -68,7 +68,7 @@ def _scenes(n=7406, seed=0, split_seed=0, size=64):
     draw = lambda: scenes.scenes17(n, size, seed)
     return _drawn('scenes17', 'scenes', n, size, seed, split_seed, draw, _code_of(scenes))
 
-
+# %% ../../nbs/data/18_collections.ipynb #477f7b74
 def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
     "A collection of `classes` motifs, such as `motifs100`."
     from ich_soups.data import motifs

@@ -100,7 +100,7 @@ class Budget:
 IN_FLIGHT = Budget(MOST_PIXELS)  # pixels that are being decoded in this process
 _IN_MEMORY = Budget(MOST_BYTES)  # bytes of files that are being decoded
 
-
+# %% ../../nbs/data/07_decoding.ipynb #134ecf96
 @contextmanager
 def _reading(src):
     "The bytes of an image file while somebody looks at them."
@@ -171,7 +171,7 @@ def decode(
     and `OSError` for pixels that are damaged."""
     return _decoded(src, size)[0]
 
-
+# %% ../../nbs/data/07_decoding.ipynb #5930b64c
 def _decoded(src, size):
     "What `decode` returns, and in a few words what had to be guessed, or ''."
     if isinstance(src, Image.Image):

@@ -33,7 +33,7 @@ def _tag(im, number):
 # %% ../../nbs/data/05_depth.ipynb #78e2cf4d
 _LIMITS = ((Tag.SMinSampleValue, Tag.SMaxSampleValue), (Tag.MinSampleValue, Tag.MaxSampleValue))
 
-
+# %% ../../nbs/data/05_depth.ipynb #6d583e7d
 def _stated_range(im):
     "The lowest and the highest number that a file says it uses, or None."
     if im.format == 'PPM' and im.mode == 'I':
@@ -116,7 +116,7 @@ def _as_numbers(im, said):
     unsigned = said.get('bits') == 32 and said.get('kind') in (None, 1) and a.dtype == np.int32
     return a.view(np.uint32) if unsigned else a
 
-
+# %% ../../nbs/data/05_depth.ipynb #4ead94dd
 def _finite(a):
     "The finite numbers of an array; the array itself where all of them are."
     if a.dtype.kind != 'f':

@@ -46,7 +46,7 @@ def _begins_like_image(path):
 # %% ../../nbs/data/08_files.ipynb #56b0da15
 _SYSTEM = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'}
 
-
+# %% ../../nbs/data/08_files.ipynb #155eb89a
 def _why_not(path):
     "Why a file is no image, in a few words; '' for an image, None for what nobody wants to hear of."
     suffix, name = path.suffix.lower(), path.name
@@ -97,7 +97,7 @@ def _is_skipped(name, deep=False):
     are kept."""
     return name.startswith('.') or name.lower() in _NEVER or deep and name.lower() in _THUMBNAILS
 
-
+# %% ../../nbs/data/08_files.ipynb #c924d31e
 def _count_files(folder):
     "How many files lie in a folder and below it."
     return sum(len(names) for *_, names in os.walk(folder))
@@ -111,7 +111,7 @@ def _enter(at, dirs, left):
         if n:
             left[f'in {d}'] += n
 
-
+# %% ../../nbs/data/08_files.ipynb #9c4cfa2c
 def _pictures_in(
     folder,  # searched with all below it
     left=None,  # a `Counter` that gets what is left out, by kind

@@ -44,7 +44,7 @@ def _fields(data, order):
         out[tag] = _Field(entry, struct.unpack_from(order + _LETTERS[size], data, place)[0])
     return out
 
-
+# %% ../../nbs/data/06_float_tiff.ipynb #d258d19e
 def _first(fields, tag, default=1):
     "The first value of a field."
     return fields[tag].first if tag in fields else default
@@ -59,7 +59,7 @@ def _drop_field(out, entry):
     "Overwrite an entry of the table by the one before it: a field that stands there twice counts once."
     out[entry : entry + 12] = out[entry - 12 : entry]
 
-
+# %% ../../nbs/data/06_float_tiff.ipynb #09cf28a6
 _GREY = {
     Tag.BitsPerSample: 32,
     Tag.PhotometricInterpretation: 1,  # black is zero
@@ -107,7 +107,7 @@ def _unpredicted(a, n, order):
 _NEEDED = (Tag.ImageWidth, Tag.ImageLength, Tag.BitsPerSample, Tag.SamplesPerPixel)
 _NO_TIFF = 'save it as a TIFF of 8 or 16 bits a colour, or as a PNG'
 
-
+# %% ../../nbs/data/06_float_tiff.ipynb #7a953151
 def _check_kind(fields):
     "`BadInput` for an arrangement of floating-point colours that is not read."
     bits, n = fields[Tag.BitsPerSample].first, fields[Tag.SamplesPerPixel].first
@@ -147,7 +147,7 @@ def _to_bytes(a, low, high):
         scaled = np.nan_to_num((a - low) * (255 / (high - low)), nan=0, posinf=255, neginf=0)
     return scaled.clip(0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/data/06_float_tiff.ipynb #9bb08455
 def _from_numbers(a):
     "An image of floating-point colours [H, W, 3 or 4], and what was guessed of their range."
     rgb, seen = a[..., :3], np.isfinite(a[..., :3])

@@ -92,14 +92,14 @@ _NOTES_BESIDE = {
     'without an ending',
 }
 
-
+# %% ../../nbs/data/12_folders.ipynb #01e92751
 def _note_hidden(folder, told):
     "Count the files of a folder that is not entered."
     n = _count_files(folder) if _is_skipped(folder.name) else 0
     if n:
         told.left[f'in {folder.name}'] += n
 
-
+# %% ../../nbs/data/12_folders.ipynb #45f0f374
 def _note_loose(folder, told):
     "Count the files that lie beside the class folders, and in hidden folders there."
     for p in sorted(folder.iterdir()):
@@ -136,7 +136,7 @@ def _inmost(folder, part):
         return folder
     return _inmost(dirs[0], part)
 
-
+# %% ../../nbs/data/12_folders.ipynb #2f950e0d
 def _holds_classes(folder):
     return any(_pictures_in(c) for c in _subdirs(folder))
 
@@ -150,7 +150,7 @@ def _check_beside(root, dirs, parts):
             'move that folder away'
         )
 
-
+# %% ../../nbs/data/12_folders.ipynb #c23e448e
 def _holds_classes(folder, part, told):
     "Whether a part has class folders; `BadInput` for images without them, a note where the part is test."
     if any(_pictures_in(c) for c in _subdirs(folder)):

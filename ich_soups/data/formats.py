@@ -58,7 +58,7 @@ _UNREAD = (
     ('HEIF', "a HEIC image; pip install 'ich_soups[photos]' reads those"),
 )
 
-
+# %% ../../nbs/data/03_formats.ipynb #b8cbbe3e
 def _say_unread(data):
     "`BadInput` for an image of a known kind that is not read here."
     marks = _BRANDS | dict(JXL=_JXL)
@@ -77,7 +77,7 @@ _BEGINS = {
     'HEIC': _BRANDS['HEIF'],
 }
 
-
+# %% ../../nbs/data/03_formats.ipynb #8b3ce091
 def _say_damaged(data):
     "`OSError` for what begins like an image that is read, and cannot be opened."
     for kind, mark in _BEGINS.items():
@@ -92,7 +92,7 @@ _KINDS = (
     (stat.S_ISBLK, 'a device'),
 )
 
-
+# %% ../../nbs/data/03_formats.ipynb #93547886
 def check_regular(
     path,  # of a file; a link is followed
     most: int = MOST_BYTES,  # bytes
@@ -121,7 +121,7 @@ def _refuse(words, most):
         f'it has {words}, more than the {most / 1e6:.0f} million that are read'
     )
 
-
+# %% ../../nbs/data/03_formats.ipynb #5d33ce16
 def _bounded(size, most):
     "The number of pixels; `DecompressionBombError` if there are more than `most`."
     n = size[0] * size[1]
@@ -151,7 +151,7 @@ def _code_sizes(data):
         right, bottom, left, top = struct.unpack_from('>4I', data.ljust(at + 24, b'\0'), at + 8)
         yield right - left, bottom - top
 
-
+# %% ../../nbs/data/03_formats.ipynb #2f338a0a
 _LATE = ((b'\0\0\1\0', _icon_sizes), (b'\0\0\0\x0cjP  ', _code_sizes), (b'\xff\x4f\xff\x51', _code_sizes))
 
 # %% ../../nbs/data/03_formats.ipynb #e7907e5f

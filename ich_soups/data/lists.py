@@ -37,14 +37,14 @@ _NO_TEXT = (
     (rb'PAR1', f'a Parquet table, which is not read; {_NO_LIST}'),
 )
 
-
+# %% ../../nbs/data/13_lists.ipynb #a43cdcf6
 def _check_text(path, data):
     "`BadInput` for the first bytes of a file that is no text."
     for mark, what in _NO_TEXT:
         if re.match(mark, data[:4096], re.S):
             raise BadInput(f'{path} is {what}')
 
-
+# %% ../../nbs/data/13_lists.ipynb #81dab490
 def _text_of(path):
     "The text of a list, without the mark that says its encoding. Raises `BadInput`."
     try:
@@ -77,12 +77,12 @@ _COLUMNS = dict(
     split='split part subset set fold'.split(),
 )
 
-
+# %% ../../nbs/data/13_lists.ipynb #a47859e0
 def _plain(name):
     "The name of a column in small letters, without blanks and dashes."
     return re.sub(r'[\s-]+', '_', (name or '').strip().strip('\ufeff').lower())
 
-
+# %% ../../nbs/data/13_lists.ipynb #98941f6a
 def _columns(header):
     "Which column is the path, the label and the split: `{name: number}`; the first of several names wins."
     names = [_plain(h) for h in header]
@@ -97,7 +97,7 @@ def _separator(line):
 
 _ENDS = re.compile(r'^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$')
 
-
+# %% ../../nbs/data/13_lists.ipynb #7b810d46
 def _cells_of(text):
     "`(number of the line, cells)` of every row that is not empty, blanks around the cells taken off."
     said = re.match(r'sep=(.)\r?\n', text)
@@ -131,7 +131,7 @@ def _rows_of(path, needs=('path', 'label')):
 _NFC = partial(unicodedata.normalize, 'NFC')
 _ALIKE = (_NFC, lambda s: _NFC(s).casefold())  # names that agree under the first are sought first
 
-
+# %% ../../nbs/data/13_lists.ipynb #01e10a37
 class _Finder:
     """Files by what a list calls them: with the separators of Windows, in another form of Unicode, with
     other capitals."""
@@ -164,7 +164,7 @@ def _walk(self: _Finder, base, name):
             return
     return at
 
-
+# %% ../../nbs/data/13_lists.ipynb #15b92843
 @patch
 def _alike(self: _Finder, folder, part):
     "The one entry of a folder that is called so but for forms of Unicode, or else but for capitals."
@@ -199,7 +199,7 @@ def _images_below(base):
         dirs[:] = [] if deep else [d for d in dirs if not _is_skipped(d, deep=True)]
         yield from (Path(at, n) for n in names if os.path.splitext(n)[1].lower() in _EXTS)
 
-
+# %% ../../nbs/data/13_lists.ipynb #ffdc89a9
 @patch
 def _index(self: _Finder):
     "The images below the list by their names without ending; none where they are too many to search."
@@ -210,13 +210,13 @@ def _index(self: _Finder):
             self.below.setdefault(_ALIKE[1](p.stem), []).append(p)
     return self.below
 
-
+# %% ../../nbs/data/13_lists.ipynb #c5f5dd8b
 def _in_folders(path, base, folders):
     "Whether the last folders of a path below `base` are called so."
     parts = list(map(_ALIKE[1], path.relative_to(base).parts[:-1]))
     return len(parts) >= len(folders) and parts[len(parts) - len(folders) :] == folders
 
-
+# %% ../../nbs/data/13_lists.ipynb #c94e9441
 @patch
 def _named(self: _Finder, name):
     "The one image below the list whose path ends so, perhaps without its ending; None if there are several."
@@ -246,7 +246,7 @@ def _parts_in(path, rows, told):
             f'its column of parts, {one_line(said)[:40]!r}, says no train, val or test: it is not used'
         )
 
-
+# %% ../../nbs/data/13_lists.ipynb #aff8e6c8
 def _list_csv(path, told=None):
     """`(files, labels, parts or None)` of a CSV with the columns `path` (relative to the list), `label` and
     perhaps `split`. `told` as in `_list_folder`; raises `BadInput`."""
@@ -290,7 +290,7 @@ def _write_list(path, header, rows):
         w.writerow(header)
         w.writerows(rows)
 
-
+# %% ../../nbs/data/13_lists.ipynb #13e53d4d
 def write_split(
     pics,  # `Pictures` from files
     path,  # of the CSV; paths of images are written relative to it where possible

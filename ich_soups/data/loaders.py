@@ -161,7 +161,7 @@ def _loader(ds, bs, shuffle, tfms, device):
 # %% ../../nbs/data/19_loaders.ipynb #7dff06fe
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-
+# %% ../../nbs/data/19_loaders.ipynb #ad346c98
 def image_dls(
     source,  # what `load_pictures` takes
     size: int = 64,  # width and height in pixels

@@ -20,7 +20,7 @@ _NOTES = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')
 _LONG_NOTE = 200  # bytes: shorter ones unpack to little
 _MOST_NOTES = 32  # long ones of a file that are kept
 
-
+# %% ../../nbs/data/04_metadata.ipynb #bc40c2f5
 def _chunks(data):
     "Type, first byte and end of every chunk of a PNG."
     at = len(_PNG)
@@ -88,7 +88,7 @@ def _upright(im):
 _NO_CACHE = 0x0040  # a flag of the colour engine: threads share what is made once
 _MOST_PROFILE = 4 << 20  # bytes; a longer profile is passed over
 
-
+# %% ../../nbs/data/04_metadata.ipynb #d9edda9b
 @lru_cache(64)
 def _conversion(profile):
     "What makes sRGB of the colours of a profile, bytes; None where there is nothing to do."

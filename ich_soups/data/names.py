@@ -17,7 +17,7 @@ _HIDDEN = re.compile(
 _JOINED = '[\u0600-\u1dff\u2190-\u2fff\ufb50-\U000dffff]'  # Arabic to Vedic, symbols, emoji
 _JOINER = re.compile(f'(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})')
 
-
+# %% ../../nbs/data/10_names.ipynb #47c4f6e8
 def visible(
     text,  # such as the name of a class
 ) -> str:

@@ -27,7 +27,7 @@ def _listing(path, told=None):
         raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
     return (path, *_list_folder(path, told)) if path.is_dir() else (path.parent, *_list_csv(path, told))
 
-
+# %% ../../nbs/data/16_photos.ipynb #55e02201
 def _warn(text):
     "A warning of one line."
     warnings.warn(one_line(text), stacklevel=2)
@@ -106,7 +106,7 @@ def _check_parts(path, part, given, classes, labels):
         )
     _check_classes(part, classes, labels)
 
-
+# %% ../../nbs/data/16_photos.ipynb #68ceb3dc
 def _warn_of_single(classes, labels):
     "A warning for each class of one image."
     for c, n in zip(classes, np.bincount(labels)):

@@ -51,7 +51,7 @@ def idxs(
     "Numbers of the images of a part, int [n]."
     return np.flatnonzero(self.part == split)
 
-
+# %% ../../nbs/data/15_pictures.ipynb #1fe886de
 @patch
 def subset(
     self: Pictures,
@@ -64,7 +64,7 @@ def subset(
         self, labels=self.labels[keep], part=self.part[keep], items=items, digests=digests, array=array
     )
 
-
+# %% ../../nbs/data/15_pictures.ipynb #b608f17c
 @patch
 def counts(self: Pictures) -> dict:
     "Images of each class in each part: `{class: {part: n}}`."
@@ -77,7 +77,7 @@ def _some(pics, n, seed=0):
     no more."""
     return pics if n >= len(pics) else pics.subset(part_of_each(pics.labels, pics.part, n, seed))
 
-
+# %% ../../nbs/data/15_pictures.ipynb #7b513b40
 def fewer(
     pics: Pictures,
     share: float,  # of the training images, from 0 to 1

@@ -36,14 +36,14 @@ def _crc(path, inode, *state):
             crc = zlib.crc32(part, crc)
     return crc
 
-
+# %% ../../nbs/data/14_pixels.ipynb #1682fca2
 def _sum_of(path):
     "The same, not remembered for a file that was changed so lately that its times may stay."
     s = os.stat(path)
     crc = _crc.__wrapped__ if changed_lately(s) else _crc
     return crc(str(path), s.st_ino, *file_state(s))
 
-
+# %% ../../nbs/data/14_pixels.ipynb #59fbed45
 def _sum_file(path):
     "Where the checksum of a cache lies."
     return path.with_suffix('.sum')

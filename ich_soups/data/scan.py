@@ -23,7 +23,7 @@ def _check_name(path):
     if any('\ud800' <= c <= '\udfff' for c in str(path)):
         raise ValueError('its name is not UTF-8; rename it')
 
-
+# %% ../../nbs/data/09_scan.ipynb #0e6d38ca
 def _why(e, path):
     "An error about an image file in one line, without its path."
     what = str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}'

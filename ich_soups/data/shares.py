@@ -20,7 +20,7 @@ def half_width(
 LEAST, MOST = 200, 0.15  # images in a part; the share of it where there are too few for that
 PAPER = dict(val=600 / 7406, test=749 / 7406)  # its shares, which hold where they give enough images
 
-
+# %% ../../nbs/data/20_shares.ipynb #e2c76bf2
 def split_shares(
     counts,  # int [C], images of each class
     least: int = LEAST,

@@ -12,7 +12,7 @@ import numpy as np
 SPLITS = ('train', 'val', 'test')
 _SHARES = dict(test=749 / 7406, val=600 / 7406)
 
-
+# %% ../../nbs/data/11_splits.ipynb #26dfd61c
 def _allocate(counts, total):
     """How many of each class, of int [C] `counts`, go into a part of about `total`: proportional, at least
     one where two or more are left."""

@@ -112,7 +112,7 @@ _TOLD = dict(
     std='std of the channels',
 )
 
-
+# %% ../../nbs/soups/24_agreement.ipynb #dfb80f00
 def told(
     source,  # an opened checkpoint
 ) -> dict:

@@ -48,7 +48,7 @@ def _to_memory(spans, parts):
 # %% ../../nbs/soups/28_averaging.ipynb #b678532a
 BLOCK = 1 << 22  # elements that one thread works through
 
-
+# %% ../../nbs/soups/28_averaging.ipynb #af892be5
 def _header(spans, shapes, meta):
     "The header of a safetensors file that holds the spans."
     check_names(shapes)

@@ -24,7 +24,7 @@ from .tensor_names import fit_names, fitting, without_prefix
 def _why(e):
     return str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
 
-
+# %% ../../nbs/soups/17_checkpoints.ipynb #7db29077
 def _told_index(path, files, part):
     "As `whole_index`; `Other` or `BadInput` says why there is none, with the name of the file."
     try:
@@ -44,7 +44,7 @@ def _told_index(path, files, part):
 # %% ../../nbs/soups/17_checkpoints.ipynb #3a968a91
 _SOUP = 'soup'  # in the header of a file that `Soup.save` wrote
 
-
+# %% ../../nbs/soups/17_checkpoints.ipynb #db58fc36
 class Checkpoint:
     """The tensors of one file. `BadInput` says what is wrong with the file. In a zip archive of `torch.save`
     the checksum of a record is compared once all of what is asked for was read from it: at the end of `get`,
@@ -84,7 +84,7 @@ def _fill(self: Checkpoint, view, start):
     i = bisect_right(self.bases, start) - 1
     self.files[i].fill(view, start - self.bases[i])
 
-
+# %% ../../nbs/soups/17_checkpoints.ipynb #5c2a8f3c
 @patch
 def peek(
     self: Checkpoint,

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 _POLYNOMIAL = 0xEDB88320  # that of CRC-32; its own highest power is left out
 _ONE = 1 << 31
 
-
+# %% ../../nbs/soups/10_checksums.ipynb #40aacc7d
 def _product(a, b):
     "The product of two polynomials, modulo that of CRC-32."
     total = 0

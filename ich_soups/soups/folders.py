@@ -77,7 +77,7 @@ def _is_beside_weights(f, c):
     "Whether a file is no checkpoint, given that others beside it are."
     return c.kind == 'other pickle' or f.suffix == '.bin' and not c.is_weights
 
-
+# %% ../../nbs/soups/20_folders.ipynb #06743979
 def _left_out(found):
     "The files that are no ingredients, each with what it is."
     out = {f: c.kind for f, c in found.items() if c.kind in _NONE}
@@ -115,7 +115,7 @@ def _below(folder, part, opened):
     folders = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.')]
     return [f for d in sorted(folders, key=_number_key) for f in _in_folder(d, part, opened)]
 
-
+# %% ../../nbs/soups/20_folders.ipynb #bb886100
 def _is_run(folder):
     "Whether nothing but its snapshots can be meant."
     return (folder / 'config.json').exists() and (folder / 'snapshots').is_dir()

@@ -62,7 +62,7 @@ def tried(self: RunningSum, i: int, sign: int = 1) -> tuple:
 def _infinities(v):
     return v.isinf() * v.sign()
 
-
+# %% ../../nbs/soups/33_greedy.ipynb #354f5510
 @patch
 def check_infinities(self: RunningSum, i: int, w: dict, names: list):
     "`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks do."
@@ -200,7 +200,7 @@ def _best_of(search, left, round, ties, screen):
             found = trial
     return found
 
-
+# %% ../../nbs/soups/33_greedy.ipynb #1a34074d
 def _add_the_best(search, left, ties, screen):
     "Round after round, add the checkpoint that helps most, until none does."
     left, round = list(left), 1

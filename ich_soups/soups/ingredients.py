@@ -31,7 +31,7 @@ def _raw(c, k):
     "The bytes of a tensor."
     return c.view(k).contiguous().flatten().view(torch.uint8)
 
-
+# %% ../../nbs/soups/22_ingredients.ipynb #5a27dcdd
 def _equal(a, b):
     "Whether all tensors of two checkpoints with one beginning are equal, to the bit."
     said = soup_info(a), soup_info(b)

@@ -178,7 +178,7 @@ def step(self: CoefficientOptimizer, idx) -> float:
     self.opt.step()
     return loss
 
-
+# %% ../../nbs/soups/35_learned.ipynb #384027fc
 @patch
 def loss(self: CoefficientOptimizer, idx) -> float:
     "Cross-entropy on those images."
@@ -221,7 +221,7 @@ def _held_out_losses(new, images, folds, steps):
                 optimizer.step(rest)
     return held
 
-
+# %% ../../nbs/soups/35_learned.ipynb #172195ea
 def _fewest_steps(held) -> int:
     "The number of steps with the lowest loss, the fewest of equals."
     mean = np.nan_to_num(held.mean(0), nan=np.inf)

@@ -14,7 +14,7 @@ from .refusals import shown
 # %% ../../nbs/soups/09_legacy_files.ipynb #4979ae4d
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
-
+# %% ../../nbs/soups/09_legacy_files.ipynb #c1e0950d
 def _check_start(m):
     "Read the first three pickles: magic number, version, machine."
     if m.load() != _MAGIC:

@@ -54,7 +54,7 @@ _UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 # what holds them and negative numbers; torch knows it for uint8
 _SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
-
+# %% ../../nbs/soups/23_mean.ipynb #009a8424
 def wider_type(
     a: torch.dtype,
     b: torch.dtype,

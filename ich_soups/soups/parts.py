@@ -47,7 +47,7 @@ def is_optimizer(d):
     "Whether it is the state of an optimizer."
     return isinstance(d, dict) and 'param_groups' in d and 'state' in d
 
-
+# %% ../../nbs/soups/11_parts.ipynb #2dad1d8c
 def is_network(o):
     "Whether it stands for a whole pickled network."
     if type(o) is not Inert or not isinstance(o.state, dict):
@@ -58,7 +58,7 @@ def is_network(o):
 ASIDE = re.compile('optim|sched|scaler|rng|random|callback|loops', re.I)  # keys of what is beside a network
 _LEVELS, _LOOKS = 4, 1 << 12  # of dicts in dicts; dicts that are looked into
 
-
+# %% ../../nbs/soups/11_parts.ipynb #3a063f65
 def _dicts_in(d, seen):
     "Keys and dictionaries in a dictionary that were not looked into before."
     for k, v in d.items():

@@ -19,7 +19,7 @@ _RUN = set(
 )
 _RUNNERS = {'os', 'posix', 'nt', 'runpy', 'pty', 'importlib', 'commands', 'builtins', '__builtin__'}
 
-
+# %% ../../nbs/soups/06_pickle_calls.ipynb #513f7210
 def _runs(module, name):
     "Whether it is a function that runs programs or code, which no checkpoint has a use for."
     if module.split('.')[0] == 'subprocess':
@@ -45,7 +45,7 @@ class Names(dict):
 
         return add
 
-
+# %% ../../nbs/soups/06_pickle_calls.ipynb #24cde43a
 PLAIN_NAMES = Names()
 
 # %% ../../nbs/soups/06_pickle_calls.ipynb #721a2cb7
@@ -129,7 +129,7 @@ def _reduce(m):
     args, f = m.pop(), m.pop()
     m.push(called(m, f, args))
 
-
+# %% ../../nbs/soups/06_pickle_calls.ipynb #bff1bf64
 @CALLS('\x92', OBJECT)
 def _with_keywords(m):
     m.pop()
@@ -141,7 +141,7 @@ def _object(m):
     f, *args = m.since_mark()
     m.push(called(m, f, tuple(args)))
 
-
+# %% ../../nbs/soups/06_pickle_calls.ipynb #3cb64973
 @CALLS('i', OBJECT)
 def _instance(m):
     module, name = m.line().decode(), m.line().decode()

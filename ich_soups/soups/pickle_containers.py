@@ -59,7 +59,11 @@ def _put(m, number):
 
 
 CONTAINERS('p', OBJECT)(lambda m: _put(m, decimal(m.line())))
+
+
 CONTAINERS('q', OBJECT)(lambda m: _put(m, m.take(1)[0]))
+
+# %% ../../nbs/soups/05_pickle_containers.ipynb #6dc6f20e
 CONTAINERS('r', OBJECT)(lambda m: _put(m, int.from_bytes(m.take(4), 'little')))
 CONTAINERS('\x94', OBJECT)(lambda m: _put(m, len(m.memo)))
 
@@ -81,6 +85,8 @@ def _extend(m, items):
 
 
 CONTAINERS(']', OBJECT)(lambda m: m.push([]))
+
+# %% ../../nbs/soups/05_pickle_containers.ipynb #c247488b
 CONTAINERS('l', OBJECT)(lambda m: m.push(m.since_mark()))
 CONTAINERS('a')(lambda m: _extend(m, [m.pop()]))
 CONTAINERS('e')(lambda m: _extend(m, m.since_mark()))
@@ -94,7 +100,7 @@ def _last(n):
 
     return make
 
-
+# %% ../../nbs/soups/05_pickle_containers.ipynb #28070293
 CONTAINERS(')', OBJECT)(lambda m: m.push(()))
 CONTAINERS('t', OBJECT)(lambda m: m.push(tuple(m.since_mark())))
 for _c, _n in {'\x85': 1, '\x86': 2, '\x87': 3}.items():

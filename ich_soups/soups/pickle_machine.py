@@ -115,7 +115,7 @@ def mark(self: Machine):
     self.marks.append(self.stack)
     self.stack = []
 
-
+# %% ../../nbs/soups/03_pickle_machine.ipynb #832c25f3
 @patch
 def since_mark(self: Machine) -> list:
     "The values above the last mark, which is gone, and most of its price is paid back."
@@ -127,7 +127,7 @@ def since_mark(self: Machine) -> list:
 _STOP = ord('.')
 _NONSENSE = AttributeError, IndexError, KeyError, OverflowError, TypeError, UnicodeError, struct.error
 
-
+# %% ../../nbs/soups/03_pickle_machine.ipynb #7ec9499b
 @patch
 def _run(self: Machine):
     data, end, do = self.data, len(self.data), self.instructions
@@ -147,7 +147,7 @@ def _run(self: Machine):
 _readers = []  # one entry for each pickle that is being read: whether the collector ran before
 _turn = threading.Lock()
 
-
+# %% ../../nbs/soups/03_pickle_machine.ipynb #4c7524d8
 @contextmanager
 def no_collection():
     "The collector of garbage waits until the last of those inside has left."

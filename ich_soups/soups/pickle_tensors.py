@@ -102,7 +102,7 @@ def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dty
 def _parameter(m, data, *rest):
     return data
 
-
+# %% ../../nbs/soups/07_pickle_tensors.ipynb #26c7aa98
 @TENSOR_NAMES('_rebuild_from_type _rebuild_from_type_v2', 'torch._tensor')
 def _subclass(m, f, kind, args, state=None):
     while f is _subclass:

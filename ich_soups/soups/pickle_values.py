@@ -12,7 +12,11 @@ from .pickle_machine import Instructions, NUMBER, OBJECT
 
 # %% ../../nbs/soups/04_pickle_values.ipynb #4e25bf87
 VALUES = Instructions()
+
+
 _FIXED = dict(K='<B', M='<H', J='<i', G='>d')  # code: `struct`'s form of the number
+
+
 _CONSTANTS = {'N': None, '\x88': True, '\x89': False}
 
 
@@ -20,7 +24,7 @@ def _fixed(form):
     size = struct.calcsize(form)
     return lambda m: m.push(struct.unpack(form, m.take(size))[0])
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #269b775d
 def _constant(value):
     return lambda m: m.push(value)
 
@@ -33,7 +37,7 @@ for _c, _value in _CONSTANTS.items():
 # %% ../../nbs/soups/04_pickle_values.ipynb #dd89c3bc
 _DIGITS = 600
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #40cb6d57
 def decimal(
     line: bytes,
     kind=int,  # or float
@@ -74,7 +78,7 @@ def _binary(form):
 
     return read
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #d0f93a77
 VALUES('\x8a', NUMBER)(_binary('<B'))
 VALUES('\x8b', NUMBER)(_binary('<i'))
 
@@ -96,7 +100,7 @@ def _text(form):
 
     return read
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #f92e7649
 for _c, _form in {'X': '<I', '\x8c': '<B', '\x8d': '<Q'}.items():
     VALUES(_c, OBJECT)(_text(_form))
 
@@ -109,7 +113,7 @@ def _bytes(form):
 
     return read
 
-
+# %% ../../nbs/soups/04_pickle_values.ipynb #dd9babcb
 for _c, _form in {'B': '<I', 'C': '<B', '\x8e': '<Q', '\x96': '<Q'}.items():
     VALUES(_c, OBJECT)(_bytes(_form))
 

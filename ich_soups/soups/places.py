@@ -16,7 +16,7 @@ from .refusals import shown
 DIMS = 64  # dimensions at most; torch's own loops take no more
 _LARGEST = 1 << 63  # no number of elements, nor a stride, reaches this
 
-
+# %% ../../nbs/soups/01_places.ipynb #4581681a
 def whole(
     *numbers,  # sizes, strides, offsets
 ) -> bool:

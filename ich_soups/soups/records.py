@@ -129,7 +129,7 @@ _SOUP = dict(
     history=listed(table(text(200), anything)),
 )
 
-
+# %% ../../nbs/soups/13_records.ipynb #065a4da6
 def _below(v):
     if type(v) is dict:
         return v  # `read_info` looks at what it holds
@@ -156,11 +156,9 @@ def soup_header_of(
 
 # %% ../../nbs/soups/13_records.ipynb #b726fbcb
 ONNX_FIELDS = ('name', 'arch', 'classes', 'size', 'mean', 'std', 'temperature', 'provenance')
-
-
 _ONNX_ADVICE = 'export the soup again'
 
-
+# %% ../../nbs/soups/13_records.ipynb #02391252
 def onnx_info(
     meta,  # the metadata of the file: texts by name
     path,  # for people
@@ -306,7 +304,7 @@ def epochs_done(
 # %% ../../nbs/soups/13_records.ipynb #1f118341
 _STATE = dict(epoch=whole(0, 10**6), data=optional(text()), planned=listed(whole(1, 10**6)))
 
-
+# %% ../../nbs/soups/13_records.ipynb #954948be
 def read_state(
     path,  # the directory of a run
     name: str = 'state.pt',  # 'end.pt' is what a finished run kept for more epochs
@@ -387,7 +385,7 @@ def _listed(folder):
 # %% ../../nbs/soups/13_records.ipynb #532804ff
 _SNAPSHOT = re.compile(r'epoch_(\d{3,9})\.safetensors')
 
-
+# %% ../../nbs/soups/13_records.ipynb #a07493de
 def _is_stray(f, entries):
     "Whether a manifest with these entries, in the folder of the file, does not list it."
     in_run = run_folder(f) != f.parent
@@ -398,7 +396,7 @@ def _is_stray(f, entries):
         return in_run
     return int(number[1]) not in entries or f.name != f'epoch_{int(number[1]):03d}.safetensors'
 
-
+# %% ../../nbs/soups/13_records.ipynb #e70aa1d4
 def strays(
     folder,
     files,  # in it

@@ -147,7 +147,7 @@ def _entries(text):
 # %% ../../nbs/soups/02_safetensors_header.ipynb #c474dfa9
 _FIELDS = {'dtype', 'shape', 'data_offsets'}
 
-
+# %% ../../nbs/soups/02_safetensors_header.ipynb #51df16fa
 def _check_shape(name, shape, at):
     impossible = f'tensor {shown(name)} has an impossible shape or place'
     if type(shape) is not list or type(at) is not list or len(at) != 2:
@@ -196,7 +196,7 @@ def _check_meta(meta):
 # %% ../../nbs/soups/02_safetensors_header.ipynb #bc8ba61e
 MOST_TENSORS = 1 << 17  # of one file
 
-
+# %% ../../nbs/soups/02_safetensors_header.ipynb #549fb4a6
 def _parsed(text, first, size):
     """Places and metadata that a header speaks of; the numbers fill a file of `size` bytes from byte
     `first` on."""

@@ -15,7 +15,7 @@ from .places import Place
 FEW = 1 << 12  # numbers of each kernel that are looked at
 TOGETHER = 0.5  # mean cosine below which a note is due
 
-
+# %% ../../nbs/soups/25_same_training.ipynb #35233048
 def _first_numbers(source, k):
     "Of a kernel, float32."
     p = source.places[k]

@@ -65,7 +65,7 @@ def file_header(
 # %% ../../nbs/soups/18_saving.ipynb #9837cb9c
 _turn = threading.Lock()
 
-
+# %% ../../nbs/soups/18_saving.ipynb #522ae803
 def write_at(
     f,  # an open file
     view,  # bytes

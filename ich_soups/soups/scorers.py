@@ -27,7 +27,7 @@ class ScoreOrBound:
 class NeedsScorer(BadInput):
     "A recipe needs what only a `Scorer` has: the logits of each image, or a gradient."
 
-
+# %% ../../nbs/soups/30_scorers.ipynb #9bce3f76
 class Scorer:
     "A function of weights to a score on images in memory. It counts the passes over them that it spends."
 
@@ -130,7 +130,7 @@ def _margin(logits, targs):
     rest[np.arange(len(targs)), targs] = -np.inf
     return own - rest.max(1)
 
-
+# %% ../../nbs/soups/30_scorers.ipynb #ab849d97
 def _may_win(bound, floor, ties):
     return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
 

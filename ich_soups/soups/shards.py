@@ -20,7 +20,7 @@ from .safetensors_header import HEADER
 INDEX = '.index.json'  # the end of the name of a list of shards
 SHARD = re.compile(r'-(\d{5})-of-(\d{5})(?=\.\w+$)')
 
-
+# %% ../../nbs/soups/16_shards.ipynb #be819737
 def checkpoint_stem(
     path: Path,  # of a checkpoint, or of an index
 ) -> str:

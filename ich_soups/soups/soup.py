@@ -77,7 +77,7 @@ def _read_when_asked(self):
 def _keep(self, weights):
     self._weights = weights
 
-
+# %% ../../nbs/soups/32_soup.ipynb #9cb9d2ee
 Soup.weights = property(
     _read_when_asked, _keep, doc='The state dict; of checkpoints on disk it is read when asked for.'
 )
@@ -192,7 +192,7 @@ def scored_once(weights, score, size):
         return []
     return [row(0, 'all', ScoreOrBound(float(score(weights))), True, size)]
 
-
+# %% ../../nbs/soups/32_soup.ipynb #13a4f47e
 def mixed(
     snapshots,  # checkpoints
     names: list,

@@ -49,7 +49,7 @@ def _joins(a, b):
         return False
     return all(p.dtype == q.dtype and p.end == q.start for p, q in zip(a.where, b.where))
 
-
+# %% ../../nbs/soups/26_spans.ipynb #017830cc
 def _join(a, b):
     "Put the span `b` behind `a`, of which it becomes a part."
     a.names += b.names

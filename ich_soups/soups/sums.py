@@ -18,7 +18,7 @@ from .refusals import shown
 def _all_finite(t):
     return bool(torch.isfinite(t if t.dtype.itemsize > 1 else t.float()).all())
 
-
+# %% ../../nbs/soups/27_sums.ipynb #7bdf9d5b
 def _infinities(parts):
     "The infinite numbers of tensors that agree in them, 0 elsewhere; None if they do not agree."
     first = None
@@ -66,7 +66,7 @@ def _finite(acc, sources, span, names, parts):
 # %% ../../nbs/soups/27_sums.ipynb #ddfcb53b
 PIECE = 1 << 17  # elements of a span that are added at a time: few enough to stay in the cache
 
-
+# %% ../../nbs/soups/27_sums.ipynb #fda95f12
 @dataclass
 class _Input:
     "A span in one checkpoint, read into a buffer that it shares with others."
@@ -93,7 +93,7 @@ def _inputs(sources, span):
 
     return [over(s, p, w) for s, p, w in zip(sources, span.where, span.ws) if w]
 
-
+# %% ../../nbs/soups/27_sums.ipynb #853b0777
 def _sum_type(span):
     return torch.float64 if any(p.dtype == torch.float64 for p in span.where) else torch.float32
 
@@ -133,7 +133,7 @@ def _whole_of(sources, span, wide):
     used = [s for s, w in zip(sources, span.ws) if w]
     return (s.view(span.names[0]).cpu().to(wide).flatten() for s in used)
 
-
+# %% ../../nbs/soups/27_sums.ipynb #dc81e27a
 def _tensor(sources, span, names):
     "The weighted sum of one tensor, in float32 or wider."
     acc = torch.zeros(tuple(span.where[0].shape), dtype=_sum_type(span))

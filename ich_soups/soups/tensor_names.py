@@ -16,7 +16,7 @@ from .refusals import shown, some_names
 _PREFIX = re.compile(r'(module|model|_orig_mod)\.')
 _WRAPPERS = re.compile(r'(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
 
-
+# %% ../../nbs/soups/12_tensor_names.ipynb #c1fe7aa8
 def _shared_prefix(d):
     "How many characters of every name are prefixes of `_PREFIX`."
     first, n = next(iter(d)), 0
@@ -48,7 +48,7 @@ _BESIDE = re.compile(
     r'accuracy|auroc|f1|total_ops|total_params|n_averaged|num_updates)(?:[._\d]|$)'
 )
 
-
+# %% ../../nbs/soups/12_tensor_names.ipynb #3bfe2c8f
 def is_beside(
     name: str,  # of a tensor
     prefix: str = '',  # that the names of the network have
@@ -62,7 +62,7 @@ _FACTOR = re.compile(
     r'lora_[AB]_'
 )
 
-
+# %% ../../nbs/soups/12_tensor_names.ipynb #00407453
 def is_factor(
     name: str,  # of a tensor
 ) -> bool:

@@ -28,7 +28,7 @@ _STEP_LABEL = re.compile(
     re.I,
 )
 
-
+# %% ../../nbs/soups/21_training_order.ipynb #b81f1cac
 def _by_label(names, label):
     "The numbers behind a label such as `epoch`, if all names have one."
     found = [label.search(n) for n in names]
@@ -51,7 +51,7 @@ def _tells(times):
     "Whether numbers are there for all and tell any two apart."
     return times is not None and all(t is not None for t in times) and len(set(times)) == len(times)
 
-
+# %% ../../nbs/soups/21_training_order.ipynb #ec52dd70
 def _told_by_names(names):
     "When the files with these names were written, relative to each other, or None."
     found = _by_label(names, _LABEL), _by_label(names, _STEP_LABEL), _by_number(names)
@@ -60,7 +60,7 @@ def _told_by_names(names):
 # %% ../../nbs/soups/21_training_order.ipynb #a89808df
 _LATEST = re.compile(r'(^|[-_.])(last|latest|final|end)([-_.]|$)', re.I)
 
-
+# %% ../../nbs/soups/21_training_order.ipynb #3a4ba5fe
 def _by_names(paths):
     "As `_told_by_names`, of files, or of their folders if all have one name; one called last may be last."
     names = [bare_name(p) for p in paths]
@@ -83,7 +83,7 @@ def _groups(found):
     groups = list(groups.values())
     return groups if len(groups) > 1 and all(len(g) > 1 for g in groups) else []
 
-
+# %% ../../nbs/soups/21_training_order.ipynb #0568a862
 def _tells_in_each(groups, times):
     return bool(groups) and all(_tells([times[i] for i in g]) for g in groups)
 
@@ -101,7 +101,7 @@ def _by_names_in_each(groups, found):
 # %% ../../nbs/soups/21_training_order.ipynb #b09e36ff
 _EPOCH, _STEP, _NAME = 'the epoch in the files', 'the step in the files', 'the number in their names'
 
-
+# %% ../../nbs/soups/21_training_order.ipynb #5370f862
 def training_times(
     found,  # a `Contents` for each checkpoint
 ) -> tuple:

@@ -17,7 +17,7 @@ from .refusals import refuse_archive, shown
 # %% ../../nbs/soups/08_zip_archives.ipynb #1c84fbb4
 _DIRECTORY = 1 << 23  # bytes of a zip archive's directory
 
-
+# %% ../../nbs/soups/08_zip_archives.ipynb #321762c4
 class _Directory:
     "What `zipfile` may read of a file: its end, and a directory of a sensible size."
 
@@ -60,7 +60,7 @@ _LOCAL = struct.Struct('<4s5H3I2H')
 _FOLDER = 0x10  # attribute of a folder; torch reads nothing of one, and leaves what lay in the memory
 _UTF8, _UNREADABLE = 0x800, 0x1 | 0x20 | 0x40  # flags: how the name is written; encrypted or patched
 
-
+# %% ../../nbs/soups/08_zip_archives.ipynb #078fb681
 def _check_readable(info):
     "`ValueError` unless the bytes of a record lie in the file as they are."
     if info.flag_bits & _UNREADABLE:
@@ -118,7 +118,7 @@ def _own_records(read, infos, folder):
     own = folder + 'data', folder + 'byteorder'
     return {n: _record(read, i, checked) for n, i in infos.items() if n.startswith(own)}
 
-
+# %% ../../nbs/soups/08_zip_archives.ipynb #08766179
 def _check_order(read, order):
     if order and _content(read, order, 16) != b'little':
         raise BadInput('it was written on a big-endian machine; load it there and save it as safetensors')

@@ -29,7 +29,7 @@ STRENGTHS = tuple(np.round(np.linspace(0, 2, 21), 2))
 COST = 0.005  # of accuracy on val that may be paid
 _SCORES = ('accuracy', 'f1', 'balanced')
 
-
+# %% ../../nbs/train/30_balance.ipynb #79fce2ad
 def strengths_tried(
     logits,  # float [N, C], of the validation part
     targs,  # int [N]
@@ -43,7 +43,7 @@ def strengths_tried(
         rows.append(dict(strength=s) | {m: float(METRICS[m](moved, targs)) for m in _SCORES})
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/train/30_balance.ipynb #79f44b76
 def best_strength(
     tried: pd.DataFrame,  # of `strengths_tried`
     cost: float = COST,  # of accuracy that may be paid, as a share
@@ -63,7 +63,7 @@ def _bias_of(model, n_classes):
         )
     return next(n for n, m in model.named_modules() if m is head) + '.bias'
 
-
+# %% ../../nbs/train/30_balance.ipynb #8dc4bc4b
 def _imbalance(counts):
     seen = np.asarray(counts)[np.asarray(counts) > 0]
     return seen.max() / seen.min()

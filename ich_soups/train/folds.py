@@ -42,7 +42,7 @@ def _groups(pics, groups):
     same = pd.DataFrame(dict(digest=pics.digests, group=known))
     return same.group.map(_joined(same)).to_numpy()
 
-
+# %% ../../nbs/train/29_folds.ipynb #23e86ee9
 def _joined(same):
     "Group to the group that it is one with, since they hold a copy of the same image."
     to = {g: g for g in same.group.unique()}
@@ -139,7 +139,7 @@ def fold_lists(
         write_split(replace(pics, part=part), out / f'{name}.csv')
     return [out / f'{name}.csv' for name in names]
 
-
+# %% ../../nbs/train/29_folds.ipynb #76b5b5f2
 def _note_folds(out, pics, k, parts):
     "Write what the lists of a directory are of; `BadInput` if it holds others."
     told = dict(k=k, images=replace(pics, part=parts[0]).fingerprint)
@@ -163,7 +163,7 @@ def corrected_half(
 # %% ../../nbs/train/29_folds.ipynb #b6329d93
 METRICS_OF_FOLDS = ('accuracy', 'f1', 'balanced')
 
-
+# %% ../../nbs/train/29_folds.ipynb #f375c48a
 def score_folds(
     preds,  # a list of int [N_i], predicted classes, one array a fold
     targs,  # a list of int [N_i]
@@ -184,7 +184,7 @@ def score_folds(
     folds.insert(0, 'fold', range(1, len(folds) + 1))
     return pd.DataFrame(rows).T, folds
 
-
+# %% ../../nbs/train/29_folds.ipynb #e5a4687a
 def _widened(value, ends, of_folds):
     "A score with the wider of two intervals: that over images, and that over folds."
     half = corrected_half(of_folds)
@@ -241,7 +241,7 @@ def _without_test():
         warnings.filterwarnings('ignore', '.*has no test part.*')
         yield
 
-
+# %% ../../nbs/train/29_folds.ipynb #fbadc8d2
 def _soup_of(run):
     "The soup beside a run, cooked if there is none."
     path = run.path / 'soup.safetensors'

@@ -78,7 +78,7 @@ def _head_names(arch, n_classes, size):
     name = next(n for n, m in model.named_modules() if m is head)
     return model, f'{name}.weight', f'{name}.bias'
 
-
+# %% ../../nbs/train/28_more.ipynb #c198a9f8
 def grown_weights(
     weights: dict,  # a state dict with a classifier of the classes `before`
     cfg: Config,  # of the training to come
@@ -117,7 +117,7 @@ def _parts_of(model, n_classes, dls, cfg, order):
 SHARE = 0.2  # of the images that the run has seen, epoch by epoch
 RATE = 1.0  # of its rate
 
-
+# %% ../../nbs/train/28_more.ipynb #bb98adba
 def epochs_for(
     run: Run,
     n: int,  # training images now
@@ -126,7 +126,7 @@ def epochs_for(
     seen = run.cfg.epochs * int((images_of(run).split == 'train').sum())
     return max(2, round(SHARE * seen / n))
 
-
+# %% ../../nbs/train/28_more.ipynb #2e545653
 def _config(run, data, start, grown, epochs, lr):
     "The configuration of the training to come."
     cfg = run.cfg.replace(data=str(data), pretrained=str(start), bootstrap=0)
@@ -149,7 +149,7 @@ def _before(run, grown, folder, soup):
         return run, Soup.load(soup or beside)
     return run, cook(run)
 
-
+# %% ../../nbs/train/28_more.ipynb #3f638059
 def _check_soup(soup, classes, name):
     "`BadInput` for a soup of other classes than the run's."
     theirs = soup.info.get('classes')
@@ -209,7 +209,7 @@ def _check_out(run, out):
     if (out / 'config.json').exists() and not (out / 'more' / 'plan.json').exists():
         raise BadInput(f'{out} holds another run; choose another directory, or delete {out}')
 
-
+# %% ../../nbs/train/28_more.ipynb #2d9ef3f2
 def _planned(plan, told, out):
     "The configuration of a plan that was made; `BadInput` if it was one of something else."
     was = read_json(plan, out)
@@ -220,7 +220,7 @@ def _planned(plan, told, out):
         )
     return Config(**was['cfg'])
 
-
+# %% ../../nbs/train/28_more.ipynb #26ca3966
 _SAID = dict(
     from_data='images of that run', images='new images', lr='settings (lr)', epochs='settings (epochs)'
 )
@@ -253,7 +253,7 @@ def _apart(logits, keep):
     "Logits in which only the classes `keep`, bool [C], can win."
     return np.where(keep, logits, logits.min() - 1)
 
-
+# %% ../../nbs/train/28_more.ipynb #2ff6f2e3
 def _wider(logits, old, classes):
     "Logits of the old classes among all, where those that it does not know can never win."
     out = np.full((len(logits), len(classes)), logits.min() - 1)
@@ -264,7 +264,7 @@ def _wider(logits, old, classes):
 # %% ../../nbs/train/28_more.ipynb #5b3de85e
 COLUMNS = ['images', 'classes', 'n', 'before', 'after', 'diff', 'lo', 'hi']
 
-
+# %% ../../nbs/train/28_more.ipynb #a36a55f6
 def before_and_after(
     before,  # float [N, C], logits of the old soup on the test images, of classes it lacks below all others
     after,  # float [N, C], of the new soup
