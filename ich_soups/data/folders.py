@@ -136,10 +136,6 @@ def _inmost(folder, part):
         return folder
     return _inmost(dirs[0], part)
 
-# %% ../../nbs/data/12_folders.ipynb #2f950e0d
-def _holds_classes(folder):
-    return any(_pictures_in(c) for c in _subdirs(folder))
-
 # %% ../../nbs/data/12_folders.ipynb #100a8f26
 def _check_beside(root, dirs, parts):
     "`BadInput` for images in a folder beside the parts."
