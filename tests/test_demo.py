@@ -664,7 +664,7 @@ RAW = {
     ),
     'a doubled slash': ('GET //gradio_api//file=/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
     'a broken line': ('GET /gradio_api/file=%0a/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
-    'writing a file': ('PUT /gradio_api/file=/tmp/x HTTP/1.1\nHost: {host}\nConnection: close', 404),
+    'writing a file': ('PUT /gradio_api/file=/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 404),
     'deleting': ('DELETE /config HTTP/1.1\nHost: {host}\nConnection: close', 404),
 }
 
