@@ -7,6 +7,8 @@ REMEASURE ?=
 START := $(shell date +%s)
 SECONDS_SO_FAR = $$(( $$(date +%s) - $(START) )) s
 export PYTHONUNBUFFERED = 1
+# what was compiled once is kept in the environment: a process that imports all of it starts in half the time
+unexport PYTHONDONTWRITEBYTECODE
 # where the smoke profile draws; the committed figures are drawn by `make figures` alone
 DRAWN = $(CURDIR)/build/figures
 # folders of notebooks that make modules

@@ -63,6 +63,7 @@ _CHOICES = dict(
     precision=('auto', 'bf16', 'fp16', 'fp32'),
     head=('drawn', 'fitted', 'given'),
     balance=('', 'sampler', 'loss'),
+    shares=('paper', 'counts'),
 )
 
 # %% ../nbs/06_config.ipynb #71c777fb
@@ -129,6 +130,7 @@ class Config:
         'drawn'  # how the classifier begins: drawn; 'fitted' on the frozen body; 'given' in the weights
     )
     balance: str = ''  # help for rare classes: 'sampler' shows them more often, 'loss' weighs them more
+    shares: str = 'paper'  # of val and test, where a folder brings no split: 'counts' if few images need more
 
     def __post_init__(self):
         _settle(self)
@@ -141,7 +143,7 @@ def replace(self: Config, **over):
 
 # %% ../nbs/06_config.ipynb #4bc19e93
 # fields that came later: their defaults leave the names of older runs as they were
-_LATER = dict(store='fp32', bootstrap=0, compile=False, head='drawn', balance='')
+_LATER = dict(store='fp32', bootstrap=0, compile=False, head='drawn', balance='', shares='paper')
 
 # %% ../nbs/06_config.ipynb #c8f3aada
 @patch(as_prop=True)

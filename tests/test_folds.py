@@ -1,14 +1,18 @@
 "Cross-validation for small collections: folds, their scores, what is refused, what survives a stop."
 
+import json
 import shutil
+from pathlib import Path
 import numpy as np
 import pytest
 from conftest import put
+from ich_soups.app.cli import main
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.data.pictures import Pictures
-from ich_soups.data.shares import half_width, split_shares
+from ich_soups.data.splits import half_width, split_shares
 from ich_soups.soups.soup import Soup
+from ich_soups.train.finished_run import Run
 from ich_soups.train.folds import fold_lists, fold_parts, run_folds, score_folds, with_val
 
 
@@ -168,3 +172,42 @@ def test_val_of_a_tiny_collection_leaves_something_to_train_on():
     for seed in range(10):
         part = with_val(np.array([0, 0, 1]), np.arange(3), seed)
         assert set(np.array([0, 0, 1])[part == 'train']) == {0, 1} and (part == 'val').sum() == 1
+
+
+def test_a_folder_is_split_by_its_counts_and_models_of_it_remember_how(
+    tmp_path, drawn, home, monkeypatch, capsys
+):
+    "40 images: six to choose by and six to test, where the paper's shares would be three and four."
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / 'photos', drawn, range(10), range(4))
+    words = ('--size', '32', '--bs', '16', '--epochs', '2')
+    assert main(['train', 'photos', *words, '--out', 'run']) == 0
+    assert '28 to train on, 6 to choose by, 6 to test' in capsys.readouterr().err
+    assert main(['cook', 'run', '--out', 'soup.safetensors']) == 0
+    assert Soup.load('soup.safetensors').info['shares'] == 'counts'
+    (tmp_path / 'photos').rename('moved')
+    shutil.rmtree('run')
+    capsys.readouterr()
+    assert main(['eval', 'soup.safetensors', '--data', 'moved']) == 0
+    assert '6 images' in capsys.readouterr().out
+
+
+def test_a_directory_keeps_the_split_that_it_was_trained_with(tmp_path, drawn, home, monkeypatch, capsys):
+    "A run of a version that knew the paper's shares only is found finished by the same command."
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / 'photos', drawn, range(10), range(4))
+    words = ('train', 'photos', '--size', '32', '--bs', '16', '--epochs', '2', '--out', 'run')
+    with monkeypatch.context() as m:
+        m.setattr('ich_soups.app.cli_train._shares', lambda data, course: 'paper')
+        assert main([*words]) == 0
+    config = json.loads(Path('run/config.json').read_text())
+    del config['shares']
+    Path('run/config.json').write_text(json.dumps(config))
+    before = Path('run/DONE').read_bytes()
+    assert main([*words]) == 0
+    assert Path('run/DONE').read_bytes() == before
+    assert len(Run('run').targs('val')) == 4 and len(Run('run').targs('test')) == 4
+
+
+def test_collections_with_a_name_keep_the_papers_shares():
+    assert (load_pictures('scenes17:200', shares='counts').part == load_pictures('scenes17:200').part).all()

@@ -117,16 +117,22 @@ def png_of(side, depth, colour, packed, *more):
 )
 @pytest.mark.parametrize('where', ['class', 'top'])
 def test_hidden_and_thumbnail_folders_are_not_entered(name, where, home, photos):
-    if where == 'top' and name == 'Thumbs':
-        pytest.skip('beside the classes it may be one')
     before = load_pictures(photos).fingerprint
     first = sorted(photos.rglob('*.jpg'))[0]
     at = (first.parent if where == 'class' else photos) / name / 'deeper'
     at.mkdir(parents=True)
-    shutil.copy(first, at / 'copy.jpg')
+    shutil.copy(first, at / f'thumb_{first.name}')
     pics, said = notes(lambda: load_pictures(photos))
     assert len(pics) == 36 and pics.fingerprint == before and f'1 in {name}' in said
     assert f'1 in {name}' in texts(photos) and '36 images' in texts(photos)
+
+
+def test_a_folder_of_gestures_called_thumbs_is_a_class(home, photos):
+    (photos / 'Thumbs').mkdir()
+    for i, f in enumerate(sorted(photos.rglob('*.jpg'))[:12]):
+        with Image.open(f) as im:
+            im.rotate(90).save(photos / 'Thumbs' / f'up {i}.jpg')
+    assert load_pictures(photos).classes[-1] == 'Đờn ca tài tử' and 'Thumbs' in load_pictures(photos).classes
 
 
 @pytest.mark.parametrize('kind', ['mixed parts', 'flat', 'list'])

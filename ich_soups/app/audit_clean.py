@@ -14,7 +14,7 @@ from .audit_inspect import Audit
 from .audit_labels import together
 from ..errors import BadInput
 from ..data.collections import Pictures
-from ..data.splits import SPLITS, stratified_split
+from ..data.splits import SPLITS, split_by
 from ..data.lists import write_split
 
 # %% ../../nbs/app/17_audit_clean.ipynb #4438d0bd
@@ -42,7 +42,7 @@ def _split_groups(df, group):
     for r, k in enumerate(g):
         first.setdefault(k, r)
     y = pd.factorize(df.label, sort=True)[0]
-    return stratified_split(y[list(first.values())])[g]
+    return split_by(y[list(first.values())], shares='counts')[g]
 
 # %% ../../nbs/app/17_audit_clean.ipynb #fb901fc9
 def plan(

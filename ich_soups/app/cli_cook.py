@@ -224,7 +224,7 @@ def _cook_scored(what, how):
     for n in notes:
         say(n)
     note_drawn(how.data)
-    source = Checkpoints(files, how.data, how.arch, size)
+    source = Checkpoints(files, how.data, how.arch, size, shares='counts')
     return _balanced(how, source, _cook_source(source, recipe, how.metric))
 
 # %% ../../nbs/app/44_cli_cook.ipynb #bb42ecb0

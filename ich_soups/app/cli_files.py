@@ -19,12 +19,12 @@ def _runs_in(names):
 # %% ../../nbs/app/43_cli_files.ipynb #d2ebcaf4
 def _difference(a, b):
     "In what two `Config`s are of different models: 'arch', 'size', 'classes', or None."
-    from ich_soups.data.collections import load_pictures
+    from ich_soups.data.collections import pictures_for
 
     odd = next((k for k in ('arch', 'size') if getattr(a, k) != getattr(b, k)), None)
     if odd or a.data == b.data:
         return odd
-    classes = [load_pictures(c.data, c.split_seed).classes for c in (b, a)]
+    classes = [pictures_for(c).classes for c in (b, a)]
     return None if classes[0] == classes[1] else 'classes'
 
 # %% ../../nbs/app/43_cli_files.ipynb #589cd18f

@@ -151,9 +151,16 @@ def _first_known(names):
             return run, header.info
     return None, {}
 
+# %% ../../nbs/app/37_cli_places.ipynb #37c0ff01
+def _split_of(cfg, info) -> dict:
+    "How images are split, of a run's configuration, else of what a soup says of itself."
+    if cfg:
+        return dict(split_seed=cfg.split_seed, shares=cfg.shares)
+    return dict(split_seed=info.get('split_seed', 0), shares=info.get('shares', 'paper'))
+
 # %% ../../nbs/app/37_cli_places.ipynb #13c10eec
 def _source(names, data):
-    "`(data, split_seed)`: what was given, or what the first run or soup was trained on."
+    "`(data, how it is split)`: what was given, or what the first run or soup was trained on."
     from ich_soups.config import load_config
     from ich_soups.errors import BadInput
 
@@ -161,7 +168,7 @@ def _source(names, data):
     cfg = load_config(run / 'config.json') if run else None
     if not (data or cfg):
         raise BadInput(f'which images? Give --data; the run that {names[0]} came from is not here')
-    return data or cfg.data, cfg.split_seed if cfg else info.get('split_seed', 0)
+    return data or cfg.data, _split_of(cfg, info)
 
 # %% ../../nbs/app/37_cli_places.ipynb #9976ce72
 def pictures_of(
@@ -173,9 +180,9 @@ def pictures_of(
     from ich_soups.errors import BadInput
     from ich_soups.data.collections import is_named, load_pictures
 
-    at, split_seed = _source(names, data)
+    at, split = _source(names, data)
     try:
-        return at, load_pictures(at, split_seed, **kw)
+        return at, load_pictures(at, **split, **kw)
     except BadInput as e:
         if data or is_named(at) or Path(at).exists():
             raise
@@ -190,25 +197,25 @@ def moved_pictures(
     "`data` if it holds the images that a run was trained on, which may have been moved; else None."
     from ich_soups.config import load_config
     from ich_soups.kinds import read_json
-    from ich_soups.data.collections import load_pictures
+    from ich_soups.data.collections import pictures_for
 
     run = find_run(name)
     cfg, done = load_config(run / 'config.json'), run / 'DONE'
     was = read_json(done).get('data') if done.exists() else None
     if not data or data == cfg.data:
         return None
-    return data if load_pictures(data, cfg.split_seed).fingerprint == was else None
+    return data if pictures_for(cfg, data).fingerprint == was else None
 
 # %% ../../nbs/app/37_cli_places.ipynb #b390b3cf
 def _places_of(run, info, data):
-    "Where the images of a model may be, each with the seed of its split, and their fingerprint."
+    "Where the images of a model may be, each with its split, and their fingerprint."
     from ich_soups.config import load_config
     from ich_soups.kinds import read_json
 
-    said, places = info.get('pictures'), [(data, info.get('split_seed', 0))]
+    said, places = info.get('pictures'), [(data, _split_of(None, info))]
     if run:
         cfg = load_config(run / 'config.json')
-        places.insert(0, (cfg.data, cfg.split_seed))
+        places.insert(0, (cfg.data, _split_of(cfg, info)))
         if not said and (run / 'DONE').exists():
             said = read_json(run / 'DONE').get('data')
     return places, said
@@ -224,9 +231,9 @@ def own_pictures(
     from ich_soups.data.collections import load_pictures
 
     places, said = _places_of(run_of(info, name) if info.get('run') else None, info, data)
-    for place in places:
+    for at, split in places:
         try:
-            pics = load_pictures(*place)
+            pics = load_pictures(at, **split)
         except BadInput:
             continue
         if pics.fingerprint == said:

@@ -13,6 +13,7 @@ from pathlib import Path
 def look(
     data,  # as for `train`
     split_seed: int = 0,
+    shares: str = 'paper',  # as in `load_pictures`
 ) -> tuple:
     "`(Pictures, number for training, median of the smaller sides in pixels)`."
     import numpy as np
@@ -23,7 +24,7 @@ def look(
         with open_picture(p) as im:
             return min(im.size)
 
-    pics = load_pictures(data, split_seed)
+    pics = load_pictures(data, split_seed, shares=shares)
     if pics.array is not None:
         sides = [pics.array.shape[1]]
     else:
@@ -51,7 +52,7 @@ def readable(
     if not Path(data).exists() or not check_folder(data).unreadable:
         return data
     out = _list_for(data)
-    write_split(read_photos(data, on_bad='skip'), out)
+    write_split(read_photos(data, on_bad='skip', shares='counts'), out)
     return str(out)
 
 # %% ../../nbs/app/39_cli_plan.ipynb #dbf59119

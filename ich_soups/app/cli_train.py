@@ -98,14 +98,31 @@ def _check_course(course):
     if where not in ('here', 'ray') and ':' not in where:
         raise BadInput(f'--where is here, ray or ray://host:port; got {where}')
 
+# %% ../../nbs/app/42_cli_train.ipynb #42c0ff02
+def _shares(data, course):
+    "How many images are set aside: 'counts' for photographs, 'paper' for collections with a name."
+    from ich_soups.config import load_config
+    from ich_soups.data.collections import is_named
+
+    before = course.out and _config_before(Path(course.out))
+    if before:
+        return load_config(before).shares
+    return 'paper' if is_named(data) else 'counts'
+
+
+def _config_before(out):
+    "That of a run that lies in a directory already, or of the first of several."
+    return next((f for f in (out / 'config.json', *sorted(out.glob('s*/config.json'))) if f.is_file()), None)
+
 # %% ../../nbs/app/42_cli_train.ipynb #9748651b
 def _plan(pics, n, why, cfg, seeds):
     "What is said before it starts: the images, the choice, the training."
+    val, test = (len(pics.idxs(s)) for s in ('val', 'test'))
     pretrained = ', pre-trained' if cfg.pretrained else ''
     several = f', {seeds} trainings' if seeds > 1 else ''
     how = 'only its classifier is fitted' if cfg.schedule == 'head' else f'{cfg.epochs} epochs'
     return [
-        f'{len(pics)} images in {len(pics.classes)} classes, {n} of them for training',
+        f'{len(pics)} images in {len(pics.classes)} classes: {n} to train on, {val} to choose by, {test} to test',
         f'chosen: {why}',
         f'{cfg.arch}{pretrained}, {cfg.size} px, batches of {cfg.bs}, {how}{several}',
     ]
@@ -239,6 +256,9 @@ def train(data: Data, settings: Settings = Settings(), ways: Ways = Ways(), cour
     on a laptop. Any option overrules. The learning rate stays at its peak: averaging does what annealing
     would, and the evidence (notebook chapters/13_from_scratch) finds the soup as good or better.
 
+    A folder without train, val and test is split here: 15 % of the images each to choose by (val) and to
+    test, and less where 200 are less than that, down to the paper's 8 and 10 %.
+
     Ctrl-C keeps every finished epoch; the same command goes on from there. A second call of a finished
     training trains nothing; one with more --epochs and the same --out goes on for those, at the rate that it
     ended with (flat) or in its cycles (restarts), and the run keeps a record of that."""
@@ -248,11 +268,12 @@ def train(data: Data, settings: Settings = Settings(), ways: Ways = Ways(), cour
     data = readable(data) if course.skip_bad else data
     if ways.more:
         return more_photographs(data, ways.more, settings, course)
-    pics, n, side = look(data)
+    shares = _shares(data, course)
+    pics, n, side = look(data, shares=shares)
     fields, why = _chosen(n, side, settings)
     fields = fields_of(ways, fields)
     seeds = range(course.seed, course.seed + course.seeds)
-    cfgs = [Config(profile='cli', data=data, seed=s, **fields) for s in seeds]
+    cfgs = [Config(profile='cli', data=data, seed=s, shares=shares, **fields) for s in seeds]
     _check_course(course)
     if ways.folds is not None:
         return in_folds(cfgs[0], ways.folds, course.out)

@@ -10,7 +10,6 @@ __all__ = ['MARGIN', 'SETTINGS', 'SCHEDULES', 'HEADS', 'LADDER', 'FIRST', 'DECAY
 
 # %% ../../nbs/companion/43_defaults.ipynb #c9f563b7
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +19,7 @@ from fastai.callback.core import Callback
 from scipy.stats import t as student
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..config import Config
-from ..errors import BadInput
+from ..errors import exit_on_bad_input
 from ..files import scratch
 from ..paths import home
 from ..evidence.tables import add_rows, long_table, read_rows
@@ -293,11 +292,8 @@ def main(args=None):
     p.add_argument('--seeds', type=int, default=5)
     p.add_argument('--settings', nargs='*', default=tuple(SETTINGS))
     a = p.parse_args(args)
-    try:
+    with exit_on_bad_input():
         fill(a.settings, a.seeds)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/43_defaults.ipynb #5de4510d
 if __name__ == '__main__' and '__file__' in globals():

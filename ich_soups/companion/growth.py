@@ -8,7 +8,6 @@ __all__ = ['MORE', 'CLASSES', 'CASES', 'DATA', 'RATES', 'ANEW', 'KEYS', 'before'
 
 # %% ../../nbs/companion/46_growth.ipynb #485f6246
 import argparse
-import sys
 import time
 from itertools import product
 import numpy as np
@@ -16,7 +15,7 @@ from ..config import Config
 from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..data.pictures import Pictures
-from ..errors import BadInput
+from ..errors import exit_on_bad_input
 from ..evidence.metrics import METRICS
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..files import scratch
@@ -149,11 +148,8 @@ def main(args=None):
     p = argparse.ArgumentParser('python -m ich_soups.companion.growth', description=main.__doc__)
     p.add_argument('--seeds', type=int, default=3)
     a = p.parse_args(args)
-    try:
+    with exit_on_bad_input():
         fill(a.seeds)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/46_growth.ipynb #7c264a57
 if __name__ == '__main__' and '__file__' in globals():

@@ -8,7 +8,7 @@ __all__ = ['paper_rows', 'fill']
 # %% ../../nbs/companion/24_paper_rows.ipynb #a19588f4
 from .paper_plan import called
 from ..config import Config
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..evidence.comparison import Candidate, table
 from ..evidence.tables import add_rows, origin, read_rows
 from ..train.candidates import candidates, paper_soups
@@ -50,7 +50,7 @@ def fill(
     "Add the rows that are missing."
     for i, (cfg, ann) in enumerate(jobs, 1):
         name = f'[{i}/{len(jobs)}] {called(cfg.arch)}, seed {cfg.seed}'
-        if len(read_rows(path, run=cfg.key, pictures=load_pictures(cfg.data, cfg.split_seed).fingerprint)):
+        if len(read_rows(path, run=cfg.key, pictures=pictures_for(cfg).fingerprint)):
             print(f'{name}: in the table', flush=True)
             continue
         print(f'{name}: {cfg.epochs} epochs' + (' and the annealed control' if ann else ''), flush=True)

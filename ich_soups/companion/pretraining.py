@@ -9,13 +9,12 @@ __all__ = ['SOURCE', 'GRID', 'RATES', 'source_config', 'Enough', 'Beginning', 'p
 # %% ../../nbs/companion/02_pretraining.ipynb #9bb3023b
 import argparse
 import hashlib
-import sys
 from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
 from ..soups.saving import save_weights
 from ..config import Config
-from ..errors import BadInput
+from ..errors import BadInput, exit_on_bad_input
 from ..files import write_json
 from ..kinds import read_json
 from ..train.distil import Distil
@@ -180,15 +179,12 @@ def main(args=None):
         '--folder', type=Path, default=WEIGHTS, help='for the weights; default: that of the package'
     )
     a = p.parse_args(args)
-    try:
+    with exit_on_bad_input():
         for arch in a.networks or RELATIVES:
             if a.rates:
                 try_rates(arch)
             else:
                 print(renew(arch, a.folder), flush=True)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/02_pretraining.ipynb #1914486a
 if __name__ == '__main__' and '__file__' in globals():

@@ -8,7 +8,6 @@ __all__ = ['TASKS', 'FAST', 'FIRST_MODEL', 'WAYS', 'RATES', 'KEYS', 'Task', 'fil
 
 # %% ../../nbs/companion/44_rivals.ipynb #a49391e7
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -29,7 +28,7 @@ from torchvision.transforms import v2
 from ..config import Config
 from ..data.collections import load_pictures
 from ..data.decoding import open_picture
-from ..errors import BadInput
+from ..errors import BadInput, exit_on_bad_input
 from ..evidence.metrics import METRICS
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..files import scratch
@@ -255,11 +254,8 @@ def main(args=None):
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--tasks', nargs='*', default=tuple(TASKS))
     a = p.parse_args(args)
-    try:
+    with exit_on_bad_input():
         fill(a.tasks, a.seeds)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/44_rivals.ipynb #762a5e38
 if __name__ == '__main__' and '__file__' in globals():

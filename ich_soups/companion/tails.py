@@ -8,7 +8,6 @@ __all__ = ['TAILS', 'WAYS', 'KEYS', 'Tail', 'sizes', 'cut', 'weights_of', 'weigh
 
 # %% ../../nbs/companion/47_tails.ipynb #eb6f607b
 import argparse
-import sys
 from dataclasses import dataclass
 from itertools import product
 import numpy as np
@@ -20,7 +19,7 @@ from ..config import Config
 from ..data.collections import load_pictures
 from ..data.lists import write_split
 from ..data.pictures import Pictures
-from ..errors import BadInput
+from ..errors import exit_on_bad_input
 from ..evidence.tables import add_rows, long_table, read_rows
 from ..files import scratch
 from ..machine import provenance
@@ -163,11 +162,8 @@ def main(args=None):
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--collections', nargs='*', default=tuple(TAILS))
     a = p.parse_args(args)
-    try:
+    with exit_on_bad_input():
         fill(a.collections, a.seeds)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/47_tails.ipynb #d6da703a
 if __name__ == '__main__' and '__file__' in globals():

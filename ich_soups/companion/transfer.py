@@ -7,10 +7,9 @@ __all__ = ['STARTS', 'COLLECTIONS', 'EPOCHS', 'PEAKS', 'KEYS', 'weights_of', 'tr
 
 # %% ../../nbs/companion/13_transfer.ipynb #6e829528
 import argparse
-import sys
 from itertools import product
 from ..config import Config
-from ..errors import BadInput
+from ..errors import exit_on_bad_input
 from .pretraining import pretrain, source_config
 from ..evidence.tables import add_rows, long_table
 from ..train.runs import get_run
@@ -89,12 +88,9 @@ def main(args=None):
     p.add_argument('--starts', nargs='*', default=STARTS)
     a = p.parse_args(args)
     jobs = product(range(a.seeds), a.data, EPOCHS, a.starts, PEAKS)
-    try:
+    with exit_on_bad_input():
         for seed, data, share, start, lr in jobs:
             add_rows(long_table() / 'transfer.csv', [transfer_row(data, share, start, lr, seed)], KEYS)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/13_transfer.ipynb #1914486a
 if __name__ == '__main__' and '__file__' in globals():

@@ -9,14 +9,13 @@ __all__ = ['NETWORKS', 'SEVEN', 'CASES', 'ELSEWHERE', 'PHOTOGRAPHS', 'DRAWS', 'S
 
 # %% ../../nbs/companion/45_unknown.ipynb #2984c006
 import argparse
-import sys
 from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from ..cache import cached
 from ..config import Config
-from ..errors import BadInput
+from ..errors import exit_on_bad_input
 from ..machine import device, provenance
 from ..data.loaders import PixelDataset, image_dls
 from ..data.collections import Pictures, load_pictures
@@ -227,12 +226,9 @@ def main(args=None):
     p.add_argument('--known', nargs='*', default=CASES)
     a = p.parse_args(args)
     jobs = [(n, c, d) for n in a.networks for c in a.known for d in range(_draws(n, c))]
-    try:
+    with exit_on_bad_input():
         for job in jobs:
             add_rows(long_table() / 'unknown.csv', unknown_rows(*job), KEYS)
-    except BadInput as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
 
 # %% ../../nbs/companion/45_unknown.ipynb #c1c3ca7f
 def _draws(network, case):

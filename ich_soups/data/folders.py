@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from ..errors import BadInput
-from .files import _count_files, _is_skipped, _pictures_in, _why_not, left_out
+from .files import _THUMBNAILS, _count_files, _is_skipped, _pictures_in, _why_not, left_out
 from .names import _one_spelling
 
 # %% ../../nbs/data/12_folders.ipynb #50fd9a44
@@ -30,8 +30,7 @@ _ALIASES = dict(
     testset='test',
 )
 _FILLERS = set(
-    'set sets image images img imgs data dataset photo photos image images seg split part samples '
-    'folder'.split()
+    'set sets image images img imgs data dataset photo photos seg split part samples folder'.split()
 )
 _YEAR = re.compile(r'(?<!\d)20\d\d(?!\d)')
 
@@ -75,16 +74,29 @@ def _subdirs(p):
     )
     return sorted(map(allowed, dirs), key=lambda d: d.name)
 
+# %% ../../nbs/data/12_folders.ipynb #12c0ff02
+def _own_name(file):
+    "The name of an image without its ending, and without what says that it is a small copy."
+    return re.sub(r'^thumb(nail)?s?\W?_?|\W?_?thumb(nail)?s?$', '', file.stem.lower())
+
+
+def _is_copies(name, of_class):
+    "Whether the folder `name` of `{name: images}` holds small copies: most are called like others' images."
+    if name.lower() not in _THUMBNAILS:
+        return False
+    known = {_own_name(f) for n, files in of_class.items() if n != name for f in files}
+    return sum(_own_name(f) in known for f in of_class[name]) > len(of_class[name]) / 2
+
 # %% ../../nbs/data/12_folders.ipynb #e947e02e
 def _class_rows(folder, part, told):
     "`(file, class, part)` of every image in the class folders of a folder."
-    rows = []
-    for c in _subdirs(folder):
-        found = [(f, c.name, part) for f in _pictures_in(c, told.left)]
-        rows += found
-        if not found:
-            told.notes.append(f'the folder {c.name!r} holds no image that is read, and is no class')
-    return rows
+    of_class = {c.name: _pictures_in(c, told.left) for c in _subdirs(folder)}
+    for name, found in list(of_class.items()):
+        if _is_copies(name, of_class):
+            told.left[f'in {name}'] += len(of_class.pop(name))
+        elif not found:
+            told.notes.append(f'the folder {name!r} holds no image that is read, and is no class')
+    return [(f, name, part) for name, found in of_class.items() for f in found]
 
 # %% ../../nbs/data/12_folders.ipynb #2d9d89c6
 _NOTES_BESIDE = {

@@ -16,7 +16,7 @@ from .lists import _list_csv
 from .names import _alike_name
 from .pictures import Pictures
 from .scan import _scan
-from .splits import SPLITS, stratified_split
+from .splits import SPLITS, split_by
 
 # %% ../../nbs/data/16_photos.ipynb #8ec0029a
 def _listing(path, told=None):
@@ -49,13 +49,13 @@ def _say_bad(bad, on_bad):
         _warn(f'{n} unreadable files are left out, the first is {path}')
 
 # %% ../../nbs/data/16_photos.ipynb #341393a2
-def _with_val(part, labels, seed, name):
+def _with_val(part, labels, seed, shares, name):
     "The parts of a split; where it has train but no val, val is drawn from train, test too if that lacks."
     if 'val' in part or 'train' not in part:
         return part
     i, alone = np.flatnonzero(part == 'train'), 'test' not in part
     out = part.astype('<U5')
-    out[i] = stratified_split(labels[i], seed, n_test=None if alone else 0)
+    out[i] = split_by(labels[i], seed, shares, alone)
     n = ' and '.join(f'{s} ({(out == s).sum()})' for s in (('val', 'test') if alone else ('val',)))
     _warn(
         f'{name} has no val part: {n} of its {len(i)} training images are taken for it, '
@@ -134,6 +134,7 @@ def read_photos(
     seed: int = 0,  # of the split, where the source brings none
     on_bad: str = 'raise',  # 'skip' leaves unreadable files out with a warning
     scoring: bool = False,  # a model is only to label the images: any part, and one class, is enough
+    shares: str = 'paper',  # one of `SHARES`: how many images a split that is drawn here sets aside
 ) -> Pictures:
     """A collection from files. Raises `BadInput` for an empty folder, one class only, a missing part, an
     unreadable image; warns of what is left out and of classes that are too small to be scored."""
@@ -145,8 +146,8 @@ def read_photos(
             'two class folders'
         )
     labels = np.array([classes.index(c) for _, _, c, _ in rows])
-    part = np.array([s for *_, s in rows]) if given else stratified_split(labels, seed)
-    part = _with_val(part, labels, seed, Path(path).name)
+    part = np.array([s for *_, s in rows]) if given else split_by(labels, seed, shares)
+    part = _with_val(part, labels, seed, shares, Path(path).name)
     if not scoring:
         _warn_of_single(classes, labels)
         _check_parts(path, part, given, classes, labels)

@@ -94,6 +94,7 @@ INFO = dict(
     batchnorm=optional(_NAME),
     pictures=optional(text()),
     split_seed=whole(0, 2**63),
+    shares=one_of('paper', 'counts'),
     precision=optional(text()),
     name=_NAME,
     run_at=listed(_NAME),

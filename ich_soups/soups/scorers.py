@@ -10,6 +10,7 @@ import contextlib
 from dataclasses import dataclass
 import numpy as np
 import torch
+from fastcore.basics import patch, store_attr
 from torch import nn
 from ..errors import BadInput
 from .tensor_names import fit_names
@@ -27,7 +28,7 @@ class ScoreOrBound:
 class NeedsScorer(BadInput):
     "A recipe needs what only a `Scorer` has: the logits of each image, or a gradient."
 
-# %% ../../nbs/soups/30_scorers.ipynb #9bce3f76
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0001
 class Scorer:
     "A function of weights to a score on images in memory. It counts the passes over them that it spends."
 
@@ -42,19 +43,11 @@ class Scorer:
         bs: int = 64,  # images at a time; the bound is looked at after each batch
         early: bool = True,  # whether to stop at the bound
     ):
-        self.model, self.inputs, self.targs, self.metric, self.prepare, self.dtype, self.bs, self.early = (
-            model,
-            inputs,
-            np.asarray(targs),
-            metric,
-            prepare,
-            dtype,
-            bs,
-            early,
-        )
+        store_attr()
+        self.targs = np.asarray(targs)
+        self.seen = 0  # images
         if not len(self.targs):
             raise BadInput('there are no images to score with; is the validation set empty?')
-        self.seen = 0
 
     @property
     def passes(self):
@@ -63,64 +56,35 @@ class Scorer:
     def __call__(self, weights) -> float:
         return self.score_or_bound(weights).score
 
-    def load(self, weights):
-        self.model.load_state_dict(fit_names(weights, self.model))
-        if self.prepare:
-            self.prepare(self.model)
-        self.model.eval()
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0003
+@patch
+def load(self: Scorer, weights):
+    "Put weights into the model; `BadInput` where they do not fit."
+    self.model.load_state_dict(fit_names(weights, self.model))
+    if self.prepare:
+        self.prepare(self.model)
+    self.model.eval()
 
-    def _autocast(self):
-        on = self.dtype not in (None, torch.float32)
-        return (
-            torch.autocast(next(self.model.parameters()).device.type, self.dtype)
-            if on
-            else contextlib.nullcontext()
-        )
 
-    @torch.inference_mode()
-    def logits(self, idx) -> np.ndarray:
-        """Logits of the loaded model, float32 [len(idx), C]. Batches are of one size, the last one filled up,
-        so that an image's logits do not hang on its neighbours."""
-        full = np.resize(idx, self.bs) if len(idx) < self.bs < len(self.targs) else idx
-        with self._autocast():
-            out = self.model(self.inputs(full))
-        self.seen += len(idx)
-        return out[: len(idx)].float().cpu().numpy()
+@patch
+def _autocast(self: Scorer):
+    if self.dtype in (None, torch.float32):
+        return contextlib.nullcontext()
+    return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
 
-    def score_or_bound(
-        self,
-        weights,  # a state dict
-        floor=None,  # the score to beat; None for the exact score in any case
-        ties: bool = False,  # whether equal is enough
-        base=None,  # logits [N, C] of a similar model, to ask the hardest images first
-    ) -> ScoreOrBound:
-        self.load(weights)
-        order = (
-            np.arange(len(self.targs))
-            if base is None
-            else np.argsort(_margin(base, self.targs), kind='stable')
-        )
-        filled = None
-        for at in range(0, len(order), self.bs):
-            idx = order[at : at + self.bs]
-            out = self.logits(idx)
-            if filled is None:
-                filled = (
-                    1e4 * np.eye(out.shape[1], dtype=np.float32)[self.targs]
-                )  # perfect until known better
-            filled[idx] = out
-            if not np.isfinite(out).all():
-                return ScoreOrBound(-np.inf)  # broken weights are worse than any
-            if at + self.bs >= len(order):
-                break
-            if (
-                self.early
-                and floor is not None
-                and not _may_win(bound := float(self.metric(filled, self.targs)), floor, ties)
-            ):
-                return ScoreOrBound(bound, False)
-        score = float(self.metric(filled, self.targs))
-        return ScoreOrBound(-np.inf if np.isnan(score) else score, True, filled)
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0004
+@patch
+@torch.inference_mode()
+def logits(
+    self: Scorer,
+    idx,  # int [n], numbers of images, at most `bs`
+) -> np.ndarray:
+    "Logits of the loaded model, float32 [n, C]."
+    full = np.resize(idx, self.bs) if len(idx) < self.bs < len(self.targs) else idx
+    with self._autocast():
+        out = self.model(self.inputs(full))
+    self.seen += len(idx)
+    return out[: len(idx)].float().cpu().numpy()
 
 # %% ../../nbs/soups/30_scorers.ipynb #2309a3f5
 def _margin(logits, targs):
@@ -130,9 +94,55 @@ def _margin(logits, targs):
     rest[np.arange(len(targs)), targs] = -np.inf
     return own - rest.max(1)
 
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0006
+def _hardest_first(base, targs):
+    "The order of asking, int [N]; as they stand where nothing is known."
+    return np.arange(len(targs)) if base is None else np.argsort(_margin(base, targs), kind='stable')
+
+
+def _perfect(targs, n_classes):
+    "Logits [N, C] of a model that is right and sure of each image."
+    return 1e4 * np.eye(n_classes, dtype=np.float32)[targs]
+
 # %% ../../nbs/soups/30_scorers.ipynb #ab849d97
 def _may_win(bound, floor, ties):
     return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
+
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0008
+@patch
+def score_or_bound(
+    self: Scorer,
+    weights,  # a state dict
+    floor=None,  # the score to beat; None for the exact score in any case
+    ties: bool = False,  # whether equal is enough
+    base=None,  # logits [N, C] of a similar model, to ask the hardest images first
+) -> ScoreOrBound:
+    "The exact score, or, as soon as that is certain, a bound below which it stays and that does not reach `floor`."
+    self.load(weights)
+    order = _hardest_first(base, self.targs)
+    filled = None
+    for at in range(0, len(order), self.bs):
+        idx = order[at : at + self.bs]
+        out = self.logits(idx)
+        if filled is None:
+            filled = _perfect(self.targs, out.shape[1])
+        filled[idx] = out
+        if not np.isfinite(out).all():
+            return ScoreOrBound(-np.inf)
+        bound = self._bound(filled, floor, ties, at + self.bs >= len(order))
+        if bound is not None:
+            return ScoreOrBound(bound, False)
+    score = float(self.metric(filled, self.targs))
+    return ScoreOrBound(-np.inf if np.isnan(score) else score, True, filled)
+
+# %% ../../nbs/soups/30_scorers.ipynb #30sc0009
+@patch
+def _bound(self: Scorer, filled, floor, ties, asked_all):
+    "What the score cannot exceed, if that is not enough; None as long as it may be, or need not be known."
+    if asked_all or floor is None or not self.early:
+        return None
+    bound = float(self.metric(filled, self.targs))
+    return None if _may_win(bound, floor, ties) else bound
 
 # %% ../../nbs/soups/30_scorers.ipynb #72e16791
 def loss_and_grad(
@@ -147,12 +157,10 @@ def loss_and_grad(
         part = idx[at : at + 4 * score.bs]
         with score._autocast():
             out = score.model(score.inputs(part))
-        loss = nn.functional.cross_entropy(out.float(), targs[part].to(out.device), reduction='sum') / len(
-            idx
-        )
+        losses = nn.functional.cross_entropy(out.float(), targs[part].to(out.device), reduction='sum')
+        loss = losses / len(idx)
         loss.backward()
         total += loss.item()
     score.seen += 3 * len(idx)  # a backward pass costs about two forward
-    return total, {
-        n: p.grad.detach().float().cpu() for n, p in score.model.named_parameters() if p.grad is not None
-    }
+    graded = {n: p.grad for n, p in score.model.named_parameters() if p.grad is not None}
+    return total, {n: g.detach().float().cpu() for n, g in graded.items()}

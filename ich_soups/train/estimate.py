@@ -13,7 +13,7 @@ from functools import cache
 import pandas as pd
 from ..paths import set_environ
 from ..config import Config
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from .models import create_model
 from .stages import stage_summary
 from .train_all import train_all
@@ -30,7 +30,7 @@ def speed(
 
     def timed(folder, **kw):
         with set_environ(ICH_SOUPS_HOME=folder):
-            load_pictures(cfg.data, cfg.split_seed)  # drawn or decoded once, which is no part of a run
+            pictures_for(cfg)  # drawn or decoded once, which is no part of a run
             t0 = time.perf_counter()
             train_all(cfgs, progress=False, **kw)
             return time.perf_counter() - t0

@@ -15,7 +15,7 @@ from ..config import load_config
 from ..errors import BadInput
 from ..files import may_write
 from ..kept import keep_array, kept_array
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..soups.checkpoints import load_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.records import check_file, file_sha256, read_done, read_history
@@ -116,7 +116,7 @@ def _check_scores(self: Run):
 def _moved_to(self: Run, data):
     """`data` if it holds the images that the run was trained on, told by their contents; else
     `BadInput`."""
-    was, now = self.provenance.get('data'), load_pictures(data, self.cfg.split_seed).fingerprint
+    was, now = self.provenance.get('data'), pictures_for(self.cfg, data).fingerprint
     if was == now:
         return data
     raise BadInput(

@@ -21,9 +21,8 @@ from ..files import atomic, make_folder, write_json
 from ..kinds import read_json
 from ..data.collections import load_pictures
 from ..data.pictures import Pictures
-from ..data.splits import stratified_split
+from ..data.splits import split_shares, stratified_split
 from ..data.lists import write_split
-from ..data.shares import split_shares
 from ..evidence.metrics import class_counts, from_counts, resampled, wilson
 from ..soups.cook import cook
 from ..soups.soup import Soup

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from ..errors import BadInput
 from ..kinds import read_json
-from ..data.collections import load_pictures
+from ..data.collections import load_pictures, pictures_for
 from ..data.pictures import Pictures
-from ..data.splits import stratified_split
+from ..data.splits import split_by, stratified_split
 from .finished_run import Run
 
 # %% ../../nbs/train/27_grown.ipynb #e97a53fd
@@ -93,15 +93,15 @@ def _located(run, rows, pics):
 def _where_they_were(run):
     "Digest to path of the images in the place that the run had them from; empty if it is no more."
     try:
-        pics = load_pictures(run.source or run.cfg.data, run.cfg.split_seed, 'skip', scoring=True)
+        pics = pictures_for(run.cfg, run.source, on_bad='skip', scoring=True)
     except BadInput:
         return {}
     return {d: str(p) for d, p in zip(pics.digests, pics.items)}
 
 # %% ../../nbs/train/27_grown.ipynb #0524d2be
-def _brings_split(pics, seed):
+def _brings_split(pics, cfg):
     "Whether the source has parts of its own: they are not those that it would be given."
-    return not np.array_equal(pics.part, stratified_split(pics.labels, seed))
+    return not np.array_equal(pics.part, split_by(pics.labels, cfg.split_seed, cfg.shares))
 
 # %% ../../nbs/train/27_grown.ipynb #9f738a78
 def _check_places(run, old, new, data):
@@ -209,7 +209,7 @@ def grown(
         raise BadInput(f'{data} are no files; give a folder of photographs, or a list of them')
     seed, seen = run.cfg.split_seed, images_of(run)
     new = _rows(pics).assign(path=[str(p) for p in pics.items])
-    given = _brings_split(pics, seed)
+    given = _brings_split(pics, run.cfg)
     if given:
         _check_places(run, seen, new, data)
     now = _check_names(run, seen, new, data)

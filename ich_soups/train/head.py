@@ -45,7 +45,7 @@ def features(
 # %% ../../nbs/train/08_head.ipynb #c397c33c
 def _only_body(cfg):
     "The fields that features depend on, with everything else at its default."
-    body = ('data', 'arch', 'pretrained', 'size', 'norm', 'precision', 'split_seed')
+    body = ('data', 'arch', 'pretrained', 'size', 'norm', 'precision', 'split_seed', 'shares')
     return Config(profile='features', bs=64, **{k: getattr(cfg, k) for k in body})
 
 

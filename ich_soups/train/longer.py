@@ -14,7 +14,7 @@ import torch
 from ..config import Config, load_config
 from ..errors import BadInput
 from ..files import atomic
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..soups.records import read_done, read_state
 from .schedules import held_schedule
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
@@ -34,7 +34,7 @@ def _same_pictures(data, cfg, path):
     "Whether `data` holds what a run, finished or not, was trained on, wherever it lies."
     state = None if (path / 'DONE').exists() else read_state(path)
     was = read_done(path).get('data') if (path / 'DONE').exists() else (state or {}).get('data')
-    return was is not None and was == load_pictures(data, cfg.split_seed).fingerprint
+    return was is not None and was == pictures_for(cfg, data).fingerprint
 
 # %% ../../nbs/train/15_longer.ipynb #176d8b5a
 def _is_longer(old, cfg, path):

@@ -19,7 +19,7 @@ from ..errors import BadInput
 from ..files import atomic, make_folder, write_json
 from ..kinds import read_json
 from ..machine import device
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..data.lists import write_split
 from ..evidence.comparison import verdict
 from ..evidence.metrics import nll, paired_difference
@@ -172,7 +172,7 @@ def plan_more(
     run, out = finished(run), Path(out)
     _check_asked(run, arch, size)
     _check_out(run, out)
-    pics = load_pictures(data, run.cfg.split_seed, scoring=True)
+    pics = pictures_for(run.cfg, data, scoring=True)
     told = dict(run=run.cfg.key, from_data=run.provenance.get('data'), images=pics.fingerprint)
     told |= dict(epochs=epochs, lr=lr, soup=str(soup or ''))
     folder, plan = make_folder(out / 'more'), out / 'more' / 'plan.json'

@@ -18,7 +18,7 @@ from ..errors import BadInput
 from ..files import make_folder, may_write, sweep_temporary, write_json
 from ..machine import amp_dtype, device, keep_memory, provenance
 from ..paths import runs_dir
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..data.lists import write_split
 from ..evidence.metrics import METRICS, nll
 from ..locks import locked
@@ -63,7 +63,7 @@ def _finished(cfg, path):
     """The run in a directory that says it is finished; `BadInput` if it is another one, or its images have
     changed."""
     check_config(cfg, path)
-    was, now = read_done(path).get('data'), load_pictures(cfg.data, cfg.split_seed).fingerprint
+    was, now = read_done(path).get('data'), pictures_for(cfg).fingerprint
     if was != now:
         raise BadInput(
             f'the images of {cfg.data} have changed since {path} was trained ({was} then, {now} now); '

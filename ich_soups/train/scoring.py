@@ -19,7 +19,7 @@ from ..config import Config
 from ..errors import BadInput
 from ..machine import amp_dtype, device, provenance
 from ..data.loaders import image_dls
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..data.splits import SPLITS
 from ..evidence.metrics import metric, scores
 from ..evidence.unknown import calibration as calibration_of
@@ -47,7 +47,8 @@ def predict_logits(
 def loaders(cfg: Config):
     "The `DataLoaders` that a configuration asks for: train, val, test."
     stats, bs = data_stats(cfg.arch, cfg.norm), cfg.bs // cfg.accum
-    return image_dls(cfg.data, cfg.size, bs, cfg.crop_min, stats, cfg.split_seed, bootstrap=cfg.bootstrap)
+    images = pictures_for(cfg)
+    return image_dls(images, cfg.size, bs, cfg.crop_min, stats, cfg.split_seed, bootstrap=cfg.bootstrap)
 
 # %% ../../nbs/train/07_scoring.ipynb #88e540eb
 class Scored:
@@ -82,7 +83,7 @@ class Scored:
     @cached_property
     def pictures(self):
         with self._images_at() as at:
-            return load_pictures(at, self.cfg.split_seed)
+            return pictures_for(self.cfg, at)
 
     @property
     def classes(self):
@@ -152,7 +153,9 @@ def describe(self: Scored) -> dict:
     known = dict(arch=self.cfg.arch, size=self.cfg.size, classes=list(self.classes))
     known |= dict(mean=list(mean), std=list(std), data=Path(self.cfg.data).name)
     known |= dict(
-        split_seed=self.cfg.split_seed, pictures=self.provenance.get('data') or self.pictures.fingerprint
+        split_seed=self.cfg.split_seed,
+        shares=self.cfg.shares,
+        pictures=self.provenance.get('data') or self.pictures.fingerprint,
     )
     return known | {k: self.provenance[k] for k in ('device', 'date')}
 
@@ -178,9 +181,16 @@ class Checkpoints(Scored):
         size: int,  # pixels, width and height
         split_seed: int = 0,
         precision: str = 'auto',
+        shares: str = 'paper',  # as in `load_pictures`
     ):
         self.snapshots = list(files)
         self.provenance = provenance()
         self.cfg = Config(
-            profile='checkpoints', data=data, arch=arch, size=size, precision=precision, split_seed=split_seed
+            profile='checkpoints',
+            data=data,
+            arch=arch,
+            size=size,
+            precision=precision,
+            split_seed=split_seed,
+            shares=shares,
         )

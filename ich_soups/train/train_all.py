@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import BadInput
 from ..files import atomic, scratch, sweep_temporary
 from ..paths import home, runs_dir
-from ..data.collections import load_pictures
+from ..data.collections import pictures_for
 from ..data.lists import write_split
 from ..locks import locked
 from ..soups.averaging import weighted_mean
@@ -108,7 +108,7 @@ def _rewrite_split(cfg, path):
     """The paths in it are relative to the run, which has moved; without the images there is nothing to
     point at."""
     try:
-        write_split(load_pictures(cfg.data, cfg.split_seed), path / 'split.csv')
+        write_split(pictures_for(cfg), path / 'split.csv')
     except BadInput:
         (path / 'split.csv').unlink()
 
