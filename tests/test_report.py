@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from ich_soups.evidence.unknown import calibration, verdicts
 from ich_soups.evidence.comparison import Candidate, table
 from ich_soups.core import BadInput, Config
 from ich_soups.data.pictures import Pictures
@@ -261,13 +262,15 @@ def test_a_hundred_thousand_pictures(n):
     }
     e = Evidence(
         run,
-        {'a soup': SimpleNamespace(coefs=[1.0])},
+        {'a soup': SimpleNamespace(coefs=[1.0], weights={}, info={})},
         cands,
         table(cands, targs('test')),
         {'single best': made('val', 2), 'a soup': made('val', 2.2)},
         1,
         2,
     )
+    run.calibration = lambda weights: calibration(e.val['a soup'], targs('val'))
+    run.verdicts = lambda weights, told: verdicts(e.logits('a soup'), **told)
     assert (e.best, e.soup, e.single) == ('a soup', 'a soup', 'single best')
     of_results = [getattr(result_sections, f'{s}_section')(e) for s in ('data', 'samples', 'results')]
     of_models = [

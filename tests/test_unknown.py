@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from ich_soups.app.classifier import Classifier
 from ich_soups.core import BadInput
+from ich_soups.evidence.likeness import Seen
 from ich_soups.evidence.unknown import (
     METHOD,
     METHODS,
@@ -27,6 +29,20 @@ from ich_soups.soups.soup import Soup
 pytestmark = pytest.mark.quick
 
 NAN = float('nan')
+
+
+def seen(n, features=12, seed=0):
+    "What a body sees of images, and how they look."
+    r = np.random.default_rng(seed)
+    return Seen(r.normal(size=(n, features)).astype(np.float32), r.normal(size=(n, 8)))
+
+
+def told_by_likeness(n=300):
+    "What val says of a model that remembers its training images."
+    logits, targs = drawn(n)
+    return calibration(logits, targs, seen(n, seed=1), seen(400), np.arange(400) % 6)
+
+
 UNKNOWN = dict(score='energy', threshold=-1.5, keeps=0.95, val=100)
 SETS = dict(coverage=0.9, threshold=0.8, method='lac', val=100)
 
@@ -138,7 +154,79 @@ def test_what_is_computed_can_be_stored_and_read(tmp_path):
 
 def test_both_rooms_know_the_same_names():
     "The reader of headers may not import the scores."
-    assert list(records._THRESHOLDS) == list(SCORES)
+    assert list(records._THRESHOLDS) == [*SCORES, 'likeness']
     for method in METHODS:
         records._sets(SETS | dict(method=method))
     assert METHOD in METHODS
+
+
+def test_strangers_to_the_eye_and_to_the_body_are_told_and_logits_alone_are_judged_by_their_energy():
+    said = told_by_likeness()
+    logits, _ = drawn(200, seed=5)
+    unknown = lambda images: np.mean([v['unknown'] for v in verdicts(logits, **said, seen=images)])
+    known = seen(200, seed=6)
+    assert said['unknown']['score'] == 'likeness' and unknown(known) < 0.15
+    assert unknown(Seen(known.features + 5, known.looks)) > 0.9
+    assert unknown(Seen(known.features, known.looks + 5)) > 0.9
+    alone = [v['unknown'] for v in verdicts(logits, **said)]
+    by_energy = dict(score='energy', threshold=said['unknown']['energy'], keeps=0.95, val=300)
+    assert alone == [v['unknown'] for v in verdicts(logits, unknown=by_energy)]
+
+
+def test_what_a_model_remembers_of_its_images_is_stored_with_it(tmp_path):
+    said = told_by_likeness()
+    assert read_info(json.loads(json.dumps(said)), 'here') == said
+    assert onnx_info(about(provenance=said), 'm.onnx')['provenance'] == said
+    Soup({'w': torch.zeros(2)}, ['a'], [1.0], 'uniform', [], said).save(tmp_path / 's.safetensors')
+    again = Soup.load(tmp_path / 's.safetensors').info
+    logits, images = drawn(50, seed=7)[0], seen(50, seed=7)
+    assert verdicts(logits, **again, seen=images) == verdicts(logits, **said, seen=images)
+    assert len(json.dumps(said)) < 20_000
+
+
+@pytest.mark.parametrize('at', ['seen', 'look'])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('origin', ''),
+        ('origin', 'AADAfw=='),
+        ('origin', 'AACAPw=='),
+        ('directions', '!'),
+        ('means', 'AACAPw=='),
+        ('precision', 'AACAPw=='),
+        ('precision', None),
+        ('k', 0),
+        ('k', 65),
+        ('k', 3),
+        ('rest', -1),
+        ('rest', NAN),
+        ('rest', '1'),
+    ],
+)
+def test_memories_of_strangers_are_read_with_care(at, field, value):
+    odd = json.loads(json.dumps(told_by_likeness()))
+    odd['unknown']['likeness'][at][field] = value
+    with pytest.raises(BadInput, match='here.*unknown') as e:
+        read_info(odd, 'here')
+    assert '\n' not in str(e.value) and len(str(e.value)) < 600
+
+
+@pytest.mark.parametrize('field', ['energy', 'likeness', 'centre', 'spread', 'look'])
+def test_memories_with_a_gap_are_refused(field):
+    odd = told_by_likeness()
+    of = odd['unknown'] if field in odd['unknown'] else odd['unknown']['likeness']
+    del of[field]
+    with pytest.raises(BadInput, match='unknown'):
+        read_info(odd, 'here')
+
+
+def test_memories_of_another_network_are_one_sentence():
+    c = Classifier(None, list('abcdef'), 8, name='it', info=told_by_likeness())
+    with pytest.raises(BadInput, match='what it says of unknown images belongs to another network'):
+        c.verdicts(drawn(5)[0], seen=seen(5, features=7))
+
+
+def test_too_few_training_images_leave_the_energy():
+    logits, targs = drawn(100)
+    said = calibration(logits, targs, seen(100), seen(19), np.arange(19) % 6)
+    assert said['unknown']['score'] == 'energy' and 'likeness' not in said['unknown']

@@ -19,6 +19,7 @@ from .description import check_description
 from ..errors import BadInput
 from ..data.scan import _why
 from ..data.decoding import decode
+from ..evidence.likeness import Seen, looks
 from ..evidence.unknown import verdicts as verdicts_of
 from ..soups.records import read_info
 
@@ -162,10 +163,41 @@ def verdicts(
     self: Classifier,
     logits,  # float [N, C]
     accept_all: bool = False,  # refuse nothing
+    seen: Seen | None = None,  # of the same images, as `answers` gives it
 ) -> list:
     "One dict an image: `unknown`, `score` and `set`, as `evidence.unknown.verdicts` has them."
     unknown = None if accept_all else self.info.get('unknown')
-    return verdicts_of(logits, self.temperature, unknown, self.info.get('sets'))
+    try:
+        return verdicts_of(logits, self.temperature, unknown, self.info.get('sets'), seen)
+    except ValueError:
+        name = self.name or self.arch
+        raise BadInput(
+            f'what {name} says of unknown images belongs to another network; cook or export it again'
+        ) from None
+
+# %% ../../nbs/app/01_classifier.ipynb #01a5c001
+@patch
+def answers(
+    self: Classifier,
+    images,  # an iterable of paths, bytes or images of Pillow
+    bs: int = 64,  # images a batch
+    on_bad='raise',  # or a function called with a bad image and the reason; its row is NaN
+):
+    """Yield `(images, logits float32 [B, C], Seen)` batch by batch, for collections of any length; None
+    instead of `Seen` if the model gives no features. `BadInput` if it says what is no number."""
+    for names, x, good in decoded(images, self.size, bs, on_bad):
+        x = self.normalise(x)
+        logits, features = self.forward(x)
+        for y in (logits, features):
+            if y is not None:
+                _check_numbers(y[good], self.name or self.arch)
+                y[~good] = np.nan
+        yield names, logits, None if features is None else Seen(features, looks(x.numpy()))
+
+
+def _check_numbers(y, who):
+    if not np.isfinite(y).all():
+        raise BadInput(f'what {who} says of images is no number; export or cook it again')
 
 # %% ../../nbs/app/01_classifier.ipynb #359111fb
 @patch
@@ -178,15 +210,10 @@ def stream(
 ):
     """Yield `(images, float32 [B, C or D])` batch by batch, for collections of any length. `BadInput` if the
     model has no features, or says what is no number."""
-    who = self.name or self.arch
-    for names, x, good in decoded(images, self.size, bs, on_bad):
-        y = self.forward(self.normalise(x))[out == 'features']
+    for names, logits, seen in self.answers(images, bs, on_bad):
+        y = logits if out == 'logits' else seen and seen.features
         if y is None:
-            raise BadInput(f'{who} does not give the features that images are compared by')
-        if not np.isfinite(y[good]).all():
-            raise BadInput(f'what {who} says of images is no number; export or cook it again')
-        if not good.all():
-            y[~good] = np.nan
+            raise BadInput(f'{self.name or self.arch} does not give the features that images are compared by')
         yield names, y
 
 # %% ../../nbs/app/01_classifier.ipynb #48feeb3a

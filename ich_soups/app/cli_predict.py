@@ -101,8 +101,8 @@ def _predicted(c, files, bs, top, accept_all=False):
 
     bad, rows = {}, []
     bar = tqdm(total=len(files), desc='predicting', unit='image', delay=1, leave=False, disable=None)
-    for names, logits in c.stream(files, bs, on_bad=lambda p, why: bad.update({p: why})):
-        told = zip(names, c.calibrated(logits), c.verdicts(logits, accept_all))
+    for names, logits, seen in c.answers(files, bs, on_bad=lambda p, why: bad.update({p: why})):
+        told = zip(names, c.calibrated(logits), c.verdicts(logits, accept_all, seen))
         rows += [_row(p, q, c.classes, top, bad.get(p), v) for p, q, v in told]
         bar.update(len(names))
     bar.close()

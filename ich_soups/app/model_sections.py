@@ -20,7 +20,7 @@ from .evidence import REPORT_SOUPS
 from ..machine import amp_dtype, device_name
 from ..evidence.diversity import mds, model_distance
 from ..evidence.ensembles import soft_voting
-from ..evidence.unknown import calibration, COVERAGE, KEEP, verdicts
+from ..evidence.unknown import COVERAGE, KEEP
 from ..evidence.metrics import confusion, ece, nll, per_class, reliability
 from ..evidence.plots import plot_confusions, plot_maps, plot_per_class, plot_reliability
 from ..train.models import create_model
@@ -248,16 +248,16 @@ def _calibration_text(df, best) -> str:
 # %% ../../nbs/app/33_model_sections.ipynb #5ef0ea9a
 def _unknown_text(e) -> str:
     "How many test images the recommended model would call unknown, and how often its sets hold the class."
-    said = calibration(e.val[e.best], e.run.targs('val'))
-    targs = e.run.targs('test')
-    told = verdicts(e.logits(e.best), said['temperature'], said.get('unknown'), said.get('sets'))
+    soup, targs = e.soups[e.soup], e.run.targs('test')
+    said = soup.info if 'temperature' in soup.info else e.run.calibration(soup.weights)
     if 'unknown' not in said or 'sets' not in said:
         return 'The validation part is too small to say from when on an image is unknown.'
+    told = e.run.verdicts(soup.weights, said)
     kept = np.mean([not t['unknown'] for t in told])
     right = np.mean([y in t['set'] for y, t in zip(targs, told)])
     size = np.mean([len(t['set']) for t in told])
     return (
-        f'A new image can be called unknown: the threshold keeps {100 * KEEP:.0f} % of the validation images, and '
+        f'The {e.soup} can call a new image unknown: the threshold keeps {100 * KEEP:.0f} % of the validation images, and '
         f'{100 * kept:.1f} % of the test images. Where one class is too bold an answer, there is a set: sets that '
         f'were to hold the right class {100 * COVERAGE:.0f} times of a hundred do so for {100 * right:.1f} % of the '
         f'test images, with {size:.1f} classes on average.'

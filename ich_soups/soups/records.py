@@ -8,6 +8,7 @@ __all__ = ['INFO', 'ONNX_FIELDS', 'optional', 'read_info', 'SoupHeader', 'soup_h
            'known_digest', 'check_file', 'run_folder', 'strays', 'check_listed']
 
 # %% ../../nbs/soups/13_records.ipynb #8fd59bb7
+import base64
 import hashlib
 import os
 import re
@@ -26,6 +27,7 @@ from ich_soups.kinds import (
     number,
     Odd,
     one_of,
+    packed,
     parsed,
     read_json,
     table,
@@ -59,16 +61,45 @@ def _all_of(**kinds):
 
     return kind
 
+# %% ../../nbs/soups/13_records.ipynb #13c1de01
+_cloud = _all_of(
+    k=whole(1, 64),
+    rest=number(1e-12),
+    origin=packed(),
+    directions=packed(),
+    means=packed(),
+    precision=packed(),
+)
+_three = listed(number(), 3, 3)
+
+
+def _fitting(v):
+    "The kind of clouds whose arrays fit together."
+    said = _cloud(v)
+    n = {
+        name: len(base64.b64decode(said[name])) // 4
+        for name in ('origin', 'directions', 'means', 'precision')
+    }
+    k = said['k']
+    if n['directions'] != k * n['origin'] or n['means'] % k or n['precision'] != k * k:
+        raise Odd('arrays that fit together')
+    return said
+
+
+_likeness = _all_of(seen=_fitting, look=_fitting, centre=_three, spread=listed(number(1e-6), 3, 3))
+
 # %% ../../nbs/soups/13_records.ipynb #84f55e69
 _SHARE = number(0.5, 0.9999)
-_THRESHOLDS = dict(probability=number(0, 1), energy=number(-1e6, 1e6))  # by the name of the score
+_ENERGY = number(-1e6, 1e6)
+_THRESHOLDS = dict(probability=number(0, 1), energy=_ENERGY, likeness=_ENERGY)  # by the name of the score
 _sets = _all_of(coverage=_SHARE, threshold=number(0, 100), method=one_of('lac', 'aps', 'raps'), val=whole(1))
 
 
 def _threshold(v):
     "The kind of thresholds below which an image is unknown."
     said = _all_of(score=one_of(*_THRESHOLDS), keeps=_SHARE, val=whole(1), threshold=anything)(v)
-    return _all_of(threshold=_THRESHOLDS[said['score']])(said)
+    more = dict(energy=_ENERGY, likeness=_likeness) if said['score'] == 'likeness' else {}
+    return _all_of(threshold=_THRESHOLDS[said['score']], **more)(said)
 
 # %% ../../nbs/soups/13_records.ipynb #9e2ff5b5
 _NAME = text(

@@ -20,7 +20,7 @@ from ..errors import BadInput
 from ..machine import device
 from ..evidence.metrics import nll
 from .models import create_model, head_of
-from .scoring import loaders, predict_logits
+from .scoring import loaders, observe
 
 # %% ../../nbs/train/08_head.ipynb #6ff8bfb7
 def features(
@@ -30,17 +30,8 @@ def features(
     precision: str = 'auto',  # as in `Config`
 ) -> np.ndarray:
     "What enters the classifier, float32 [N, D], without augmentation or dropout if `dl` has none."
-    seen = []
-
-    def note(layer, inputs):
-        seen.append(inputs[0].detach().float().cpu())
-
-    hook = head_of(model, n_classes).register_forward_pre_hook(note)
-    try:
-        predict_logits(model, dl, precision)
-    finally:
-        hook.remove()
-    return torch.cat(seen).numpy()
+    batches = (b[0].as_subclass(torch.Tensor) for b in dl)
+    return observe(model, batches, n_classes, precision)[1].features
 
 # %% ../../nbs/train/08_head.ipynb #c397c33c
 def _only_body(cfg):
