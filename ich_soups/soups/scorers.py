@@ -108,6 +108,11 @@ def _perfect(targs, n_classes):
 def _may_win(bound, floor, ties):
     return bound >= floor - 1e-9 if ties else bound > floor - 1e-9 and not bound == floor
 
+# %% ../../nbs/soups/30_scorers.ipynb #30scff01
+def _looked_at(batch, n):
+    "Whether the bound is computed after a batch, counted from 0, of `n`; never after the last."
+    return batch + 1 < n and (batch < 4 or not batch % -(-n // 8))
+
 # %% ../../nbs/soups/30_scorers.ipynb #30sc0008
 @patch
 def score_or_bound(
@@ -129,7 +134,9 @@ def score_or_bound(
         filled[idx] = out
         if not np.isfinite(out).all():
             return ScoreOrBound(-np.inf)
-        bound = self._bound(filled, floor, ties, at + self.bs >= len(order))
+        bound = (
+            self._bound(filled, floor, ties) if _looked_at(at // self.bs, -(-len(order) // self.bs)) else None
+        )
         if bound is not None:
             return ScoreOrBound(bound, False)
     score = float(self.metric(filled, self.targs))
@@ -137,9 +144,9 @@ def score_or_bound(
 
 # %% ../../nbs/soups/30_scorers.ipynb #30sc0009
 @patch
-def _bound(self: Scorer, filled, floor, ties, asked_all):
+def _bound(self: Scorer, filled, floor, ties):
     "What the score cannot exceed, if that is not enough; None as long as it may be, or need not be known."
-    if asked_all or floor is None or not self.early:
+    if floor is None or not self.early:
         return None
     bound = float(self.metric(filled, self.targs))
     return None if _may_win(bound, floor, ties) else bound
