@@ -86,6 +86,18 @@ FORMATS = {  # name: (end of the file's name, writer)
     'safetensors': ('-weights.safetensors', _write_weights),
 }
 
+# %% ../../nbs/app/48_cli_export.ipynb #48f0a001
+def _told_by(out):
+    "The format that the end of a file's name stands for; `BadInput` if it stands for none."
+    from ich_soups.errors import BadInput
+
+    ends = [(end, to) for to, (end, _) in FORMATS.items() if to != 'timm' and out and str(out).endswith(end)]
+    if not ends:
+        raise BadInput(
+            f"in which form? Give --to: {', '.join(FORMATS)}; or a file that ends in .onnx (--out)"
+        )
+    return max(ends, key=lambda e: len(e[0]))[1]
+
 # %% ../../nbs/app/48_cli_export.ipynb #aa0d1eb6
 def _check(to, push, data):
     "`BadInput` for a format that there is not, and for options that it has no use for."
@@ -114,9 +126,9 @@ def _said(more):
 # %% ../../nbs/app/48_cli_export.ipynb #b99c00ac
 SoupFile = argument(str, 'SOUP', 'A soup of cook.')
 To = option(
-    str,
+    Optional[str],
     '--to',
-    help='onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a '
+    help='Default: what the ending of --out says. onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a '
     'folder with config and model card), or safetensors (the bare weights).',
 )
 Ranges = option(
@@ -148,7 +160,7 @@ Licence = option(str, '--licence', help='With --to timm: of the weights, for the
 )
 def export(
     soup: SoupFile,
-    to: To,
+    to: To = None,
     out: Out = None,
     data: Ranges = None,
     push: Push = None,
@@ -157,6 +169,7 @@ def export(
     """Make a file or folder of a soup that others can load."""
     from ich_soups.soups.soup import Soup
 
+    to = to or _told_by(out)
     _check(to, push, data)
     no_pipe(soup)
     own_file(soup, bare=to == 'safetensors')

@@ -22,7 +22,7 @@ from .learner import picture_dls, to_learner
 from .loading import as_classifier, from_weights, in_torch, read_folder
 from .onnx_export import to_onnx, to_onnx_images
 from .onnx_model import OnnxModel
-from ..files import leavings
+from ..files import exchange, leavings
 from ..errors import BadInput
 from ..files import scratch
 from ..soups.saving import save_weights
@@ -132,6 +132,8 @@ def save_pretrained(
         new.mkdir()
         _write_folder(c, new, card, licence, onnx)
         _read_back(c, new)
+        if folder.exists() and exchange(new, folder):
+            return folder
         if folder.exists():
             folder.rename(tmp / 'old')
         new.rename(folder)
