@@ -96,17 +96,30 @@ def _row(path, probs, classes, top, why, told=None):
 
 # %% ../../nbs/app/47_cli_predict.ipynb #35786ded
 def _predicted(c, files, bs, top, accept_all=False):
-    "One row for each image, in order."
+    "One row for each image, in order; what cannot be read, and why; whether the model gives features."
     from tqdm import tqdm
 
-    bad, rows = {}, []
+    bad, rows, seen = {}, [], None
     bar = tqdm(total=len(files), desc='predicting', unit='image', delay=1, leave=False, disable=None)
     for names, logits, seen in c.answers(files, bs, on_bad=lambda p, why: bad.update({p: why})):
         told = zip(names, c.calibrated(logits), c.verdicts(logits, accept_all, seen))
         rows += [_row(p, q, c.classes, top, bad.get(p), v) for p, q, v in told]
         bar.update(len(names))
     bar.close()
-    return rows, bad
+    return rows, bad, seen is not None
+
+# %% ../../nbs/app/47_cli_predict.ipynb #47f1e001
+def _note_threshold(model, unknown, features):
+    "A note for a model that knows no strangers, or knows them by its logits alone."
+    if not unknown:
+        say(
+            f'note: {model} does not say from when on an image is unknown, so each gets a class; that takes a '
+            'soup cooked with at least 19 labelled images in the val part'
+        )
+    elif unknown['score'] == 'likeness' and not features:
+        say(
+            f'note: {model} gives no features, so unknown images are told by its logits alone, which finds fewer'
+        )
 
 # %% ../../nbs/app/47_cli_predict.ipynb #a53bcecd
 def _all_bad(bad):
@@ -169,14 +182,11 @@ def predict(
     if csv:
         ready(csv)
     c = open_classifier(soup, precision='auto')
-    rows, bad = _predicted(c, files, bs, top, accept_all)
+    rows, bad, told = _predicted(c, files, bs, top, accept_all)
     if len(bad) == len(files):
         raise BadInput(_all_bad(bad))
-    if not accept_all and not c.info.get('unknown'):
-        say(
-            f'note: {soup} does not say from when on an image is unknown, so each gets a class; that takes a '
-            'soup cooked with at least 19 labelled images in the val part'
-        )
+    if not accept_all:
+        _note_threshold(soup, c.info.get('unknown'), told)
     if csv:
         _write_table(rows, csv)
     if bad:

@@ -74,12 +74,16 @@ class Run(Scored):
         "Their names, as of the training; of older runs, those of the images."
         return self.provenance.get('classes') or super().classes
 
-    def describe(self) -> dict:
-        "The run's key, and what `Scored` knows."
-        return dict(run=self.cfg.key) | super().describe()
+# %% ../../nbs/train/14_finished_run.ipynb #14f1e001
+@patch
+def describe(self: Run) -> dict:
+    "The run's key, and what `Scored` knows."
+    return dict(run=self.cfg.key) | Scored.describe(self)
 
-    def __repr__(self):
-        return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
+
+@patch
+def __repr__(self: Run):
+    return f'Run({self.cfg.key}, {len(self.store)} snapshots)'
 
 # %% ../../nbs/train/14_finished_run.ipynb #44f34e73
 @patch

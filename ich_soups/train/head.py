@@ -100,6 +100,25 @@ def _plain_layer(fit, mean, std, n_classes):
     bias[fit.classes_] = b - (w / std) @ mean
     return weight, bias
 
+# %% ../../nbs/train/08_head.ipynb #08f17001
+def _fit(model, z, y):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)  # 200 steps are enough to compare
+        model.fit(z, y)
+
+
+def _has_risen(losses):
+    "Whether the last two are both above the least before them."
+    return len(losses) > 2 and min(losses[-2:]) > min(losses[:-2])
+
+
+def _judged(layer, strength, train, val):
+    "One row of what was tried."
+    weight, bias = layer
+    (a, ya), (b, yb) = ((x @ weight.T + bias, y) for x, y in (train, val))
+    known = dict(strength=strength, train_loss=nll(a, ya))
+    return known | dict(valid_loss=nll(b, yb), accuracy=float((b.argmax(1) == yb).mean()))
+
 # %% ../../nbs/train/08_head.ipynb #7e5e0c88
 def fit_head(
     x,  # float [N, D], features of the training part
@@ -123,28 +142,13 @@ def fit_head(
     tried, layers = [], []
     for strength in STRENGTHS:
         model.C = 1 / (strength * len(y))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)  # 200 steps are enough to compare
-            model.fit(z, y)
+        _fit(model, z, y)
         layers.append(_plain_layer(model, mean, std, n_classes))
         tried.append(_judged(layers[-1], strength, (x, y), (x_val, y_val)))
         if _has_risen([t['valid_loss'] for t in tried]):
             break
     best = int(np.argmin([t['valid_loss'] for t in tried]))
     return FittedHead(*layers[best], pd.DataFrame(tried))
-
-
-def _has_risen(losses):
-    "Whether the last two are both above the least before them."
-    return len(losses) > 2 and min(losses[-2:]) > min(losses[:-2])
-
-
-def _judged(layer, strength, train, val):
-    "One row of what was tried."
-    weight, bias = layer
-    (a, ya), (b, yb) = ((x @ weight.T + bias, y) for x, y in (train, val))
-    known = dict(strength=strength, train_loss=nll(a, ya))
-    return known | dict(valid_loss=nll(b, yb), accuracy=float((b.argmax(1) == yb).mean()))
 
 # %% ../../nbs/train/08_head.ipynb #63aa8658
 def put_head(
