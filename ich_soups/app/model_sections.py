@@ -22,7 +22,7 @@ from ..evidence.diversity import mds, model_distance
 from ..evidence.ensembles import soft_voting
 from ..evidence.unknown import COVERAGE, KEEP
 from ..evidence.metrics import confusion, ece, nll, per_class, reliability
-from ..evidence.plots import plot_confusions, plot_maps, plot_per_class, plot_reliability
+from ..evidence.drawings import plot_confusions, plot_maps, plot_per_class, plot_reliability
 from ..train.models import create_model
 from ..train.stages import stage_summary
 

@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from .page import SHOWN, Section, as_table, between, difference, figure, many
 from .page import pct, plot_names, run_label, when
 from ..evidence.comparison import in_words, pretty
-from ..evidence.plots import plot_counts, plot_forest, plot_samples, plot_trajectory
+from ..evidence.drawings import plot_counts, plot_forest, plot_samples, plot_trajectory
 from ..evidence.tables import over_seeds
 from ..train.schedules import lr_schedule
 

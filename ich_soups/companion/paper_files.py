@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from .paper_results import results
 from .paper_words import beside_in_words, pretty_results
-from ..evidence.plots import COLOURS, GROUPS, legend_above
+from ..evidence.drawings import GROUPS
+from ..evidence.plots import COLOURS, legend_above
 from ..evidence.tables import read_rows
 from ..files import atomic
 
