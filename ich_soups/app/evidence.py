@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
-from .reading import read_curves
+from ..evidence.curves import read_curves
 from ..errors import BadInput
 from ..evidence.comparison import table
 from fastcore.basics import patch
