@@ -282,6 +282,14 @@ def _next_lines(run, out):
     return [next_line('report', run.path, '--soup', out, *data), next_line('eval', out, *data)]
 
 # %% ../../nbs/app/44_cli_cook.ipynb #9ce134ca
+def _brief(info):
+    "Without the arrays that the file remembers of its training images."
+    unknown = info.get('unknown')
+    if not unknown:
+        return info
+    return info | dict(unknown={k: v for k, v in unknown.items() if k != 'likeness'})
+
+
 def _document(out, soup, seconds):
     return dict(
         path=out,
@@ -289,7 +297,7 @@ def _document(out, soup, seconds):
         ingredients=soup.ingredients,
         coefs=soup.coefs,
         seconds=round(seconds, 1),
-        info=soup.info,
+        info=_brief(soup.info),
     )
 
 # %% ../../nbs/app/44_cli_cook.ipynb #d8e46fa1

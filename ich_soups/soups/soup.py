@@ -12,6 +12,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import Repr
 import numpy as np
 from ..errors import BadInput
 from .agreement import as_list, open_all
@@ -33,6 +34,10 @@ class Mix:
     coefs: list  # one each, summing to 1
 
 # %% ../../nbs/soups/32_soup.ipynb #3d654e34
+_SHORT = Repr()  # arrays are kept as text, which nobody reads
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxstring = 99
+
+
 @dataclass
 class Soup:
     "Averaged weights with their provenance."
@@ -43,6 +48,10 @@ class Soup:
     recipe: str = ''
     history: list = field(default_factory=list, repr=False)  # one dict a step of the search
     info: dict = field(default_factory=dict)  # anything else worth keeping: metric, data, run
+
+    def __repr__(self):
+        told = ', '.join(f'{n}={getattr(self, n)!r}' for n in ('ingredients', 'coefs', 'recipe'))
+        return f'Soup({told}, info={_SHORT.repr(self.info)})'
 
     def save(self, path):
         "Write a safetensors file with the provenance in its header; atomically."
