@@ -302,6 +302,16 @@ def test_the_architectures_of_this_package_are_loadable_by_timm_once_it_is_impor
     ), out.stderr
 
 
+@pytest.mark.skipif(sys.platform not in ('linux', 'darwin'), reason='this system cannot exchange two folders')
+def test_a_folder_takes_the_place_of_another_in_one_step(soup, tmp_path, monkeypatch):
+    "Nothing is renamed out of the way, so that no moment is left in which a kill would leave neither."
+    folder = save_pretrained(soup, tmp_path / 'm', licence='mit')
+    monkeypatch.setattr(Path, 'rename', lambda *a: pytest.fail('a folder was moved away first'))
+    save_pretrained(soup, folder, licence='cc-by-4.0')
+    assert 'cc-by-4.0' in (folder / 'README.md').read_text(encoding='utf-8')
+    assert [p.name for p in tmp_path.iterdir()] == ['m']
+
+
 def test_a_folder_is_whole_or_absent(soup, tmp_path, monkeypatch):
     old = save_pretrained(soup, tmp_path / 'old')
     before = {p.name: p.read_bytes() for p in old.iterdir()}

@@ -1,6 +1,6 @@
 "The project is what it says: notebooks and modules, figures and their notebooks, imports that only look back."
 
-import ast, json, os, re
+import ast, json, os, re, subprocess
 from importlib.util import resolve_name
 import pandas as pd
 import pytest
@@ -187,3 +187,11 @@ def test_what_is_drawn_from_long_tables_is_the_same_in_every_profile():
         pd.testing.assert_frame_equal(
             pd.read_csv(COMMITTED / f'{name}.csv'), pd.read_csv(FRESH / f'{name}.csv')
         )
+
+
+def test_the_commands_let_byte_code_be_kept():
+    "Or each of a hundred processes compiles torch anew, which doubles the time of a test run."
+    words = ['make', '-s', '--eval', 'told: ; @echo "<$$PYTHONDONTWRITEBYTECODE>"', 'told']
+    env = os.environ | dict(PYTHONDONTWRITEBYTECODE='1')
+    out = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert out.stdout.strip() == '<>', out.stderr
