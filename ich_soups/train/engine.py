@@ -54,7 +54,10 @@ def _locked(here):
         yield
 
 # %% ../../nbs/train/20_engine.ipynb #8f779cb4
-_QUIET = dict(RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1')
+# no port: a page of measurements would be open to the whole network, without a token
+_QUIET = dict(
+    RAY_USAGE_STATS_ENABLED='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='1', AUTOSCALER_METRIC_PORT='-1'
+)
 
 
 def _connected(ray, where):
