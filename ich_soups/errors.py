@@ -34,7 +34,7 @@ class BadInput(ValueError):
 # %% ../nbs/00_errors.ipynb #7d1c50a2
 @contextmanager
 def exit_on_bad_input():
-    "Around a command: the sentence of a `BadInput` goes to the error stream, and the process ends with code 2."
+    "Around a command: the sentence of a `BadInput` goes to the error stream, and the exit code is 2."
     try:
         yield
     except BadInput as e:

@@ -128,7 +128,8 @@ SoupFile = argument(str, 'SOUP', 'A soup of cook.')
 To = option(
     Optional[str],
     '--to',
-    help='Default: what the ending of --out says. onnx (the network), onnx-images (with all that comes before and after it), int8, timm (a '
+    help='Default: what the ending of --out says. onnx (the network), onnx-images (with all that comes '
+    'before and after it), int8, timm (a '
     'folder with config and model card), or safetensors (the bare weights).',
 )
 Ranges = option(

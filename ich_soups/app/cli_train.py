@@ -122,7 +122,8 @@ def _plan(pics, n, why, cfg, seeds):
     several = f', {seeds} trainings' if seeds > 1 else ''
     how = 'only its classifier is fitted' if cfg.schedule == 'head' else f'{cfg.epochs} epochs'
     return [
-        f'{len(pics)} images in {len(pics.classes)} classes: {n} to train on, {val} to choose by, {test} to test',
+        f'{len(pics)} images in {len(pics.classes)} classes: {n} to train on, {val} to choose by, '
+        f'{test} to test',
         f'chosen: {why}',
         f'{cfg.arch}{pretrained}, {cfg.size} px, batches of {cfg.bs}, {how}{several}',
     ]

@@ -257,7 +257,8 @@ def _unknown_text(e) -> str:
     right = np.mean([y in t['set'] for y, t in zip(targs, told)])
     size = np.mean([len(t['set']) for t in told])
     return (
-        f'The {e.soup} can call a new image unknown: the threshold keeps {100 * KEEP:.0f} % of the validation images, and '
+        f'The {e.soup} can call a new image unknown: the threshold keeps {100 * KEEP:.0f} % of the validation '
+        'images, and '
         f'{100 * kept:.1f} % of the test images. Where one class is too bold an answer, there is a set: sets that '
         f'were to hold the right class {100 * COVERAGE:.0f} times of a hundred do so for {100 * right:.1f} % of the '
         f'test images, with {size:.1f} classes on average.'

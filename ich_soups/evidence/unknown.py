@@ -199,7 +199,7 @@ METHOD = 'lac'  # of `METHODS`
 
 # %% ../../nbs/evidence/08_unknown.ipynb #08bf0001
 def _by_likeness(logits, val, train, train_targs, energy_least) -> dict:
-    "The fields of 'likeness', if there is enough to know; the threshold of the energy stays for the logits alone."
+    "The fields of 'likeness', if there is enough to know; that of the energy stays for the logits alone."
     alike = None if train is None else likeness(train, train_targs, logits, val)
     if alike is None:
         return {}

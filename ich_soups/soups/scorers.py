@@ -122,7 +122,7 @@ def score_or_bound(
     ties: bool = False,  # whether equal is enough
     base=None,  # logits [N, C] of a similar model, to ask the hardest images first
 ) -> ScoreOrBound:
-    "The exact score, or, as soon as that is certain, a bound below which it stays and that does not reach `floor`."
+    "The exact score; or, once that is certain, a bound that it cannot exceed and that misses `floor`."
     self.load(weights)
     order = _hardest_first(base, self.targs)
     filled = None
