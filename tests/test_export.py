@@ -302,7 +302,10 @@ def test_the_architectures_of_this_package_are_loadable_by_timm_once_it_is_impor
     ), out.stderr
 
 
-@pytest.mark.skipif(sys.platform not in ('linux', 'darwin'), reason='this system cannot exchange two folders')
+@pytest.mark.skipif(
+    sys.platform not in ('linux', 'darwin'),
+    reason='to run this, use Linux or macOS, which can exchange two folders',
+)
 def test_a_folder_takes_the_place_of_another_in_one_step(soup, tmp_path, monkeypatch):
     "Nothing is renamed out of the way, so that no moment is left in which a kill would leave neither."
     folder = save_pretrained(soup, tmp_path / 'm', licence='mit')

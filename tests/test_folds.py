@@ -211,3 +211,23 @@ def test_a_directory_keeps_the_split_that_it_was_trained_with(tmp_path, drawn, h
 
 def test_collections_with_a_name_keep_the_papers_shares():
     assert (load_pictures('scenes17:200', shares='counts').part == load_pictures('scenes17:200').part).all()
+
+
+def test_a_list_without_bad_files_keeps_the_split_of_older_runs(tmp_path, drawn, home, monkeypatch, capsys):
+    "A run that was trained with --skip-bad before is not orphaned by a new one of the same folder."
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / 'photos', drawn, range(10), range(4))
+    (tmp_path / 'photos' / 'class 0' / 'cut.jpg').write_bytes(b'\xff\xd8\xff' + bytes(50))
+    words = ('train', 'photos', '--skip-bad', '--size', '32', '--bs', '16', '--epochs', '2', '--out')
+    with monkeypatch.context() as m:
+        m.setattr('ich_soups.app.cli_train._shares', lambda data, course: 'paper')
+        assert main([*words, 'old']) == 0
+    assert main([*words, 'new']) == 0
+    assert [len(Run(p).targs('val')) for p in ('old', 'new')] == [4, 6]
+    assert main(['eval', 'old']) == 0 and main([*words, 'old']) == 0
+
+
+def test_an_unknown_rule_of_splitting_is_refused(tmp_path, drawn, home):
+    put(tmp_path / 'photos', drawn, range(9), range(3))
+    with pytest.raises(BadInput, match="unknown shares 'count'; did you mean counts"):
+        load_pictures(tmp_path / 'photos', shares='count')

@@ -1,13 +1,15 @@
 "'I do not know': thresholds keep what they say, sets cover what they say, and a header of strangers is read with care."
 
 import json
+import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 from ich_soups.app.classifier import Classifier
 from ich_soups.core import BadInput
-from ich_soups.evidence.likeness import Seen
+from ich_soups.evidence.likeness import Seen, looks
 from ich_soups.evidence.unknown import (
     METHOD,
     METHODS,
@@ -230,3 +232,24 @@ def test_too_few_training_images_leave_the_energy():
     logits, targs = drawn(100)
     said = calibration(logits, targs, seen(100), seen(19), np.arange(19) % 6)
     assert said['unknown']['score'] == 'energy' and 'likeness' not in said['unknown']
+
+
+def test_looks_are_taken_only_where_a_threshold_asks_for_them(monkeypatch):
+    monkeypatch.setattr('ich_soups.app.classifier.looks', lambda x: pytest.fail('nobody asked'))
+    told = told_by_likeness()
+    forward = lambda x: (np.zeros((len(x), 6)), np.zeros((len(x), 12)))
+    images = [Image.new('RGB', (8, 8))] * 3
+    plain = Classifier(forward, list('abcdef'), 8, info=dict(unknown=UNKNOWN))
+    assert [seen for *_, seen in plain.answers(images)] == [None]
+    asks = Classifier(forward, list('abcdef'), 8, info=told)
+    assert asks.logits(images).shape == (3, 6) and asks.features(images).shape == (3, 12)
+    with pytest.raises(pytest.fail.Exception, match='nobody asked'):
+        next(asks.answers(images))
+
+
+@pytest.mark.parametrize('size', [1, 3, 5, 64])
+def test_images_of_any_size_have_eight_looks(size):
+    x = np.random.default_rng(0).normal(size=(2, 3, size, size))
+    with np.errstate(all='ignore'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert looks(x).shape == (2, 8)

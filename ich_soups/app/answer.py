@@ -21,7 +21,6 @@ from .page import environment
 from .upload import LARGE, LONG, Refused, Turns, as_png, friendly, pixels_of, read_upload
 from ..errors import BadInput
 from ..data.decoding import IN_FLIGHT, decode
-from ..evidence.likeness import Seen, looks
 from ..data.names import visible
 
 # %% ../../nbs/app/24_answer.ipynb #5bba0828
@@ -169,8 +168,8 @@ class _Seen:
         self.x, self.shown = model.normalise(image[None]), shown
         logits, feats = model.forward(self.x)
         self.probs = model.calibrated(logits[0])
-        seen = None if feats is None else Seen(feats, looks(self.x.numpy()))
-        self.unknown = bool(model.verdicts(logits, seen=seen)[0]['unknown'])
+        told = model.verdicts(logits, seen=model.seen(self.x, feats))
+        self.unknown = bool(told[0]['unknown'])
         self.best, self.feats = int(self.probs.argmax()), None if feats is None else feats[0]
 
 # %% ../../nbs/app/24_answer.ipynb #31c9deab

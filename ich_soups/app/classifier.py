@@ -177,27 +177,48 @@ def verdicts(
 
 # %% ../../nbs/app/01_classifier.ipynb #01a5c001
 @patch
+def _outputs(self: Classifier, images, bs, on_bad):
+    "Yield `(images, input, whether each was read, logits, features or None)` batch by batch."
+    for names, x, good in decoded(images, self.size, bs, on_bad):
+        x = self.normalise(x)
+        yield names, x, good, *self.forward(x)
+
+
+@patch
+def _numbers(self: Classifier, y, good):
+    "Outputs with NaN for images that were not read; `BadInput` if others are no numbers."
+    if not np.isfinite(y[good]).all():
+        raise BadInput(f'what {self.name or self.arch} says of images is no number; export or cook it again')
+    if not good.all():
+        y[~good] = np.nan
+    return y
+
+# %% ../../nbs/app/01_classifier.ipynb #01a5c002
+@patch
+def seen(
+    self: Classifier,
+    x,  # its input, float32 [B, 3, S, S]
+    features,  # float32 [B, D] of it, or None
+) -> Seen | None:
+    "What its threshold asks for besides the logits; None where it asks for nothing, or there are no features."
+    asks = (self.info.get('unknown') or {}).get('score') == 'likeness'
+    return Seen(features, looks(x.numpy())) if asks and features is not None else None
+
+# %% ../../nbs/app/01_classifier.ipynb #01a5c003
+@patch
 def answers(
     self: Classifier,
     images,  # an iterable of paths, bytes or images of Pillow
     bs: int = 64,  # images a batch
     on_bad='raise',  # or a function called with a bad image and the reason; its row is NaN
 ):
-    """Yield `(images, logits float32 [B, C], Seen)` batch by batch, for collections of any length; None
-    instead of `Seen` if the model gives no features. `BadInput` if it says what is no number."""
-    for names, x, good in decoded(images, self.size, bs, on_bad):
-        x = self.normalise(x)
-        logits, features = self.forward(x)
-        for y in (logits, features):
-            if y is not None:
-                _check_numbers(y[good], self.name or self.arch)
-                y[~good] = np.nan
-        yield names, logits, None if features is None else Seen(features, looks(x.numpy()))
-
-
-def _check_numbers(y, who):
-    if not np.isfinite(y).all():
-        raise BadInput(f'what {who} says of images is no number; export or cook it again')
+    """Yield `(images, logits float32 [B, C], Seen or None)` batch by batch, which is what `verdicts` takes.
+    `BadInput` if the model says what is no number."""
+    for names, x, good, logits, features in self._outputs(images, bs, on_bad):
+        seen = self.seen(x, features)
+        if seen is not None:
+            self._numbers(features, good)
+        yield names, self._numbers(logits, good), seen
 
 # %% ../../nbs/app/01_classifier.ipynb #359111fb
 @patch
@@ -210,11 +231,11 @@ def stream(
 ):
     """Yield `(images, float32 [B, C or D])` batch by batch, for collections of any length. `BadInput` if the
     model has no features, or says what is no number."""
-    for names, logits, seen in self.answers(images, bs, on_bad):
-        y = logits if out == 'logits' else seen and seen.features
+    for names, _, good, *outputs in self._outputs(images, bs, on_bad):
+        y = outputs[out == 'features']
         if y is None:
             raise BadInput(f'{self.name or self.arch} does not give the features that images are compared by')
-        yield names, y
+        yield names, self._numbers(y, good)
 
 # %% ../../nbs/app/01_classifier.ipynb #48feeb3a
 def _joined(parts, *empty):

@@ -32,18 +32,20 @@ def look(
     return pics, len(pics.idxs('train')), float(np.median(sides))
 
 # %% ../../nbs/app/39_cli_plan.ipynb #b23d5328
-def _list_for(data):
+def _list_for(data, shares):
     "Where the list of the readable images of a folder is kept."
     import hashlib
     from ich_soups.paths import cache_dir
 
     at = str(Path(data).resolve())
     digest = hashlib.blake2b(at.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()
-    return cache_dir() / 'lists' / f'{Path(at).name}-{digest}.csv'
+    rule = '' if shares == 'paper' else f'-{shares}'  # another split is another list: older runs keep theirs
+    return cache_dir() / 'lists' / f'{Path(at).name}-{digest}{rule}.csv'
 
 # %% ../../nbs/app/39_cli_plan.ipynb #907e22e6
 def readable(
     data,  # as for `train`
+    shares: str = 'paper',  # as in `load_pictures`
 ) -> str:
     "`data`, or where some of its files cannot be read, a list of the others."
     from ich_soups.data.photos import check_folder, read_photos
@@ -51,8 +53,8 @@ def readable(
 
     if not Path(data).exists() or not check_folder(data).unreadable:
         return data
-    out = _list_for(data)
-    write_split(read_photos(data, on_bad='skip', shares='counts'), out)
+    out = _list_for(data, shares)
+    write_split(read_photos(data, on_bad='skip', shares=shares), out)
     return str(out)
 
 # %% ../../nbs/app/39_cli_plan.ipynb #dbf59119

@@ -266,10 +266,10 @@ def train(data: Data, settings: Settings = Settings(), ways: Ways = Ways(), cour
     from ich_soups.config import Config
 
     check_ways(ways, settings, course)
-    data = readable(data) if course.skip_bad else data
+    shares = _shares(data, course)
+    data = readable(data, shares) if course.skip_bad else data
     if ways.more:
         return more_photographs(data, ways.more, settings, course)
-    shares = _shares(data, course)
     pics, n, side = look(data, shares=shares)
     fields, why = _chosen(n, side, settings)
     fields = fields_of(ways, fields)

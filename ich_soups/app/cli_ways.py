@@ -41,8 +41,6 @@ class Ways:
 
 # %% ../../nbs/app/41_cli_ways.ipynb #0e62618e
 _GOES_WITH_MORE = ('arch', 'size', 'epochs', 'lr')
-
-
 _NOT_FAST = ('epochs', 'lr', 'schedule', 'compile')
 
 

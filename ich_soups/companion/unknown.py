@@ -19,7 +19,7 @@ from ..errors import exit_on_bad_input
 from ..machine import device, provenance
 from ..data.loaders import PixelDataset, image_dls
 from ..data.collections import Pictures, load_pictures
-from ..evidence.likeness import Seen, likeness
+from ..evidence.likeness import Seen, remember
 from ..evidence.metrics import temperature
 from ..evidence.plots import COLOURS
 from ..evidence.tables import add_rows, long_table
@@ -87,7 +87,7 @@ def _seen(arch, size, weights, n_classes, images):
     rows = PixelDataset(images.pixels(size), images.labels, np.arange(len(images)), images.classes, 1)
     model.to(device(), memory_format=torch.channels_last)
     ordered = dl.new(rows, shuffle=False, drop_last=False)
-    return observe(model, (b[0].as_subclass(torch.Tensor) for b in ordered), n_classes, 'fp32')[1]
+    return observe(model, ordered, n_classes, 'fp32')[1]
 
 # %% ../../nbs/companion/45_unknown.ipynb #10e72b00
 @dataclass
@@ -151,7 +151,7 @@ def scores_of(net: Known):
     T = temperature(net.logits(val), y_val)
     means, directions = (of(train.features, y) for of in (class_means, class_directions))
     few = np.linspace(0, len(y) - 1, min(NEAR, len(y))).round().astype(int)
-    alike = likeness(some(train, few), y[few], net.logits(val), val)
+    alike = remember(some(train, few), y[few], net.logits(val), val)
 
     def scores(images):
         x, logits = images.features, net.logits(images)

@@ -134,7 +134,7 @@ def read_photos(
     seed: int = 0,  # of the split, where the source brings none
     on_bad: str = 'raise',  # 'skip' leaves unreadable files out with a warning
     scoring: bool = False,  # a model is only to label the images: any part, and one class, is enough
-    shares: str = 'paper',  # one of `SHARES`: how many images a split that is drawn here sets aside
+    shares: str = 'paper',  # one of `SPLIT_RULES`: how many images a split that is drawn here sets aside
 ) -> Pictures:
     """A collection from files. Raises `BadInput` for an empty folder, one class only, a missing part, an
     unreadable image; warns of what is left out and of classes that are too small to be scored."""

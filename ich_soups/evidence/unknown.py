@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp, softmax
 from ..errors import BadInput
-from .likeness import Seen, as_record, from_record, likeness
+from .likeness import Seen, as_record, from_record, remember, squared
 from .metrics import check_scores, temperature as fit_temperature
 
 # %% ../../nbs/evidence/08_unknown.ipynb #32be2ef7
@@ -55,14 +55,9 @@ class ClassMeans:
         relative: bool = True,  # Ren et al. 2021 (arXiv:2106.09022), eq. 2; else Lee et al. 2018, eq. 2
     ) -> np.ndarray:
         "The negative squared distance to the nearest class, float64 [N]."
-        nearest = np.min([_distance(x, m, self.precision) for m in self.means], 0)
-        return (_distance(x, self.mean, self.precision_of_all) if relative else 0) - nearest
-
-# %% ../../nbs/evidence/08_unknown.ipynb #96a26c1f
-def _distance(x, mean, precision):
-    "Squared Mahalanobis distance, float64 [N]."
-    d = np.asarray(x, np.float64) - mean
-    return ((d @ precision) * d).sum(1)
+        x = np.asarray(x, np.float64)
+        nearest = np.min([squared(x - m, self.precision) for m in self.means], 0)
+        return (squared(x - self.mean, self.precision_of_all) if relative else 0) - nearest
 
 # %% ../../nbs/evidence/08_unknown.ipynb #aec81be1
 def class_means(
@@ -200,7 +195,7 @@ METHOD = 'lac'  # of `METHODS`
 # %% ../../nbs/evidence/08_unknown.ipynb #08bf0001
 def _by_likeness(logits, val, train, train_targs, energy_least) -> dict:
     "The fields of 'likeness', if there is enough to know; that of the energy stays for the logits alone."
-    alike = None if train is None else likeness(train, train_targs, logits, val)
+    alike = None if train is None else remember(train, train_targs, logits, val)
     if alike is None:
         return {}
     least = threshold_of(alike.score(logits, val), KEEP)

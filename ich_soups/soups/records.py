@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 import torch
+from ..config import SPLIT_RULES
 from ..errors import BadInput
 from ..files import changed_lately, file_state
 from ich_soups.kinds import (
@@ -125,7 +126,7 @@ INFO = dict(
     batchnorm=optional(_NAME),
     pictures=optional(text()),
     split_seed=whole(0, 2**63),
-    shares=one_of('paper', 'counts'),
+    shares=one_of(*SPLIT_RULES),
     precision=optional(text()),
     name=_NAME,
     run_at=listed(_NAME),

@@ -20,7 +20,7 @@ from ..errors import BadInput
 from ..machine import device
 from ..evidence.metrics import nll
 from .models import create_model, head_of
-from .scoring import loaders, observe
+from .scoring import as_array, loaders, noted, predict_logits
 
 # %% ../../nbs/train/08_head.ipynb #6ff8bfb7
 def features(
@@ -30,8 +30,9 @@ def features(
     precision: str = 'auto',  # as in `Config`
 ) -> np.ndarray:
     "What enters the classifier, float32 [N, D], without augmentation or dropout if `dl` has none."
-    batches = (b[0].as_subclass(torch.Tensor) for b in dl)
-    return observe(model, batches, n_classes, precision)[1].features
+    with noted(head_of(model, n_classes), as_array) as seen:
+        predict_logits(model, dl, precision)
+    return np.concatenate(seen)
 
 # %% ../../nbs/train/08_head.ipynb #c397c33c
 def _only_body(cfg):
