@@ -7,7 +7,7 @@ __all__ = ['BadInput', 'one_line', 'suggest', 'cache_dir', 'checkout', 'choose_p
            'profile', 'PROFILES', 'refuse_smoke', 'runs_dir', 'atomic', 'changed_lately', 'file_state', 'make_folder',
            'may_write', 'scratch', 'sweep_temporary', 'unwritable', 'write_json', 'keep_array', 'kept_array',
            'kept_arrays', 'anything', 'checked', 'listed', 'matching', 'number', 'Odd', 'one_of', 'parsed', 'read_json',
-           'table', 'text', 'whole', 'amp_dtype', 'device', 'device_name', 'keep_memory', 'provenance', 'seed_all',
+           'tables_of', 'text', 'whole', 'amp_dtype', 'device', 'device_name', 'keep_memory', 'provenance', 'seed_all',
            'COLLECTIONS', 'Config', 'load_config']
 
 # %% ../nbs/07_core.ipynb #e061a601
@@ -18,7 +18,7 @@ from .files import atomic, changed_lately, file_state, make_folder, may_write, s
 from .files import sweep_temporary, unwritable, write_json
 from .kept import keep_array, kept_array, kept_arrays
 from .kinds import anything, checked, listed, matching, number, Odd, one_of, parsed, read_json
-from .kinds import table, text, whole
+from .kinds import tables_of, text, whole
 from .machine import amp_dtype, device, device_name, keep_memory, provenance, seed_all
 from .config import COLLECTIONS, Config, load_config
 
@@ -62,7 +62,7 @@ _all_ = [
     'one_of',
     'parsed',
     'read_json',
-    'table',
+    'tables_of',
     'text',
     'whole',
     'amp_dtype',

@@ -221,11 +221,11 @@ def test_suspects_from_given_probabilities(home, photos):
 
 
 def test_missing_packages_are_said(home, photos, monkeypatch):
-    def absent(name):
-        raise BadInput(f"this check needs the package {name}: pip install 'ich_soups[audit]'")
+    def absent(module, what, extra):
+        raise BadInput(f'{what} needs the package {module}')
 
     for module in (audit_inspect, audit_labels):
-        monkeypatch.setattr(module, 'needs', absent)
+        monkeypatch.setattr(module, 'needed', absent)
     a = inspect(photos, suspects='auto')
     assert (
         a.ok

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from dataclasses import asdict
 from ich_soups.core import BadInput, Config, runs_dir, write_json
-from ich_soups.soups.records import epochs_done
+from ich_soups.soups.run_files import epochs_done
 from ich_soups.train import cluster, train_all as train_all_module
 from ich_soups.train.cluster import launch
 from ich_soups.paths import set_environ

@@ -532,7 +532,7 @@ def test_bodies_are_bounded(served):
     assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * guard.MOST_FILES)).status_code == 200
     for n in (guard.MOST_FILES + 1, 1000):
         assert httpx.post(f'{url}gradio_api/upload', **form(*[one] * n)).status_code in (400, 413)
-    big = ('name="files"; filename="a.jpg"', bytes(upload.MOST_BYTES // 2))
+    big = ('name="files"; filename="a.jpg"', bytes(upload.UPLOAD_BYTES // 2))
     assert httpx.post(f'{url}gradio_api/upload', **form(big, big, big)).status_code == 413
 
     def pieces():
@@ -936,7 +936,7 @@ def test_it_listens_to_this_machine_alone_and_takes_no_large_files(served):
     if other:
         with pytest.raises(OSError):
             socket.create_connection((other, urlparse(url).port), timeout=2).close()
-    r = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', b'0' * (upload.MOST_BYTES + 1))))
+    r = httpx.post(f'{url}gradio_api/upload', files=dict(files=('a.jpg', b'0' * (upload.UPLOAD_BYTES + 1))))
     assert r.status_code == 413
     with pytest.raises(BadInput, match='choose another port'):
         demo.start(demo.build(blocks.classifier), port=urlparse(url).port, block=False)

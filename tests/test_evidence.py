@@ -8,7 +8,7 @@ from conftest import ROOT
 from ich_soups.companion.bench_averaging import peak_memory
 from ich_soups.evidence.bias_variance import bias_variance
 from ich_soups.core import BadInput
-from ich_soups.evidence.diversity import KINDS, model_distance, q_statistic
+from ich_soups.evidence.diversity import DISTANCES, model_distance, q_statistic
 from ich_soups.evidence.metrics import ece_interval
 from ich_soups.companion.published import VERDICTS, claims
 
@@ -47,7 +47,7 @@ def test_what_are_no_probabilities_gets_one_sentence_everywhere(says):
     for f in [
         lambda: q_statistic(p, t),
         *[lambda l=l: bias_variance(p, t, l) for l in ('squared', 'kl', '01')],
-        *[lambda k=k: model_distance(p, k) for k in KINDS],
+        *[lambda k=k: model_distance(p, k) for k in DISTANCES],
     ]:
         with pytest.raises(BadInput, match=says) as e:
             f()
@@ -65,7 +65,7 @@ def test_labels_that_are_none_get_one_sentence_everywhere(says):
             f()
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', DISTANCES)
 def test_sixty_four_models_in_two_seconds(kind):
     "64 models, 5,000 images, 17 classes: seconds of the processor, all threads together, the best of three; on a quiet machine the clock shows no more."
     big, took = models(64, 5000, 17).astype(np.float32), []

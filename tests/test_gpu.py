@@ -19,7 +19,7 @@ def trial(tmp_path_factory):
     "One small trial on the CPU, whose training all checks share."
     with pytest.MonkeyPatch.context() as m:
         m.setenv('ICH_SOUPS_DEVICE', 'cpu')
-        t = gpu_parts.Trial(tmp_path_factory.mktemp('trial'), small=True)
+        t = gpu_parts.GpuTrial(tmp_path_factory.mktemp('trial'), small=True)
         with t.opened:
             yield t
 
@@ -57,7 +57,7 @@ def lost(trial):
 
 
 def absent(trial):
-    gpu_parts.needs('no_such_module', 'onnx')
+    gpu_parts.skip_without('no_such_module', 'onnx')
 
 
 def endless(trial):
@@ -88,7 +88,7 @@ def test_each_part_in_its_small_form(trial, name):
 def test_a_resumed_scale_that_is_lost_is_noticed(trial, monkeypatch):
     "The check fails where the training begins with a new scale."
     monkeypatch.setattr(gpu_training.Scale, 'before_train', lambda self: self.seen.append(2.0**16))
-    again = gpu_parts.Trial(trial.at / 'again', small=True)
+    again = gpu_parts.GpuTrial(trial.at / 'again', small=True)
     row = gpu_training.fp16_training(again)
     assert row['status'] == 'failed' and '65536 after the training was resumed' in row['note']
 

@@ -44,7 +44,9 @@ def test_the_key_of_every_preset_is_what_it_was(preset):
 
 
 def test_the_study_of_subsets_uses_the_runs_of_the_recipe_study():
-    assert set(subsets.plan()) <= {cfg for cfg, _ in study_runs.plan() + study_runs.tuned_plan()}
+    assert set(subsets.subset_runs()) <= {
+        cfg for cfg, _ in study_runs.scratch_runs() + study_runs.tuned_plan()
+    }
 
 
 def test_a_run_of_the_command_line_has_its_key():

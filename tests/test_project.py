@@ -91,6 +91,40 @@ def test_modules_import_only_lower_numbers_of_their_room():
     assert not bad
 
 
+def defined(path):
+    "Names that a module offers and defines itself, without those that it only passes on."
+    tree = ast.parse(path.read_text())
+    offers = next(
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'
+    )
+    passed_on = {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    return set(offers) - passed_on
+
+
+def test_a_public_name_means_one_thing():
+    where = {}
+    for m, p in modules().items():
+        for n in defined(p):
+            where.setdefault(n, []).append(m)
+    assert len(where) > 500
+    assert not {n: ms for n, ms in where.items() if len(ms) > 1}, 'rename one, or make it #| exporti'
+
+
+def test_notebooks_that_are_named_are_there():
+    "In other notebooks, tests and the texts beside them; the history of the project may name old ones."
+    there = {p.stem for p in NOTEBOOKS}
+    texts = {p.name: p.read_text() for p in [*ROOT.glob('*.md'), *NBS.glob('*.md'), ROOT / 'Makefile']}
+    texts |= {
+        name(p): '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'])
+        for p in NOTEBOOKS
+    }
+    texts.pop('CHANGELOG.md')
+    gone = {f: set(re.findall(r'(?<![\w.])\d\d_[a-z]\w+', t)) - there for f, t in texts.items()}
+    assert not {f: g for f, g in gone.items() if g}
+
+
 def test_notebooks_are_small_and_have_their_outputs():
     for p in NOTEBOOKS:
         assert p.stat().st_size < 500_000, f'{p.name} has {p.stat().st_size // 1000} kB'

@@ -9,7 +9,7 @@ from ich_soups.soups.saving import save_weights
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config, write_json
 from ich_soups.app.export import Classifier
-from ich_soups.soups.records import read_done, read_state
+from ich_soups.soups.run_files import read_done, read_state
 from ich_soups.soups.contents import soup_header
 from ich_soups.soups.soup import Soup
 from ich_soups.soups.greedy import greedy_soup

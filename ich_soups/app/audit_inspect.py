@@ -17,15 +17,14 @@ from ich_soups.app.audit_findings import (
     exact,
     KINDS,
     near_rows,
-    row,
+    finding_row,
     SERIOUS,
     unreadable,
     unsplit,
 )
-from .audit_hashes import needs
 from .audit_labels import suspects_of
-from .audit_source import gather, Source, thumbnails
-from ..errors import BadInput, one_line
+from .audit_source import gather, Gathered, thumbnails
+from ..errors import BadInput, needed, one_line
 from ..data.splits import SPLITS
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #46f6dad7
@@ -94,7 +93,7 @@ def _text(audit):
 class Audit:
     "What `inspect` found."
 
-    source: Source
+    source: Gathered
     findings: pd.DataFrame  # `COLUMNS`, worst first
     curve: (
         pd.DataFrame | None
@@ -136,7 +135,7 @@ def _look_alike(src, keepers, near, bits):
     if near is None or not keepers:
         return (), None, [], []
     try:
-        needs('imagehash')
+        needed('imagehash', 'this check', 'audit')
     except BadInput as e:
         return (), None, [], [str(e).replace('this check', 'looking for near-duplicates')]
     thumbs, hashes = thumbnails(src)
@@ -181,7 +180,7 @@ def inspect(
     rows += alike
     found, unjudged = _look_doubtful(src, suspects, probs, pairs, judge)
     found = _worth_saying(src, found, keepers, rows)
-    rows += [row(src, 'suspect', i, score=p, other_label=l) for i, (p, l, _) in found.items()]
+    rows += [finding_row(src, 'suspect', i, score=p, other_label=l) for i, (p, l, _) in found.items()]
     order = {k: n for n, k in enumerate(KINDS)}
     findings = pd.DataFrame(sorted(rows, key=lambda r: order[r['kind']]), columns=COLUMNS)
     notes = [*src.told.notes, *unsplit(src), *missed, *unjudged]

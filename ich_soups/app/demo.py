@@ -14,14 +14,14 @@ import tempfile
 from contextlib import asynccontextmanager
 from .answer import CSS, EMPTY, Page, parts
 from .components import example_gallery, examples_as_seen, guarded_blocks
-from .components import needs, on_example, on_photo, photo_place
+from .components import on_example, on_photo, photo_place
 from .from_run import best_single, examples_of
 from .guard import Guard, Rules
-from .hosts import USER, addresses, bracketed, password_for, say
+from .hosts import USER, addresses, bracketed, password_for, tell
 from .loading import as_classifier
-from .upload import MOST_BYTES
+from .upload import UPLOAD_BYTES
 from .visits import Uploads
-from ..errors import BadInput
+from ..errors import BadInput, needed
 from ..data.names import visible
 
 # %% ../../nbs/app/29_demo.ipynb #4929d59b
@@ -110,7 +110,7 @@ def build(
     run=None,  # the `Run` it was cooked from
 ):
     "The page as Gradio `Blocks`; `start` shows it. `BadInput` if the models are of other classes."
-    gr, _ = needs('gradio'), needs('captum')
+    gr, _ = (needed(p, 'the page', 'demo') for p in ('gradio', 'captum'))
     c, single = _models(classifier, single, run)
     page, uploads, examples = Page(c, single, run), Uploads(_own_folder()), _pairs(examples, run)
     with guarded_blocks(gr, uploads) as blocks:
@@ -178,15 +178,17 @@ def start(
     **kw,  # for Gradio's `launch`
 ) -> str:
     "Show the page; returns its address. `BadInput` if the port is taken."
-    gr = needs('gradio')
+    gr = needed('gradio', 'the page', 'demo')
     password = password_for(host, password, no_password, kw.get('auth'))
     rules = Rules(host, blocks.uploads, blocks.own)
-    args = _look(gr) | _QUIET | dict(server_name=bracketed(host), server_port=port, max_file_size=MOST_BYTES)
+    args = (
+        _look(gr) | _QUIET | dict(server_name=bracketed(host), server_port=port, max_file_size=UPLOAD_BYTES)
+    )
     args |= dict(auth=(USER, password) if password else None) | kw
     args['app_kwargs'] = kw.get('app_kwargs', {}) | dict(lifespan=_guarded(rules))
     _launch(blocks, args, host, port)
     if password:
-        say(f'user name {USER}, password {password}')
+        tell(f'user name {USER}, password {password}')
     if block:
         blocks.block_thread()
     return addresses(host, blocks.server_port)[0]
@@ -196,17 +198,17 @@ def _tell(blocks, host, run, password, no_password):
     "Where the page is, and who sees what."
     here, others = addresses(host, blocks.server_port)
     if not others:
-        say(f'{here}  open this in a browser; Ctrl-C ends it')
+        tell(f'{here}  open this in a browser; Ctrl-C ends it')
     else:
-        say(f'{others}  open this in a browser, on any machine of the network; Ctrl-C ends it')
+        tell(f'{others}  open this in a browser, on any machine of the network; Ctrl-C ends it')
     if others and others != here:
-        say(f'{here}  on this machine')
+        tell(f'{here}  on this machine')
     if not run:
         return
     whom = 'everybody who uses this machine' if not others else 'everybody in the network'
     if password or others and not no_password:
         whom = 'everybody who has the password'
-    say(f'note: the page shows training images of {run.path.name}, to {whom}')
+    tell(f'note: the page shows training images of {run.path.name}, to {whom}')
 
 # %% ../../nbs/app/29_demo.ipynb #b01dbb0d
 def serve(

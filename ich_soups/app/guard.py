@@ -11,8 +11,8 @@ import json
 import re
 import socket
 from urllib.parse import urlsplit
-from .hosts import bracketed, host_name, is_every, reached_at, say
-from .upload import MOST_BYTES
+from .hosts import bracketed, host_name, is_every, reached_at, tell
+from .upload import UPLOAD_BYTES
 from .visits import NOT_YOURS, Uploads, new_cookie, visit_of
 
 # %% ../../nbs/app/27_guard.ipynb #1a9b041c
@@ -81,7 +81,7 @@ def _is_upload(scope):
 
 
 def _too_long(upload):
-    return f'This is more than the maximum allowed size of {MOST_BYTES if upload else MOST_JSON:,} bytes.'
+    return f'This is more than the maximum allowed size of {UPLOAD_BYTES if upload else MOST_JSON:,} bytes.'
 
 # %% ../../nbs/app/27_guard.ipynb #74769b89
 class _Form:
@@ -165,7 +165,7 @@ async def _drain(message, receive, most=256 << 20):
 def _bounded(scope, headers, receive):
     "Reads a body no further than it may be long; an upload's form is looked at on the way."
     upload = _is_upload(scope)
-    most = MOST_BYTES + MOST_JSON if upload else MOST_JSON
+    most = UPLOAD_BYTES + MOST_JSON if upload else MOST_JSON
     length = headers.get('content-length') or '0'
     if not length.isdecimal() or int(length) > most:
         raise Refusal(413, _too_long(upload))
@@ -249,7 +249,7 @@ async def _answered(app, scope, receive, send):
     except Exception as e:
         fell = True
         if not begun:  # a stream of a session that is not there has told its client so
-            say(f'note: a request made no sense ({type(e).__name__}); it was refused')
+            tell(f'note: a request made no sense ({type(e).__name__}); it was refused')
     if fell and begun and not done:
         await send(dict(type='http.response.body'))  # the end of what has begun
     if fell and not begun:

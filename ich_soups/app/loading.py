@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .classifier import Classifier, with_features
-from .description import FIELDS, check_description, complete, soup_info
+from .description import FIELDS, check_description, complete, soup_description
 from .onnx_model import from_onnx
 from ..errors import BadInput
 from ..machine import amp_dtype, device as default_device
@@ -88,7 +88,7 @@ def _read(path, part):
         return read_folder(path)
     if path.suffix == '.safetensors' and soup_header(path):
         soup = Soup.load(path)
-        return soup.weights, soup_info(soup)
+        return soup.weights, soup_description(soup)
     return load_weights(path, part), {}
 
 # %% ../../nbs/app/03_loading.ipynb #6c6122b0
@@ -124,7 +124,7 @@ def as_classifier(
     if isinstance(o, Classifier):
         return o
     if isinstance(o, Soup):
-        return from_weights(o.weights, complete(soup_info(o), 'the soup'), o.recipe or 'soup', **kw)
+        return from_weights(o.weights, complete(soup_description(o), 'the soup'), o.recipe or 'soup', **kw)
     return Classifier.load(o, **kw)
 
 # %% ../../nbs/app/03_loading.ipynb #1fc7f799

@@ -11,17 +11,14 @@ import numpy as np
 import torch
 from .classifier import Classifier
 from .description import FIELDS, are_names
-from ..errors import BadInput
+from ..errors import BadInput, needed
 from ..soups.records import onnx_info
 
 # %% ../../nbs/app/02_onnx_model.ipynb #e4b20b3e
 def needs_onnx():
     "The onnxruntime module, or what to install."
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # read when it is imported
-    try:
-        import onnx, onnxruntime, onnxscript  # noqa: F401
-    except ImportError as e:
-        raise BadInput(f"ONNX needs the package {e.name}: pip install 'ich_soups[onnx]'") from None
+    onnxruntime, *_ = (needed(p, 'ONNX', 'onnx') for p in ('onnxruntime', 'onnx', 'onnxscript'))
     getattr(onnxruntime, 'disable_telemetry_events', bool)()  # where it was built with some
     return onnxruntime
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'root', 'run_notebook', 'chapters', 'other_notebooks', 'run_all', 'readme_text', 'write_readme',
-           'out_of_sync', 'read_times', 'add_times', 'figures', 'check', 'main']
+           'out_of_sync', 'read_times', 'add_times', 'figures']
 
 # %% ../../nbs/companion/01_build.ipynb #e8ad7e5a
 import base64

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from ..app.export import Classifier
 from ..app.onnx_export import to_onnx
-from .gpu_parts import must, needs, part, Skip, Trial
+from .gpu_parts import must, skip_without, part, Skip, GpuTrial
 from ..machine import device
 
 # %% ../../nbs/companion/33_gpu_exports.ipynb #ae62b5ed
-def soup_file(trial: Trial) -> Path:
+def soup_file(trial: GpuTrial) -> Path:
     "A soup of the run, cooked once."
     from ich_soups.soups.cook import cook
 
@@ -27,7 +27,7 @@ def soup_file(trial: Trial) -> Path:
     return path
 
 # %% ../../nbs/companion/33_gpu_exports.ipynb #01e368e7
-def uploads(trial: Trial, n: int = 16) -> list:
+def uploads(trial: GpuTrial, n: int = 16) -> list:
     "Test images as JPEG files, 200 x 150 pixels: bytes."
     pics, out = trial.run.pictures, []
     for i in pics.idxs('test')[:n]:
@@ -42,7 +42,7 @@ def onnx_session(
     gpu: bool,  # on the card
 ):
     "A session of ONNX Runtime. `Skip` says why there is none on the card."
-    needs('onnxruntime', 'onnx')
+    skip_without('onnxruntime', 'onnx')
     import onnxruntime as ort
 
     if not gpu:
@@ -59,9 +59,9 @@ def onnx_session(
 
 # %% ../../nbs/companion/33_gpu_exports.ipynb #3e84a198
 @part('ONNX on the card', 25)
-def onnx_on_card(trial: Trial) -> dict:
+def onnx_on_card(trial: GpuTrial) -> dict:
     "Logits of the file and of torch on the CPU; the number is the largest difference to the largest logit."
-    needs('onnxscript', 'onnx')
+    skip_without('onnxscript', 'onnx')
     c = Classifier.load(soup_file(trial), device='cpu')
     session = onnx_session(to_onnx(c, trial.at / 'soup.onnx'), trial.gpu)
     x = c.pixels(uploads(trial))
@@ -73,10 +73,10 @@ def onnx_on_card(trial: Trial) -> dict:
 
 # %% ../../nbs/companion/33_gpu_exports.ipynb #1b8bce5b
 @part('the page answers as predict does', 15)
-def page_answers(trial: Trial) -> dict:
+def page_answers(trial: GpuTrial) -> dict:
     "The page's verdict on its surest image; the number is how far the probabilities of `predict` are."
-    needs('captum', 'demo')
-    from ich_soups.app.answer import Page, percent, said
+    skip_without('captum', 'demo')
+    from ich_soups.app.answer import Page, percent, shown_name
 
     pictures = uploads(trial)
     c, predict = (Classifier.load(soup_file(trial), precision=p) for p in ('fp32', 'auto'))
@@ -88,7 +88,7 @@ def page_answers(trial: Trial) -> dict:
     other = predict.probs(pictures)[i]
     answer = Page(c)(pictures[i])
     best = c.classes[p.argmax()]
-    must(f'<b>{said(best)}</b>' in answer, 'the page names another class than its model')
+    must(f'<b>{shown_name(best)}</b>' in answer, 'the page names another class than its model')
     must(percent(p.max()) in answer, 'the page shows another probability than its model gives')
     apart = float(np.abs(p - other).max())
     must(other.argmax() == p.argmax() and apart < 0.05, f'predict and the page are {apart:.2g} apart')

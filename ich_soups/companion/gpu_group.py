@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import torch
-from .gpu_parts import must, needs, part, Trial
+from .gpu_parts import must, skip_without, part, GpuTrial
 from .gpu_training import gap
 from ..config import Config, load_config
 from ..files import write_json
@@ -57,9 +57,9 @@ def group_of_one(
 
 # %% ../../nbs/companion/32_gpu_group.ipynb #2ab8fefe
 @part('one process under Accelerate', 40)
-def accelerated(trial: Trial) -> dict:
+def accelerated(trial: GpuTrial) -> dict:
     "Train as a group of one; the number is its gap to the training alone."
-    needs('accelerate', 'cluster')
+    skip_without('accelerate', 'cluster')
     run = group_of_one(trial.cfg, trial.at / 'group')
     apart = gap(run, trial.run)
     must(apart < 0.25, f'the training losses are {100 * apart:.0f} % apart')

@@ -11,7 +11,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from torch import nn
-from .gpu_parts import in_words, must, part, Trial
+from .gpu_parts import reason_of, must, part, GpuTrial
 from ..machine import device
 from ..soups.averaging import average
 from ..soups.batchnorm import bn_batches, recalibrate_bn
@@ -19,7 +19,7 @@ from ..soups.recipes import recipe
 
 # %% ../../nbs/companion/31_gpu_soups.ipynb #65685596
 @part('a snapshot scores as in training', 5)
-def snapshot_scores(trial: Trial) -> dict:
+def snapshot_scores(trial: GpuTrial) -> dict:
     "The number is the largest difference of a logit, relative to the largest logit."
     worst = 0.0
     for s in trial.run.snapshots:
@@ -58,7 +58,7 @@ def weights_apart(
 
 # %% ../../nbs/companion/31_gpu_soups.ipynb #107e02d4
 @part('soups of tensors on the card', 15)
-def soups_on_card(trial: Trial) -> dict:
+def soups_on_card(trial: GpuTrial) -> dict:
     "Cook from tensors on the CPU and on the device; the number is the largest difference of a weight."
     here = [s.weights() for s in trial.run.snapshots]
     there = [{k: v.to(device()) for k, v in w.items()} for w in here]
@@ -67,7 +67,7 @@ def soups_on_card(trial: Trial) -> dict:
         try:
             worst = max(worst, weights_apart(cook(here), cook(there)))
         except Exception as e:
-            wrong.append(f'{name}: {in_words(e)}')
+            wrong.append(f'{name}: {reason_of(e)}')
     must(not wrong, '; '.join(wrong))
     must(worst < 1e-3, f'a weight is {worst:.2g} apart')
     return dict(number=worst, unit='of a weight', note=', '.join(RECIPES_TRIED) + ', weighted mean')
@@ -84,7 +84,7 @@ def bn_statistics(
 
 # %% ../../nbs/companion/31_gpu_soups.ipynb #c5c7b94b
 @part('BatchNorm measured on the card', 10)
-def batchnorm(trial: Trial) -> dict:
+def batchnorm(trial: GpuTrial) -> dict:
     "Measure on the device and on the CPU; the number is the largest difference to the largest value."
     model = trial.run.model
     batches = bn_batches(trial.run.dls.plain, 256)
@@ -108,7 +108,7 @@ def next_numbers(
 
 # %% ../../nbs/companion/31_gpu_soups.ipynb #ea31e00d
 @part('random numbers left as they were', 5)
-def random_numbers(trial: Trial) -> dict:
+def random_numbers(trial: GpuTrial) -> dict:
     "Draw before and after images for BatchNorm are chosen; the number is how many draws were compared."
     plain = next_numbers()
     after = next_numbers(lambda: bn_batches(trial.run.dls.plain, 64))

@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from .gpu_parts import must, part, Skip, Stop, Stopped, Trial, Watch
+from .gpu_parts import must, part, Skip, Stop, Stopped, GpuTrial, Watch
 from ..train.finished_run import Run
 
 # %% ../../nbs/companion/30_gpu_training.ipynb #398ef79a
 @part('bf16 training', 20)
-def bf16_training(trial: Trial) -> dict:
+def bf16_training(trial: GpuTrial) -> dict:
     "Train in bf16; the number is the last training loss as a share of the first."
     if trial.gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise Skip('this GPU does not compute in bf16; trainings on it use fp16')
@@ -52,7 +52,7 @@ class Scale(Callback):
 
 # %% ../../nbs/companion/30_gpu_training.ipynb #ae72f3af
 @part('fp16 training, its scale resumed', 20)
-def fp16_training(trial: Trial) -> dict:
+def fp16_training(trial: GpuTrial) -> dict:
     "Train in fp16, break off, go on; the number is the scale that it went on with."
     on = Scale(None if trial.gpu else 2.0**16)
     watch = Watch()
@@ -69,7 +69,7 @@ def fp16_training(trial: Trial) -> dict:
 
 # %% ../../nbs/companion/30_gpu_training.ipynb #8d15513b
 @part('channels-last kept', 5)
-def channels_last(trial: Trial) -> dict:
+def channels_last(trial: GpuTrial) -> dict:
     "Look at weights that were read back and at training; the number is the share of outputs in that layout."
     run = trial.run
     run.model.load_state_dict(run.weights('last'))
@@ -90,7 +90,7 @@ def gap(
 
 # %% ../../nbs/companion/30_gpu_training.ipynb #ca4fc661
 @part('resumed after a stop', 15)
-def resumed(trial: Trial) -> dict:
+def resumed(trial: GpuTrial) -> dict:
     "Break a training off and go on; the number is its gap to one that nothing disturbed."
     with suppress(Stopped):
         trial.train('cut', Stop(2))
@@ -120,7 +120,7 @@ def compiler_there() -> bool:
 
 # %% ../../nbs/companion/30_gpu_training.ipynb #834d7213
 @part('compiled training', 75)
-def compiled_training(trial: Trial) -> dict:
+def compiled_training(trial: GpuTrial) -> dict:
     "Train through `torch.compile`; the number is its gap to the training that is not compiled."
     if not trial.small and not compiler_there():
         raise Skip('there is no C compiler here; install gcc')

@@ -107,7 +107,7 @@ def _report(df, rows, n, differs):
 # %% ../../nbs/companion/27_paper_files.ipynb #6a2a3b13
 def write_results(
     out,  # a folder with the long table `rows.csv`
-    jobs,  # of `plan`
+    jobs,  # of `paper_runs`
     differs=(),  # lines of `check_layout` and `settings_in_words`
 ) -> pd.DataFrame:
     "results.csv, results.md and results.png from what is in the long table; returns the results."

@@ -8,7 +8,7 @@ __all__ = ['results', 'made_up']
 # %% ../../nbs/companion/25_paper_results.ipynb #a19588f4
 import numpy as np
 import pandas as pd
-from .paper_plan import PRINTED, called, ICH17, MODEL_NAMES
+from .paper_plan import PRINTED, model_name, ICH17, MODEL_NAMES
 from .published import published
 from ..evidence.metrics import newcombe, wilson
 from ..evidence.tables import one_more, over_seeds
@@ -73,15 +73,15 @@ def _place(name, order) -> int:
 def _label(arch, model) -> str:
     "The name of a row."
     if model == 'single best':
-        return called(arch)
-    return f'{called(arch)} + {model}' if 'soup' in model else f'{called(arch)}, {model}'
+        return model_name(arch)
+    return f'{model_name(arch)} + {model}' if 'soup' in model else f'{model_name(arch)}, {model}'
 
 # %% ../../nbs/companion/25_paper_results.ipynb #b0431aee
 def _one_result(d, arch, model, paper):
     "The means of one model, beside the published row if there is one."
     row = dict(published_as=None, name=_label(arch, model), arch=arch, model=model, group=d.group.iloc[0])
     row |= _ours(d)
-    base = PRINTED.get(called(arch))
+    base = PRINTED.get(model_name(arch))
     printed = base if model == 'single best' else f'{base} + {model}'
     if printed not in paper.index:
         return row

@@ -6,7 +6,7 @@
 __all__ = ['paper_rows', 'fill']
 
 # %% ../../nbs/companion/24_paper_rows.ipynb #a19588f4
-from .paper_plan import called
+from .paper_plan import model_name
 from ..config import Config
 from ..data.collections import pictures_for
 from ..evidence.comparison import Candidate, table
@@ -43,13 +43,13 @@ def paper_rows(
 
 # %% ../../nbs/companion/24_paper_rows.ipynb #9e5d3c1d
 def fill(
-    jobs,  # of `plan`
+    jobs,  # of `paper_runs`
     path,  # the long table
     then=None,  # called after each training that was not there yet
 ):
     "Add the rows that are missing."
     for i, (cfg, ann) in enumerate(jobs, 1):
-        name = f'[{i}/{len(jobs)}] {called(cfg.arch)}, seed {cfg.seed}'
+        name = f'[{i}/{len(jobs)}] {model_name(cfg.arch)}, seed {cfg.seed}'
         if len(read_rows(path, run=cfg.key, pictures=pictures_for(cfg).fingerprint)):
             print(f'{name}: in the table', flush=True)
             continue

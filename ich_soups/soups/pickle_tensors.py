@@ -12,7 +12,7 @@ from .pickle_calls import called, CALLS, Names, NoTensor, PLAIN_NAMES
 from .pickle_containers import CONTAINERS
 from .pickle_machine import BUDGET, Instructions, Machine, OBJECT
 from .pickle_values import VALUES
-from .places import DIMS, whole
+from .places import DIMS, are_sizes
 from .refusals import shown
 
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #f1ed8538
@@ -58,7 +58,7 @@ def _check_sizes(offset, shape, stride):
         raise ValueError('a tensor has not as many strides as dimensions')
     if len(shape) > DIMS:
         raise ValueError(f'a tensor has {len(shape)} dimensions; at most {DIMS} are read')
-    if not whole(offset, *shape, *stride):
+    if not are_sizes(offset, *shape, *stride):
         raise ValueError('a tensor has an impossible shape')
 
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #ede3ca56
@@ -139,7 +139,7 @@ TENSOR_NAMES.update({('torch', n): t for n, t in vars(torch).items() if isinstan
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #996975ef
 def _part(m, s, key, offset, numel):
     "The part of a storage that a view of it meant, from when storages could be views of each other."
-    if type(key) is not str or not whole(offset, numel):
+    if type(key) is not str or not are_sizes(offset, numel):
         raise TypeError
     if offset + numel > s.numel:
         raise ValueError('a part of a storage reaches beyond it')
@@ -150,7 +150,7 @@ def _part(m, s, key, offset, numel):
 
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #af272ad7
 def _storage(m, dtype, key, device, numel, view=None):
-    if type(key) is not str or not isinstance(dtype, torch.dtype) or not whole(numel):
+    if type(key) is not str or not isinstance(dtype, torch.dtype) or not are_sizes(numel):
         raise TypeError
     m.pay(2 * OBJECT)
     s = m.storages.setdefault(key, Storage(key, dtype, numel))

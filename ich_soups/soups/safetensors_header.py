@@ -12,7 +12,7 @@ import re
 import torch
 from fastcore.basics import patch
 from ..errors import BadInput
-from .places import DIMS, Place, whole
+from .places import DIMS, Place, are_sizes
 from .refusals import shown
 
 # %% ../../nbs/soups/02_safetensors_header.ipynb #770c9c91
@@ -154,7 +154,7 @@ def _check_shape(name, shape, at):
         raise ValueError(impossible)
     if len(shape) > DIMS:
         raise ValueError(f'tensor {shown(name)} has {len(shape)} dimensions; at most {DIMS} are read')
-    if not whole(*shape, *at):
+    if not are_sizes(*shape, *at):
         raise ValueError(impossible)
 
 # %% ../../nbs/soups/02_safetensors_header.ipynb #27d6f96b

@@ -18,7 +18,7 @@ from ..kept import keep_array, kept_array
 from ..data.collections import pictures_for
 from ..soups.checkpoints import load_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
-from ..soups.records import check_file, file_sha256, read_done, read_history
+from ..soups.run_files import check_file, file_sha256, read_done, read_history
 from .best_epochs import score_key
 from .scoring import Scored
 from .snapshots import SnapshotStore

@@ -15,7 +15,7 @@ from ..config import Config, load_config
 from ..errors import BadInput
 from ..files import atomic
 from ..data.collections import pictures_for
-from ..soups.records import read_done, read_state
+from ..soups.run_files import read_done, read_state
 from .schedules import held_schedule
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
 

@@ -22,7 +22,7 @@ from ..data.collections import pictures_for
 from ..data.lists import write_split
 from ..evidence.metrics import METRICS, nll
 from ..locks import locked
-from ..soups.records import file_sha256, read_done, read_state
+from ..soups.run_files import file_sha256, read_done, read_state
 from ..soups.saving import save_weights
 from .finished_run import Run
 from .head import head_first, kept_features

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..errors import BadInput
 from ..files import atomic, sweep_temporary, write_json
 from ..soups.checkpoints import Checkpoint, load_weights
-from ..soups.records import check_file, file_sha256, known_digest, read_manifest, run_folder
+from ..soups.run_files import check_file, file_sha256, known_digest, read_manifest, run_folder
 from ..soups.saving import save_weights
 from ..soups.tensor_names import without_prefix
 
