@@ -29,7 +29,7 @@ def network(module, _):      # a metric of torchmetrics is a module too, and has
 register_module_forward_pre_hook(network)
 run_onnx = export.OnnxModel.__call__
 export.OnnxModel.__call__ = lambda self, x: (count(), run_onnx(self, x))[1]
-plots.save_fig = lambda fig, name, *a, **k: figures.append(name) or fig
+plots.save_fig = lambda fig, name, *a, **k: (figures.append(name), plots.plt.close(fig))[1]
 learn = training.make_learner
 training.make_learner = lambda cfg, *a, **k: trained.append(cfg.key) or learn(cfg, *a, **k)
 for path in sys.argv[2:]:

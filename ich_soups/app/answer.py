@@ -18,7 +18,7 @@ from .classifier import Classifier
 from .from_run import Neighbours
 from .gradcam import GradCam, overlay
 from .page import environment
-from .upload import LARGE, LONG, UploadRefused, Turns, as_png, friendly, pixels_of, read_upload
+from .upload import LARGE, LONG, Refused, Turns, as_png, friendly, pixels_of, read_upload
 from ..errors import BadInput
 from ..data.decoding import IN_FLIGHT, decode
 from ..data.names import visible
@@ -144,7 +144,7 @@ class Page:
         try:
             decoded = self._decoded(as_png(data) if isinstance(data, Image.Image) else data, visit)
             return self._answer(decoded), decoded[self.first.size][0]
-        except UploadRefused as e:
+        except Refused as e:
             return str(parts().sorry(str(e))), None
 
 # %% ../../nbs/app/24_answer.ipynb #59f6d55a

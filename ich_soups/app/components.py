@@ -8,7 +8,7 @@ __all__ = ['refusal', 'photo_place', 'guarded_blocks', 'example_gallery', 'examp
 # %% ../../nbs/app/28_components.ipynb #7e96cd15
 from PIL import Image
 from .answer import EMPTY, TO_ANSWER, parts
-from .upload import UploadRefused, as_png, read_upload
+from .upload import Refused, as_png, read_upload
 from .visits import NOT_YOURS, seen_file, visit_of
 from ..data.decoding import decode
 from ..data.formats import read_file
@@ -129,7 +129,7 @@ def on_photo(gr, page, uploads, photo, answer):
         visit = visit_of(request.headers)
         try:
             data = uploads.read(path, visit)
-        except UploadRefused as e:
+        except Refused as e:
             raise refusal(gr, str(e)) from None
         text, pixels = page.look(data, visit)
         shown = None if pixels is None else uploads.put(pixels, visit)  # not what the browser makes of it

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
-from .upload import UPLOAD_BYTES, UploadRefused, as_png
+from .upload import UPLOAD_BYTES, Refused, as_png
 from ..data.formats import read_file
 
 # %% ../../nbs/app/26_visits.ipynb #c3e14997
@@ -56,13 +56,13 @@ class Uploads:
         return os.path.realpath(path) == place and Path(place).is_relative_to(self.folder)
 
     def read(self, path, visit) -> bytes:
-        "The contents of an upload of that visit; `UploadRefused` for anything else, in the same words."
+        "The contents of an upload of that visit; `Refused` for anything else, in the same words."
         try:
             if self.has(path, visit):
                 return read_file(path, UPLOAD_BYTES)
         except (OSError, ValueError):
             pass  # it is gone, or something else is there now
-        raise UploadRefused(NOT_YOURS)
+        raise Refused(NOT_YOURS)
 
 # %% ../../nbs/app/26_visits.ipynb #7f0c92d7
 @patch

@@ -59,8 +59,8 @@ def save_fig(
     folder,  # `core.figures_dir()`
     dpi: int = 160,  # dots an inch of the PNG
 ):
-    """Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md; returns the
-    figure. `BadInput` for a smoke run in the committed figures."""
+    """Write NAME.png, NAME.svg and NAME.csv, and list the figure in index.json and README.md. `BadInput`
+    for a smoke run in the committed figures."""
     folder = Path(folder)
     refuse_smoke(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,6 @@ def save_fig(
     data.to_csv(folder / f'{name}.csv', index=False, float_format='%.6g', lineterminator='\n')
     with locked(folder / '.lock'):
         _save_entry(folder, name, dict(notebook=notebook, caption=caption, made=made))
-    return fig
 
 # %% ../../nbs/evidence/05_plots.ipynb #ae724ae0
 def _save_files(fig, path, dpi):

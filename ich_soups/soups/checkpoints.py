@@ -16,7 +16,7 @@ from .checksums import Sums
 from .file_index import OpenFile
 from .parts import unwrap
 from .run_files import check_listed
-from .refusals import Other, Refused, shown
+from .refusals import Other, Unwanted, shown
 from .shards import checkpoint_stem, shards, whole_index
 from .tensor_names import fit_names, fitting, without_prefix
 
@@ -34,7 +34,7 @@ def _told_index(path, files, part):
         return index, bases
     except Other as e:
         raise Other(e.kind, f'the checkpoint {path} was refused: {e}', e.parts) from None
-    except (BadInput, Refused) as e:
+    except (BadInput, Unwanted) as e:
         raise BadInput(f'the checkpoint {path} was refused: {e}') from None
     except Exception as e:
         raise BadInput(

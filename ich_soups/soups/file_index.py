@@ -116,7 +116,7 @@ def file_index(
     f: OpenFile,
     part: str | None = None,  # which of several state dicts; default: the first of `PARTS`
 ) -> Index:
-    "The index of a file; `Other`, `BadInput`, `Refused` or `ValueError` say why there is none."
+    "The index of a file; `Other`, `BadInput`, `Unwanted` or `ValueError` say why there is none."
     head = f.read(0, min(f.size, 512))
     refuse_foreign(head, f.size)
     kind = _format(head, f.path.suffix)

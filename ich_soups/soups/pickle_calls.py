@@ -11,7 +11,7 @@ from types import FunctionType
 import torch
 from .pickle_containers import Inert, put_items
 from .pickle_machine import Instructions, OBJECT
-from .refusals import Refused, shown
+from .refusals import Unwanted, shown
 
 # %% ../../nbs/soups/06_pickle_calls.ipynb #ef4599ed
 _RUN = set(
@@ -76,7 +76,7 @@ def find_name(m, module, name):
         return _no_tensor
     if not _runs(module, name):
         return Name(f'{module}.{name}'[:200])
-    raise Refused(
+    raise Unwanted(
         f'it calls {shown(module + "." + name)}, which weights have no use for, so it was not loaded; '
         'if you trust it, save its state dict alone, as safetensors'
     )
@@ -97,7 +97,7 @@ def called(
     f,  # what a name stands for
     args: tuple,  # of the call
 ):
-    "The result of a call; `Refused` if what is called is no function."
+    "The result of a call; `Unwanted` if what is called is no function."
     if type(args) is not tuple:
         raise TypeError
     if isinstance(f, FunctionType):
@@ -106,7 +106,7 @@ def called(
         return Inert(_made(f, args))
     if isinstance(f, (Inert, torch.dtype)):
         return Inert()
-    raise Refused('it calls something that is no function, so it was not loaded; save its state dict alone')
+    raise Unwanted('it calls something that is no function, so it was not loaded; save its state dict alone')
 
 # %% ../../nbs/soups/06_pickle_calls.ipynb #7f1aaee3
 CALLS = Instructions()

@@ -11,7 +11,7 @@ import struct
 import threading
 from contextlib import contextmanager
 from fastcore.basics import patch
-from .refusals import Refused
+from .refusals import Unwanted
 
 # %% ../../nbs/soups/03_pickle_machine.ipynb #f83b6658
 BUDGET = 1 << 27  # bytes that the values of all pickles of a file may take
@@ -77,7 +77,7 @@ def pay(
     "Take them from the budget."
     self.left -= n
     if self.left < 0:
-        raise Refused('its index asks for more memory than that of any weights; save its state dict alone')
+        raise Unwanted('its index asks for more memory than that of any weights; save its state dict alone')
 
 # %% ../../nbs/soups/03_pickle_machine.ipynb #e4097ec3
 @patch
@@ -164,7 +164,7 @@ def no_collection():
 # %% ../../nbs/soups/03_pickle_machine.ipynb #b3ff74d5
 @patch
 def load(self: Machine):
-    "The value of the next pickle. `Refused` or `ValueError` says why there is none."
+    "The value of the next pickle. `Unwanted` or `ValueError` says why there is none."
     try:
         with no_collection():
             return self._run()

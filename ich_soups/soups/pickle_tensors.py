@@ -61,6 +61,12 @@ def _check_sizes(offset, shape, stride):
     if not are_sizes(offset, *shape, *stride):
         raise ValueError('a tensor has an impossible shape')
 
+# %% ../../nbs/soups/07_pickle_tensors.ipynb #917be081
+def _check_flags(requires_grad, hooks):
+    "What torch writes beside a tensor, and nobody here needs: if it is something else, a byte has changed."
+    if type(requires_grad) is not bool or type(hooks) not in (dict, type(None)):
+        raise TypeError
+
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #ede3ca56
 def _place(storage, dtype, offset, shape, stride):
     "The description of a tensor; `ValueError` unless it lies within its storage."
@@ -90,6 +96,7 @@ def _tensor(m, storage, offset, shape, stride, requires_grad=False, hooks=None, 
 @TENSOR_NAMES('_rebuild_tensor_v3')
 def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None):
     m.pay(2 * OBJECT)
+    _check_flags(requires_grad, hooks)
     found = _place(storage, dtype, offset, shape, stride)
     if not metadata:
         return found
@@ -99,7 +106,8 @@ def _tensor_of_type(m, storage, offset, shape, stride, requires_grad, hooks, dty
 
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #68030450
 @TENSOR_NAMES('_rebuild_parameter _rebuild_parameter_with_state')
-def _parameter(m, data, *rest):
+def _parameter(m, data, requires_grad=True, hooks=None, *rest):
+    _check_flags(requires_grad, hooks)
     return data
 
 # %% ../../nbs/soups/07_pickle_tensors.ipynb #26c7aa98
