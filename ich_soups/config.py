@@ -183,7 +183,7 @@ def sketch(self: Config):
     drawn, at, share = self.data.partition('@')
     name, *numbers = drawn.split(':')
     few = ':'.join(
-        [name, *map(str, [300 if name == 'groceries14' else 500, *numbers[1:]])]
+        [name, *map(str, [150 if name == 'groceries14' else 500, *numbers[1:]])]
     )  # for which the network is large
     return self.replace(
         profile='smoke',

@@ -7,8 +7,8 @@ __all__ = ['Fix', 'Suspects', 'Sheet']
 
 # %% ../../nbs/app/39_cli_check.ipynb #0f501108
 from typing import Optional
-from .cli_places import ready
 from .cli_shared import command, Data, next_line, option, say, Seed
+from ..files import ready
 
 # %% ../../nbs/app/39_cli_check.ipynb #59cf15ae
 Fix = option(

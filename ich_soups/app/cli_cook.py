@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
 from .cli_files import checkpoints, describe, fit_all, native_size, note_drawn, told_by_all
-from .cli_places import known, means_run, no_pipe, open_run, ready
+from .cli_places import known, means_run, no_pipe, open_run
 from .cli_shared import command, data_option, duration, next_line, option, say, Seed
+from ..files import ready
 
 # %% ../../nbs/app/45_cli_cook.ipynb #cb386749
 RECIPE_NAMES = (

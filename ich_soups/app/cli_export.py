@@ -9,8 +9,9 @@ __all__ = ['SoupFile', 'To', 'Ranges', 'Push', 'Licence', 'export']
 from pathlib import Path
 from typing import Optional
 from .cli_models import check_classes, open_classifier, own_file, targets
-from .cli_places import known, no_pipe, open_run, pictures_of, ready, run_of
+from .cli_places import known, no_pipe, open_run, pictures_of, run_of
 from .cli_shared import argument, command, option, Out
+from ..files import ready
 
 # %% ../../nbs/app/49_cli_export.ipynb #b6318bd7
 def _write_weights(name, soup, path, **options):

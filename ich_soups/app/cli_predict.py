@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import List, Optional
 from .cli_models import open_classifier
-from .cli_places import ready
 from .cli_shared import argument, command, option, say
+from ..files import ready
 
 # %% ../../nbs/app/48_cli_predict.ipynb #7b0c4178
 def _files_of(name, left):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import List, Optional
 import typer
 from .cli_models import own_file
-from .cli_places import no_pipe, open_run, ready
+from .cli_places import no_pipe, open_run
 from .cli_shared import argument, command, option, say
+from ..files import ready
 
 # %% ../../nbs/app/50_cli_show.ipynb #11e807f5
 def _can_be_judged(run):

@@ -44,7 +44,7 @@ from ich_soups.app.result_sections import (
 from ..errors import BadInput
 from ..evidence.comparison import in_words, verdict
 from ..evidence.plots import use_style
-from ..files import atomic
+from ..files import atomic, ready
 from ..machine import provenance
 
 # %% ../../nbs/app/35_report.ipynb #bad2d1d2
@@ -351,9 +351,7 @@ def write_report(
 ) -> Path:
     """Write one self-contained HTML file about a training; returns its path. `BadInput` for runs that do
     not go together, soups of something else, or a file that cannot be written."""
-    out, runs = Path(out), same_data(runs)
-    if out.is_dir():
-        raise BadInput(f'{out} is a folder; give a file name such as {out}/report.html')
+    out, runs = ready(out), same_data(runs)
     if annealed is not None:
         annealed = _check_annealed(annealed, runs[0])
     bar = tqdm(total=len(runs) + 13, desc='report', delay=3, leave=False, disable=None)

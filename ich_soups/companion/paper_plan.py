@@ -21,15 +21,19 @@ from ..train.relatives import PAPER_MODELS, RELATIVES
 # %% ../../nbs/companion/23_paper_plan.ipynb #4e02386f
 ICH17 = dict(classes=17, pictures=7406, train=6057, val=600, test=749)
 
+# %% ../../nbs/companion/23_paper_plan.ipynb #02096426
+def _differences(pics) -> list:
+    "Numbers of classes and images that are not those of ICH-17, a line each."
+    have = dict(classes=len(pics.classes), pictures=len(pics)) | {s: len(pics.idxs(s)) for s in SPLITS}
+    words = dict(classes='classes', pictures='images') | {s: f'{s} images' for s in SPLITS}
+    return [f'{have[k]:,} {words[k]}; ICH-17 has {n:,}' for k, n in ICH17.items() if have[k] != n]
+
 # %% ../../nbs/companion/23_paper_plan.ipynb #5ddfb7bd
 def check_layout(
     source,  # what `load_pictures` takes
 ) -> list:
     "In what the collection differs from ICH-17 as the paper used it: a line each, none if in nothing."
-    pics = load_pictures(source)
-    have = dict(classes=len(pics.classes), pictures=len(pics)) | {s: len(pics.idxs(s)) for s in SPLITS}
-    words = dict(classes='classes', pictures='images') | {s: f'{s} images' for s in SPLITS}
-    lines = [f'{have[k]:,} {words[k]}; ICH-17 has {n:,}' for k, n in ICH17.items() if have[k] != n]
+    lines = _differences(load_pictures(source))
     folder = Path(os.environ.get('ICH17', '') if source == 'ich17' else str(source))
     if folder.is_dir() and _list_folder(folder)[2] is None:
         lines.append("no folders train, val and test: split by this program, in the paper's proportions")
