@@ -92,7 +92,6 @@ site: setup               ## the documentation site in build/site
 	$(BIN)/python -m ich_soups.companion.site
 
 lock: setup               ## write down this environment, with hashes: the one that the committed numbers are from
-	$(BIN)/pip install --quiet uv
 	mkdir -p build && $(BIN)/pip list --format=freeze --exclude-editable | grep -vE '^(uv|pip)==' > build/frozen.txt
 	$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-header --python $(BIN)/python build/frozen.txt --no-annotate -o requirements.lock
 
@@ -101,9 +100,9 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	@echo "setting up $(VENV): about 6 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --no-compile -e '.[dev,all]'
-	touch $@
+	$(BIN)/pip install --quiet --upgrade pip uv
+	UV_CACHE_DIR=$(VENV)/.uv $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,all]' || $(BIN)/pip install --quiet --no-compile -e '.[dev,all]'
+	rm -rf $(VENV)/.uv && touch $@
 	@echo "set-up: $(SECONDS_SO_FAR)"
 
 clean:                    ## forget builds; runs and caches stay
