@@ -61,13 +61,14 @@ FIRST = (1e-3, 3e-3)  # tried in any case
 # %% ../../nbs/companion/43_defaults.ipynb #84acb113
 def next_rate(
     tried: dict,  # peak -> loss on val
+    ladder: tuple = LADDER,
 ) -> float | None:
     "The rate to try next; None when the best one lies inside of what was tried."
     for lr in FIRST:
         if lr not in tried:
             return lr
-    at = LADDER.index(min(tried, key=tried.get))
-    around = LADDER[max(0, at - 1) : at + 2]
+    at = ladder.index(min(tried, key=tried.get))
+    around = ladder[max(0, at - 1) : at + 2]
     return next((lr for lr in around if lr not in tried), None)
 
 # %% ../../nbs/companion/43_defaults.ipynb #a63a524d

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'FAST', 'Task', 'files_of', 'on_disk', 'fastai_dls', 'fastai_logits', 'loop_logits', 'own_config',
-           'own_logits', 'rival_row', 'rates_of', 'best_rate']
+           'own_logits', 'rival_row', 'rates_of_rival', 'best_rate', 'rate_to_try']
 
 # %% ../../nbs/companion/44_rivals.ipynb #a49391e7
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback import schedule as _fit  # noqa: F401  gives Learner fit_one_cycle and fine_tune
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import ColReader, Normalize
 from fastai.learner import Learner
@@ -25,6 +24,7 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+from .defaults import next_rate
 from ..config import Config
 from ..data.collections import load_pictures
 from ..data.decoding import open_picture
@@ -38,6 +38,7 @@ from ..soups.cook import cook
 from ..train.models import create_model
 from ..train.runs import get_run
 from ..train.weight_files import data_stats
+from fastai.callback import schedule as _fit  # noqa: F401  gives Learner fit_one_cycle and fine_tune
 
 # %% ../../nbs/companion/44_rivals.ipynb #39da6775
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def own_logits(task: Task, lr: float, seed: int, fast: bool = False) -> dict:
 # %% ../../nbs/companion/44_rivals.ipynb #dec8ceda
 FIRST_MODEL = 'this package, --fast'
 WAYS = ('this package', FIRST_MODEL, 'fastai fit_one_cycle', 'fastai fine_tune', 'plain loop')
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 KEYS = ('task', 'way', 'lr', 'seed')
 
 # %% ../../nbs/companion/44_rivals.ipynb #71250d0d
@@ -223,28 +224,36 @@ def rival_row(name: str, way: str, lr: float, seed: int, task: Task | None = Non
     return row | dict(device=told['device'], date=told['date'])
 
 # %% ../../nbs/companion/44_rivals.ipynb #6a9b554c
-def rates_of(way: str) -> tuple:
-    "The rates to try; a fitted classifier has none, and is given the first for its row."
-    return RATES[:1] if way == FIRST_MODEL else RATES
+def rates_of_rival(name: str, way: str) -> dict:
+    "Peaks of the learning rate that were tried with the first seed, and the share of errors on val."
+    df = read_rows(long_table() / 'rivals.csv')
+    df = df[(df.task == name) & (df.way == way) & (df.seed == 0)] if len(df) else df
+    return {r.lr: 1 - r.val_accuracy for r in df.itertuples()}
 
 # %% ../../nbs/companion/44_rivals.ipynb #8ee35a10
 def best_rate(name: str, way: str) -> float | None:
-    "The rate with the highest accuracy on val with the first seed; None while one has not been tried."
-    df = read_rows(long_table() / 'rivals.csv')
-    df = df[(df.task == name) & (df.way == way) & (df.seed == 0)] if len(df) else df
-    if set(rates_of(way)) - set(df.get('lr', [])):
+    "The rate with the highest accuracy on val with the first seed; None while its neighbours are not tried."
+    tried = rates_of_rival(name, way)
+    if not tried or way != FIRST_MODEL and next_rate(tried, RATES) is not None:
         return None
-    return float(df.loc[df.val_accuracy.idxmax()].lr)
+    return min(tried, key=tried.get)
 
 # %% ../../nbs/companion/44_rivals.ipynb #87742173
+def rate_to_try(name: str, way: str, seed: int) -> float | None:
+    """The rate to train with next; None if nothing is missing. A fitted classifier has none, and is given
+    one for its row."""
+    best = best_rate(name, way)
+    if best is None:
+        return next_rate(rates_of_rival(name, way), RATES)
+    row = dict(task=name, way=way, lr=best, seed=seed)
+    return None if len(read_rows(long_table() / 'rivals.csv', **row)) else best
+
+# %% ../../nbs/companion/44_rivals.ipynb #87742174
 def fill(tasks=tuple(TASKS), seeds: int = 3):
-    "Make the rows of `rivals.csv` that are missing."
-    path = long_table() / 'rivals.csv'
+    "Make the rows of `rivals.csv` that are missing: the first seed until the best rate has both neighbours."
     for seed, name, way in product(range(seeds), tasks, WAYS):
-        for lr in rates_of(way) if seed == 0 else [best_rate(name, way)]:
-            key = dict(task=name, way=way, lr=lr, seed=seed)
-            if not (path.exists() and len(read_rows(path, **key))):
-                add_rows(path, [rival_row(**{'name' if k == 'task' else k: v for k, v in key.items()})], KEYS)
+        while (lr := rate_to_try(name, way, seed)) is not None:
+            add_rows(long_table() / 'rivals.csv', [rival_row(name, way, lr, seed)], KEYS)
 
 # %% ../../nbs/companion/44_rivals.ipynb #effaec32
 def main(args=None):
