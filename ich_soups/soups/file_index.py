@@ -118,7 +118,7 @@ def file_index(
 ) -> Index:
     "The index of a file; `Other`, `BadInput`, `Unwanted` or `ValueError` say why there is none."
     head = f.read(0, min(f.size, 512))
-    refuse_foreign(head, f.size)
+    refuse_foreign(head, f.size, f.path)
     kind = _format(head, f.path.suffix)
     if kind == 'tar':
         raise BadInput(

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import BadInput
 from .checkpoints import check_snapshot, Checkpoint
 from .contents import contents, contents_of
+from .refusals import known_ending
 from .run_files import strays
 from .shards import INDEX, index_of_shard, SHARD
 
@@ -120,6 +121,14 @@ def _is_run(folder):
     "Whether nothing but its snapshots can be meant."
     return (folder / 'config.json').exists() and (folder / 'snapshots').is_dir()
 
+# %% ../../nbs/soups/21_folders.ipynb #6a0d1e04
+def _what_instead(folder):
+    "The end of a sentence on a folder without checkpoints: what is there, or what they are called."
+    for f in sorted([*folder.iterdir(), *folder.glob('*/*')]):
+        if ending := known_ending(f):
+            return f', but {f.relative_to(folder)}, which is {ending[1]}'
+    return f"; they end in {', '.join(SUFFIXES)}"
+
 # %% ../../nbs/soups/21_folders.ipynb #d98b6600
 def find_checkpoints(
     path,  # a file, a folder of them, a folder of such folders, or a run's directory
@@ -139,5 +148,5 @@ def find_checkpoints(
     if not files and not _is_run(path):
         files = _below(path, part, opened)
     if not files:
-        raise BadInput(f"{path} holds no checkpoints; they end in {', '.join(SUFFIXES)}")
+        raise BadInput(f'{path} holds no checkpoints{_what_instead(path)}')
     return files
