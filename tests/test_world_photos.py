@@ -666,6 +666,69 @@ def test_a_column_of_folds_is_said_to_be_unused(home, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
+    'names, cells, parts',
+    [
+        (['is_valid'], [['True'], ['False']], ['val', 'train']),
+        (['Is-Valid'], [['1'], ['0']], ['val', 'train']),
+        (['is_valid', 'is_test'], [['no', 'yes'], ['yes', ''], ['no', 'no']], ['test', 'val', 'train']),
+    ],
+)
+def test_columns_of_yes_and_no_are_parts(names, cells, parts, home, photos, tmp_path):
+    "As fastai writes lists; an image that was to be held out must not be trained on."
+    rows, n = rows_of(photos), len(cells)
+    text = ''.join(f"{p},{l},{','.join(cells[i % n])}\n" for i, (p, l) in enumerate(rows))
+    (tmp_path / 'list.csv').write_text(f"fname,label,{','.join(names)}\n{text}", encoding='utf-8')
+    pics = read_photos(tmp_path / 'list.csv', scoring=True)
+    assert dict(zip(map(str, pics.items), pics.part)) == {
+        str(tmp_path / p): parts[i % n] for i, (p, _) in enumerate(rows)
+    }
+
+
+@pytest.mark.parametrize('header', ['image,breed', 'id,breed,split', 'is_valid,breed,file'])
+def test_the_only_other_column_is_the_label(header, home, photos, tmp_path):
+    cells = dict(breed=1, split='train', is_valid='no')
+    text = ''.join(
+        ','.join(str(dict(cells, breed=l).get(h, p)) for h in header.split(',')) + '\n'
+        for p, l in rows_of(photos)
+    )
+    (tmp_path / 'list.csv').write_text(f'{header}\n{text}', encoding='utf-8')
+    assert read_photos(tmp_path / 'list.csv', scoring=True).classes == sorted(
+        d.name for d in photos.iterdir()
+    )
+
+
+@pytest.mark.parametrize('folder', ['images', 'train/images'])
+def test_a_list_beside_a_heap_of_images_is_what_to_give(folder, home, photos, tmp_path):
+    heap = tmp_path / 'heap'
+    (heap / folder).mkdir(parents=True)
+    rows = [
+        ((tmp_path / f).rename(heap / folder / f'{i}.jpg'), l) for i, (f, l) in enumerate(rows_of(photos))
+    ]
+    (heap / 'train.csv').write_text('image_id,label\n' + ''.join(f'{f.name},{l}\n' for f, l in rows))
+    (heap / 'sample_submission.csv').write_text('image_id,prediction\n')
+    with pytest.raises(BadInput, match='train.csv is a list of 36 images with labels: give that'):
+        load_pictures(heap)
+    assert load_pictures(heap / 'train.csv').classes == sorted({l for _, l in rows})
+
+
+def test_folders_that_repeat_in_every_class_are_a_note(home, photos):
+    "Folds above the classes, or batches below them: nobody can tell, so it is said which are taken."
+    for d in list(photos.iterdir()):
+        for i, f in enumerate(sorted(d.iterdir())):
+            (d / f'class {i % 3}').mkdir(exist_ok=True)
+            f.rename(d / f'class {i % 3}' / f.name)
+    said = texts(photos)
+    assert 'holds the folders class 0, class 1, class 2; the outer ones are taken for the classes' in said
+
+
+def test_a_list_without_a_row_of_names(home, photos, tmp_path):
+    text = ''.join(f'{p},{l}\n' for p, l in rows_of(photos))
+    (tmp_path / 'list.csv').write_text(text, encoding='utf-8')
+    with pytest.raises(BadInput, match='no row of names above the first file; write the line path,label'):
+        load_pictures(tmp_path / 'list.csv')
+
+
+@pytest.mark.parametrize(
     'head, says',
     [
         (b'PK\3\4\x14\0\6\0[Content_Types].xml', 'workbook'),
@@ -673,6 +736,7 @@ def test_a_column_of_folds_is_said_to_be_unused(home, photos, tmp_path):
         (b'PK\3\4cats/1.jpg', 'unpack it'),
         (b'\x1f\x8b\x08\0', 'unpack it'),
         (b'PAR1\x15\4', 'Parquet'),
+        (b'{"file_name": "a.jpg", "label": "x"}\n', 'JSON, which is not read'),
         ('path,label\na,b\n'.encode('utf-16-le'), 'CSV UTF-8'),
     ],
 )

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from .audit_copies import blank
 from .audit_source import utf8
+from ..data.formats import FORMATS, MOST_PIXELS
 from ..data.names import _alike_name
-from ..data.formats import FORMATS
-from ..data.formats import MOST_PIXELS
 from ..data.splits import SPLITS
 
 # %% ../../nbs/app/15_audit_findings.ipynb #7229d097

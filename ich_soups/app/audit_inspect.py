@@ -78,7 +78,8 @@ def _head(src, counts):
     parts = ', '.join(f'{p} {n:,}' for p, n in counts.sum().items())
     readable = sum(map(bool, src.digests))
     where = f' ({parts})' if src.split else ''
-    return f'{readable:,} images in {len(set(src.labels))} classes{where}'
+    n = len(set(src.labels))
+    return f'{readable:,} images in {n} {"class" if n == 1 else "classes"}{where}'
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #0d5577ed
 def _text(audit):

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .audit_hashes import phash
-from ..files import atomic
-from ..paths import cache_dir
+from ..data.collections import is_named, load_pictures, Pictures
+from ..data.decoding import decode
+from ..data.folders import Told
+from ..data.lists import list_beside
 from ..data.photos import _listing
 from ..data.scan import _memo, _scan, _threaded
-from ..data.decoding import decode
-from ..data.collections import is_named, load_pictures, Pictures
-from ..data.folders import Told
+from ..files import atomic
+from ..paths import cache_dir
 
 # %% ../../nbs/app/13_audit_source.ipynb #166075d9
 @dataclass
@@ -82,6 +83,8 @@ def _of_files(source):
     "Of a folder or a list: each new file is decoded once."
     told, fresh, guesses = Told(), {}, {}
     root, files, labels, parts = _listing(source, told)
+    if len(set(labels)) == 1 and (hint := list_beside(source)):
+        told.notes.append(hint.removeprefix('; '))
     scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, grey(small)), guesses)
     digests, reasons = map(list, zip(*scan))
     return Gathered(

@@ -10,9 +10,9 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from ..errors import BadInput
-from .files import _THUMBNAILS, _count_files, _is_skipped, _pictures_in, _why_not, left_out
+from .files import _count_files, _is_skipped, _pictures_in, _THUMBNAILS, _why_not, left_out
 from .names import _one_spelling
+from ..errors import BadInput
 
 # %% ../../nbs/data/12_folders.ipynb #50fd9a44
 _ALIASES = dict(
@@ -87,6 +87,26 @@ def _is_copies(name, of_class):
     known = {_own_name(f) for n, files in of_class.items() if n != name for f in files}
     return sum(_own_name(f) in known for f in of_class[name]) > len(of_class[name]) / 2
 
+# %% ../../nbs/data/12_folders.ipynb #12f01d01
+def _note_same_inside(folder, of_class, told):
+    "A note where the class folders hold no image, but each the same folders: those may be the classes."
+    inside = [
+        {f.relative_to(folder / name).parts[0] for f in files} for name, files in of_class.items() if files
+    ]
+    if len(inside) < 2 or any(s != inside[0] for s in inside) or len(inside[0]) < 2:
+        return
+    if all(len(f.relative_to(folder / name).parts) > 1 for name, files in of_class.items() for f in files):
+        told.notes.append(
+            f"each of its folders {_few(of_class)} holds the folders {_few(inside[0])}; the outer ones are "
+            'taken for the classes: if the inner ones are, sort the images by them, or give a list'
+        )
+
+
+def _few(names):
+    "Up to three names, in order."
+    names = sorted(names)
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
 # %% ../../nbs/data/12_folders.ipynb #e947e02e
 def _class_rows(folder, part, told):
     "`(file, class, part)` of every image in the class folders of a folder."
@@ -96,11 +116,12 @@ def _class_rows(folder, part, told):
             told.left[f'in {name}'] += len(of_class.pop(name))
         elif not found:
             told.notes.append(f'the folder {name!r} holds no image that is read, and is no class')
+    _note_same_inside(folder, of_class, told)
     return [(f, name, part) for name, found in of_class.items() for f in found]
 
 # %% ../../nbs/data/12_folders.ipynb #2d9d89c6
 _NOTES_BESIDE = {
-    *'.txt .csv .tsv .json .md .html .htm .xml .yaml .yml .log .py .ipynb'.split(),
+    *'.txt .csv .tsv .json .jsonl .md .html .htm .xml .yaml .yml .log .py .ipynb'.split(),
     'without an ending',
 }
 
@@ -214,7 +235,7 @@ def _other_files(root):
     "The end of a message: the kind of file that is there instead; '' where there is none."
     left = Counter()
     _pictures_in(root, left)
-    kinds = Counter({k: n for k, n in left.items() if k.startswith('.')})
+    kinds = Counter({k: n for k, n in left.items() if k.startswith('.') and k not in _NOTES_BESIDE})
     if not kinds:
         return ''
     ((kind, n),) = kinds.most_common(1)

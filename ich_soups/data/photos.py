@@ -10,13 +10,13 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..errors import BadInput, one_line
 from .folders import _list_folder, Told
-from .lists import _list_csv
+from .lists import _list_csv, list_beside
 from .names import _alike_name
 from .pictures import Pictures
 from .scan import _scan
-from .splits import SPLITS, split_by
+from .splits import split_by, SPLITS
+from ..errors import BadInput, one_line
 
 # %% ../../nbs/data/16_photos.ipynb #8ec0029a
 def _listing(path, told=None):
@@ -25,7 +25,12 @@ def _listing(path, told=None):
     path = Path(path)
     if not path.exists():
         raise BadInput(f'{path} does not exist; give a folder of class folders or a CSV list')
-    return (path, *_list_folder(path, told)) if path.is_dir() else (path.parent, *_list_csv(path, told))
+    if not path.is_dir():
+        return (path.parent, *_list_csv(path, told))
+    try:
+        return (path, *_list_folder(path, told))
+    except BadInput as e:
+        raise BadInput(f'{e}{list_beside(path)}') from None
 
 # %% ../../nbs/data/16_photos.ipynb #55e02201
 def _warn(text):
@@ -143,7 +148,7 @@ def read_photos(
     if len(classes) < (1 if scoring else 2):
         raise BadInput(
             f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least '
-            'two class folders'
+            f'two class folders{list_beside(path)}'
         )
     labels = np.array([classes.index(c) for _, _, c, _ in rows])
     part = np.array([s for *_, s in rows]) if given else split_by(labels, seed, shares)
