@@ -3,6 +3,7 @@
 import itertools, json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
+from fastai.callback.core import Callback
 from ich_soups.core import BadInput, Config
 from ich_soups.train.finished_run import Run
 from ich_soups.train.runs import get_run
@@ -248,3 +249,19 @@ def test_two_processes_train_one_run_once(tmp_path, trainer):
         tmp_path / 'shared' / 'DONE'
     ).stat().st_mtime_ns == first  # the second one waited, and wrote nothing
     assert len(Run(tmp_path / 'shared').history) == CFG.epochs
+
+
+def test_the_state_for_more_epochs_has_the_same_bytes(home, tmp_path):
+    "Whether a run was interrupted or not: what `pickle` writes would tell."
+
+    class Crash(Callback):
+        def before_batch(self):
+            if self.epoch == 2:
+                raise KeyError('power cut')
+
+    cfg = Config.scratch(data='scenes17:200', size=32, epochs=3, cycle=3, bs=64, k=1)
+    get_run(cfg, tmp_path / 'whole', more=True)
+    with pytest.raises(KeyError, match='power cut'):
+        get_run(cfg, tmp_path / 'cut', more=True, cbs=[Crash()])
+    get_run(cfg, tmp_path / 'cut', more=True)
+    assert (tmp_path / 'cut' / 'end.pt').read_bytes() == (tmp_path / 'whole' / 'end.pt').read_bytes()
