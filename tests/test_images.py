@@ -208,6 +208,15 @@ def test_sizes_that_are_known_late(kind, tmp_path, monkeypatch):
     assert 'DecompressionBomb' in why and '9,200 x' in why and time.process_time() - t0 < 0.5, why
 
 
+@pytest.mark.skipif('AVIF' not in formats.FORMATS, reason='to run this, take a Pillow that reads AVIF')
+def test_formats_of_video_have_a_lower_bound():
+    "Their decoders take nine bytes of each pixel: a kilobyte of AVIF could ask for 600 MB."
+    f = io.BytesIO()
+    Image.new('RGB', (8000, 6400)).save(f, 'AVIF', speed=10)
+    with pytest.raises(Image.DecompressionBombError, match='more than the 50 million that are read'):
+        decode(f.getvalue(), 64)
+
+
 @pytest.mark.parametrize('size', [(9001, 9001), (1, 80_000_001), (60_000, 4_000)])
 def test_too_many_pixels_in_a_folder(size, home, photos):
     "One sentence, with the file's name and its size, and nothing is decoded."

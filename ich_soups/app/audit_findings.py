@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from .audit_copies import blank
 from .audit_source import utf8
-from ..data.formats import FORMATS, MOST_PIXELS
+from ..data.formats import FORMATS, MOST_COSTLY
 from ..data.names import _alike_name
 from ..data.splits import SPLITS
 
@@ -140,7 +140,7 @@ _ADVICE = (
     ('truncated', 'it is cut short: copy or download it again'),
     *((word, 'it is damaged or cut short: copy or download it again') for word in _DAMAGED),
     ('empty', 'it is empty: copy or download it again'),
-    ('DecompressionBomb', f'it is too large: save it with at most {MOST_PIXELS:,} pixels'),
+    ('DecompressionBomb', f'it is too large: save it with at most {MOST_COSTLY:,} pixels'),
     ('an address', 'it is an address: download it and name the file'),
     ('FileNotFound', 'it is not there: correct the list'),
     ('Permission', 'allow reading it'),

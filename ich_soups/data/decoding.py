@@ -32,6 +32,7 @@ from ich_soups.data.formats import (
     check_regular,
     FORMATS,
     MOST_BYTES,
+    MOST_COSTLY,
     MOST_PIXELS,
     read_file,
 )
@@ -64,7 +65,7 @@ def open_picture(
             _say_damaged(data)
             raise
         return im
-    _bounded(im.size, most)
+    _bounded(im.size, min(most, MOST_COSTLY) if im.format in ('AVIF', 'HEIF') else most)
     _in_own_order(im)
     im.said = _said_by(im)
     if im.said.get('raw') in _OTHER_BYTE:
