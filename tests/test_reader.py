@@ -1274,3 +1274,21 @@ def test_every_format_gives_the_same_average(tmp_path, write, suffix):
         return
     alone = load_weights(files[0])
     assert tied['tied'] is tied['base'] and alone['tied'] is alone['base']  # as torch has them
+
+
+@pytest.mark.parametrize('n', [2, 3, 333])
+def test_an_archive_begins_with_its_first_record(tmp_path, n):
+    "`zipfile` looks for an archive behind other bytes; torch does not, and writes none."
+    refused(
+        tmp_path, (b'PK' * n)[:n] + zipped({'w': torch.ones(3)}), 'lies in front of its first record', '.pth'
+    )
+
+
+@pytest.mark.parametrize(
+    'sound, torn', [(b'collections\nOrderedDict', b'collections\nOrder.dDict'), (b'\x89c', b'Nc')]
+)
+def test_what_torch_writes_beside_a_tensor_is_what_torch_writes(tmp_path, sound, torn):
+    "The old format has no checksums; a byte that changed in what nobody needs is a reason to refuse all the same."
+    content = legacy({'w': torch.ones(3)})
+    assert content.count(sound) == 1
+    refused(tmp_path, content.replace(sound, torn), 'makes no sense')

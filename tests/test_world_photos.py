@@ -678,7 +678,8 @@ def test_columns_of_yes_and_no_are_parts(names, cells, parts, home, photos, tmp_
     rows, n = rows_of(photos), len(cells)
     text = ''.join(f"{p},{l},{','.join(cells[i % n])}\n" for i, (p, l) in enumerate(rows))
     (tmp_path / 'list.csv').write_text(f"fname,label,{','.join(names)}\n{text}", encoding='utf-8')
-    pics = read_photos(tmp_path / 'list.csv', scoring=True)
+    pics, said = notes(lambda: read_photos(tmp_path / 'list.csv', scoring=True))
+    assert f"its columns of yes and no, {', '.join(names)}, say which part" in said
     assert dict(zip(map(str, pics.items), pics.part)) == {
         str(tmp_path / p): parts[i % n] for i, (p, _) in enumerate(rows)
     }

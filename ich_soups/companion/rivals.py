@@ -197,7 +197,7 @@ def own_logits(task: Task, lr: float, seed: int, fast: bool = False) -> dict:
 # %% ../../nbs/companion/44_rivals.ipynb #dec8ceda
 FIRST_MODEL = 'this package, --fast'
 WAYS = ('this package', FIRST_MODEL, 'fastai fit_one_cycle', 'fastai fine_tune', 'plain loop')
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 KEYS = ('task', 'way', 'lr', 'seed')
 
 # %% ../../nbs/companion/44_rivals.ipynb #71250d0d

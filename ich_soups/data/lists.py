@@ -77,9 +77,8 @@ _COLUMNS = dict(
     ).split(),
     split='split part subset set fold'.split(),
 )
-_FLAGS = dict(
-    is_valid='val', is_val='val', valid='val', is_test='test'
-)  # columns of yes and no: the part of yes
+# columns of yes and no: the part of yes
+_FLAGS = dict(is_valid='val', is_val='val', valid='val', is_test='test')
 _YES, _NO = ('true', 'yes', '1', 't', 'y'), ('false', 'no', '0', 'f', 'n', '')
 
 # %% ../../nbs/data/13_lists.ipynb #a47859e0
@@ -128,6 +127,16 @@ def _cells_of(text):
     rows = ((reader.line_num + bool(said), [_ENDS.sub('', c) for c in r]) for r in reader)
     return [(line, r) for line, r in rows if any(r)]
 
+# %% ../../nbs/data/13_lists.ipynb #13e50f08
+def _guessed(header, at):
+    "Sentences on columns that are read by more than their names."
+    said = [one_line(header[i])[:40] for i, _ in _flags_in(header)] if 'split' not in at else []
+    notes = [f'its columns of yes and no, {", ".join(said)}, say which part an image is in'] if said else []
+    label = header[at['label']] if 'label' in at else None
+    if label is not None and _plain(label) not in _COLUMNS['label']:
+        notes.append(f'its column {one_line(label)[:40]!r} is taken for the label, since there is no other')
+    return notes
+
 # %% ../../nbs/data/13_lists.ipynb #13e50f04
 def _what_it_lacks(path, header, needs):
     "The end of a sentence on a list whose first row does not name the columns."
@@ -138,9 +147,9 @@ def _what_it_lacks(path, header, needs):
     return f'needs the columns {wanted} and at least one row; its first row is {found}'
 
 # %% ../../nbs/data/13_lists.ipynb #8c89fd7e
-def _rows_of(path, needs=('path', 'label')):
+def _rows_of(path, needs=('path', 'label'), told=None):
     """The rows of a list as dicts of path, label, split and line, blanks around them taken off; `BadInput`
-    says what was found instead."""
+    says what was found instead. `told`, a `Told`, gets which columns were guessed."""
     text = _text_of(path)
     try:
         (_, header), *rows = _cells_of(text) or [(1, [])]
@@ -149,6 +158,8 @@ def _rows_of(path, needs=('path', 'label')):
     at = _columns(header)
     if not rows or not set(needs) <= set(at):
         raise BadInput(f'{path} {_what_it_lacks(path, header, needs)}')
+    if told:
+        told.notes += _guessed(header, at)
     cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
     part = (lambda r: cell(r, 'split')) if 'split' in at else partial(_flagged, _flags_in(header))
     return [dict({k: cell(r, k) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
@@ -277,7 +288,7 @@ def _list_csv(path, told=None):
     """`(files, labels, parts or None)` of a CSV with the columns `path` (relative to the list), `label` and
     perhaps `split`. `told` as in `_list_folder`; raises `BadInput`."""
     told = Told() if told is None else told
-    rows, find = _rows_of(path), _Finder(path.parent)
+    rows, find = _rows_of(path, told=told), _Finder(path.parent)
     for r in rows:
         if not (r['path'] and r['label']):
             raise BadInput(f"{path}, row {r['line']}: path or label is missing; fill it in or remove the row")

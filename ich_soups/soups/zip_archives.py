@@ -42,6 +42,8 @@ def _records(file):
     records = {i.orig_filename: i for i in infos}
     if len(records) < len(infos):
         raise ValueError('two of its records have one name')
+    if infos and min(i.header_offset for i in infos):
+        raise ValueError('something lies in front of its first record')
     return records
 
 # %% ../../nbs/soups/08_zip_archives.ipynb #9d584675
