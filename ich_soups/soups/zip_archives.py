@@ -42,8 +42,6 @@ def _records(file):
     records = {i.orig_filename: i for i in infos}
     if len(records) < len(infos):
         raise ValueError('two of its records have one name')
-    if infos and min(i.header_offset for i in infos):
-        raise ValueError('something lies in front of its first record')
     return records
 
 # %% ../../nbs/soups/08_zip_archives.ipynb #9d584675
@@ -146,6 +144,8 @@ def zip_index(
     refuse_archive(infos)
     folder = _folder(infos)
     records = _own_records(read, infos, folder)
+    if min(i.header_offset for i in infos.values()):
+        raise ValueError('something lies in front of its first record')
     _apart(records.values(), size)
     _check_order(read, records.get(folder + 'byteorder'))
     m = Pickles(_content(read, records[folder + 'data.pkl'], INDEX_BYTES), budget_of(size))
