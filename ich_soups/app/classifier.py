@@ -148,7 +148,7 @@ def _plain(said):
 @patch
 def normalise(self: Classifier, images) -> torch.Tensor:
     "uint8 [B, S, S, 3] as float32 [B, 3, S, S], as the training images were."
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+    x = torch.from_numpy(np.require(images, requirements=['C', 'W'])).permute(0, 3, 1, 2).float().div_(255)
     return x.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
 
 # %% ../../nbs/app/01_classifier.ipynb #37660337
