@@ -196,7 +196,7 @@ def test_a_pipe_is_called_one(words, home, tmp_path, monkeypatch, capsys):
 
 
 def test_onnx_runtime_tells_nobody(monkeypatch, tmp_path):
-    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxruntime', reason="to run this, pip install 'ich_soups[onnx]'")
     monkeypatch.delenv('ORT_DISABLE_TELEMETRY', raising=False)
     assert onnx_model.needs_onnx() and os.environ['ORT_DISABLE_TELEMETRY'] == '1'
     code = "from ich_soups.app.onnx_model import needs_onnx; needs_onnx()"

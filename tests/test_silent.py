@@ -645,7 +645,7 @@ def test_what_a_stranger_says_is_compared_before_anything_is_built(stranger, mon
     ),
 )
 def test_metadata_of_onnx_are_checked(tmp_path, key, value, why):
-    onnx = pytest.importorskip('onnx')
+    onnx = pytest.importorskip('onnx', reason="to run this, pip install 'ich_soups[onnx]'")
     from onnx import TensorProto, helper
 
     io = [

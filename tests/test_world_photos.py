@@ -925,7 +925,7 @@ def test_a_broken_tiff_of_floating_point_is_one_sentence(tmp_path):
             scan._check_file(tmp_path / 'a.tif')  # a reason, or pixels; never more
 
 
-@pytest.mark.skipif('AVIF' not in formats.FORMATS, reason='this Pillow reads no AVIF')
+@pytest.mark.skipif('AVIF' not in formats.FORMATS, reason='to run this, take a Pillow that reads AVIF')
 @pytest.mark.parametrize('name', ['a.avif', 'a', 'a.jpg'])
 def test_avif(name, home, photos):
     im = Image.fromarray(np.stack([ramp()] * 3, -1))
