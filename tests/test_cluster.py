@@ -227,20 +227,6 @@ def test_bad_input_is_not_retried(machines, home, tmp_path):
     assert (tmp_path / 'deaths').read_text() == '..'
 
 
-def test_runs_on_ray_on_this_machine(home, tmp_path):
-    "The quick sibling of the tests on two machines: the bits of one thread, and workers whose threads turn briefly."
-    cfgs = [Config.scratch(**TINY, seed=s) for s in range(2)]
-    told = train_all(
-        cfgs,
-        'ray',
-        then=lambda r: (r.path, os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY')),
-    )
-    assert all(spin or policy for _, spin, policy in told)
-    with torch_threads(1):
-        alone = [get_run(c, tmp_path / str(c.seed)) for c in cfgs]
-    assert [bits(Run(path)) for path, *_ in told] == [bits(r) for r in alone]
-
-
 def test_without_ray_the_runs_are_trained_here(home, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     cfg = Config.scratch(**TINY)

@@ -3,6 +3,7 @@
 import itertools, json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
+import torch
 from fastai.callback.core import Callback
 from ich_soups.core import BadInput, Config
 from ich_soups.train.finished_run import Run
@@ -42,6 +43,14 @@ for line in sys.stdin:          # a fork of a process that has imported everythi
     print(json.dumps(pid), flush=True)
     print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])), flush=True)
 """
+
+
+class Crash(Callback):
+    "The third epoch does not come."
+
+    def before_batch(self):
+        if self.epoch == 2:
+            raise KeyError('power cut')
 
 
 class Trainer:
@@ -254,14 +263,22 @@ def test_two_processes_train_one_run_once(tmp_path, trainer):
 def test_the_state_for_more_epochs_has_the_same_bytes(home, tmp_path):
     "Whether a run was interrupted or not: what `pickle` writes would tell."
 
-    class Crash(Callback):
-        def before_batch(self):
-            if self.epoch == 2:
-                raise KeyError('power cut')
-
     cfg = Config.scratch(data='scenes17:200', size=32, epochs=3, cycle=3, bs=64, k=1)
     get_run(cfg, tmp_path / 'whole', more=True)
     with pytest.raises(KeyError, match='power cut'):
         get_run(cfg, tmp_path / 'cut', more=True, cbs=[Crash()])
     get_run(cfg, tmp_path / 'cut', more=True)
     assert (tmp_path / 'cut' / 'end.pt').read_bytes() == (tmp_path / 'whole' / 'end.pt').read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_training_goes_on_with_the_same_bits(home, tmp_path, monkeypatch):
+    "Without the code generator, which takes a minute and changes nothing in what is resumed."
+    compiler = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda m, **kw: compiler(m, **kw, backend='aot_eager'))
+    cfg = Config.scratch(data='scenes17:200', size=32, epochs=3, cycle=3, bs=64, k=1, compile=True)
+    get_run(cfg, tmp_path / 'whole')
+    with pytest.raises(KeyError, match='power cut'):
+        get_run(cfg, tmp_path / 'cut', cbs=[Crash()])
+    get_run(cfg, tmp_path / 'cut')
+    assert hashes(Run(tmp_path / 'cut')) == hashes(Run(tmp_path / 'whole'))
