@@ -36,7 +36,8 @@ class SnapshotCallback(Callback):
         self.monitor, self.k, self.epochs, self.start = tuple(monitor), k, tuple(epochs or ()), start
 
     def after_fit(self):
-        self.store.sweep()
+        if self.began:
+            self.store.sweep()
 
     def before_validate(self):
         self.logits, self.targs = [], []
@@ -50,24 +51,34 @@ class SnapshotCallback(Callback):
 # %% ../../nbs/train/06_snapshot_callback.ipynb #deb48855
 @patch
 def before_fit(self: SnapshotCallback):
+    "A fit, or a mere validation: which it is, the first batch to train on will tell."
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
+    self.began = self.trained = self.told = False
+
+# %% ../../nbs/train/06_snapshot_callback.ipynb #00c749e9
+@patch
+def before_train(self: SnapshotCallback):
+    if not self.began:
+        self._begin()
+    self.began = self.trained = True
+    self.store.check_mine()
+    self.store.sweep()  # by now whoever writes a state to resume from has written it
+
+# %% ../../nbs/train/06_snapshot_callback.ipynb #6b4511d9
+@patch
+def _begin(self: SnapshotCallback):
+    "Check what the fit begins with, and let the Learner know where its snapshots are."
     known = {*self.recorder.metric_names, *METRICS}
     for m in self.monitor:
         if m not in known:
             raise BadInput(f'{m!r} is not recorded and cannot be computed' + suggest(m, known))
-    self.told = False
-    if not self.run:
-        return
     self._check_batches()
-    again = (
-        getattr(self.learn, 'snapshot_store', None) is self.store
-    )  # fine_tune and the like: several fits of one training
+    # fine_tune and the like: several fits of one training
+    again = getattr(self.learn, 'snapshot_store', None) is self.store
     self.before = self.learn.snapshot_epochs if again else 0
     self._check_store(again)
     self.store.sweep()
-    self.learn.snapshot_store = (
-        self.store
-    )  # this callback is gone when `fit` returns; the snapshots stay with the Learner
+    self.learn.snapshot_store = self.store  # this callback is gone when `fit` returns; the snapshots stay
     self.learn.snapshot_epochs = self.before
 
 # %% ../../nbs/train/06_snapshot_callback.ipynb #77b86cf1
@@ -89,27 +100,28 @@ def _check_store(self: SnapshotCallback, again):
 # %% ../../nbs/train/06_snapshot_callback.ipynb #bcf08784
 @patch
 def _check_batches(self: SnapshotCallback):
-    "`BadInput` for a training that cannot be: no batches, or a learning rate that is none."
+    "`BadInput` for a training that cannot be: no batches, nothing to choose by, or a learning rate that is none."
     if not len(self.dls.train):
         raise BadInput(
             'there is no batch to train on: the training items are fewer than a batch, and the last, '
             'smaller '
             'batch is dropped; take a smaller bs, or drop_last=False'
         )
+    if len(self.dls.loaders) < 2 or not len(self.dls.valid):
+        raise BadInput(
+            'there are no images to validate on, by which the best epochs are chosen; give the Learner a '
+            'validation part'
+        )
     rates = [float(h['lr']) for h in getattr(self.learn.opt, 'hypers', []) if 'lr' in h]
     if odd := [r for r in rates if not (math.isfinite(r) and r >= 0)]:
         raise BadInput(f'a learning rate is a positive number, not {odd[0]:g}; 1e-3 is usual')
 
-# %% ../../nbs/train/06_snapshot_callback.ipynb #fa327d99
-@patch
-def before_epoch(self: SnapshotCallback):
-    self.store.check_mine()
-    self.store.sweep()  # by now whoever writes a state to resume from has written it
-
 # %% ../../nbs/train/06_snapshot_callback.ipynb #590ffd67
 @patch
 def after_epoch(self: SnapshotCallback):
-    if not getattr(self, 'logits', None):
+    trained, self.trained = self.trained, False
+    if not trained or not getattr(self, 'logits', None):
+        self.logits = self.targs = None
         return
     logits, targs = torch.cat(self.logits).numpy(), torch.cat(self.targs).numpy()
     if logits.ndim == 2 and targs.shape == (len(logits), 1):
