@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['leavings', 'may_write', 'unwritable', 'make_folder', 'ready', 'atomic', 'scratch', 'exchange', 'sweep_temporary',
-           'write_json', 'file_state', 'changed_lately']
+           'write_json', 'file_state', 'changed_lately', 'check_regular', 'read_file']
 
 # %% ../nbs/02_files.ipynb #658d7b31
 import ctypes
@@ -15,6 +15,7 @@ import platform
 import random
 import re
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -254,3 +255,34 @@ def changed_lately(
     "Whether another change may leave the times of a file as they are, since clocks of file systems tick."
     ticks = ((t, 10**8 if t % 10**9 else 2 * 10**9) for t in (s.st_mtime_ns, s.st_ctime_ns))
     return any(abs(time.time_ns() - t) < tick for t, tick in ticks)
+
+# %% ../nbs/02_files.ipynb #4c010261
+_KINDS = (
+    (stat.S_ISFIFO, 'a named pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+    (stat.S_ISCHR, 'a device'),
+    (stat.S_ISBLK, 'a device'),
+)
+
+# %% ../nbs/02_files.ipynb #93547886
+def check_regular(
+    path,  # of a file; a link is followed
+    most: float,  # bytes
+) -> int:
+    "Its size in bytes; `BadInput` for what never ends or is far too large, `OSError` for what is not there."
+    st = os.stat(path)
+    for is_kind, name in _KINDS:
+        if is_kind(st.st_mode):
+            raise BadInput(f'{path} is {name}; give a regular file')
+    if stat.S_ISREG(st.st_mode) and st.st_size > most:
+        size = f'{st.st_size / 1e6:,.0f} MB, more than the {most / 1e6:,.0f} MB that are read'
+        raise BadInput(f'{path} has {size}; give a smaller file')
+    return st.st_size
+
+# %% ../nbs/02_files.ipynb #5e8add4f
+def read_file(
+    path,  # of a regular file
+    most: float,  # bytes
+) -> bytes:
+    "The contents; raises as `check_regular` does."
+    return Path(path).read_bytes() if check_regular(path, most) else b''

@@ -12,6 +12,7 @@ import json
 import re
 from pathlib import Path
 from .errors import BadInput
+from .files import read_file
 
 # %% ../nbs/04_kinds.ipynb #91b8a10c
 class Odd(ValueError):
@@ -217,6 +218,9 @@ def parsed(
     raise BadInput(f'{where} is not readable ({why}); {advice}') from None
 
 # %% ../nbs/04_kinds.ipynb #0f30ed0a
+_MOST = 256 << 20  # bytes of a file that `write_json` wrote
+
+
 def read_json(
     path,
     root=None,  # the directory whose loss would heal a damaged file; default: the file's
@@ -227,7 +231,7 @@ def read_json(
     try:
         if path.exists() and not path.is_file():
             raise OSError
-        words = path.read_text(encoding='utf-8')
+        words = read_file(path, _MOST).decode('utf-8')
     except (OSError, ValueError) as e:
         raise BadInput(f'{path} is not readable ({type(e).__name__}); {advice}') from None
     return checked(

@@ -15,8 +15,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
-from .errors import one_line
-from .files import make_folder, unwritable
+from .errors import BadInput, one_line
+from .files import make_folder, read_file, unwritable
 
 # %% ../nbs/08_locks.ipynb #c644bad2
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -56,10 +56,9 @@ def holder(
 ) -> str:
     "Who holds the lock, for people."
     try:
-        words = Path(f'{path}.by').read_text(encoding='utf-8')[:1000]
-        told = json.loads(words)
+        told = json.loads(read_file(f'{path}.by', 1000))
         return one_line(f"process {told['pid']} on {told['host']}, since {told['since']}")[:200]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (BadInput, OSError, ValueError, KeyError, TypeError, RecursionError):
         return 'another process'
 
 # %% ../nbs/08_locks.ipynb #99e7398a

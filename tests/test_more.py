@@ -9,6 +9,7 @@ import torch
 from ich_soups.core import BadInput, Config
 from ich_soups.data.collections import load_pictures
 from ich_soups.soups.checkpoints import load_weights
+from ich_soups.soups.cook import cook
 from ich_soups.train.grown import grown, images_of
 from ich_soups.train.more import epochs_for, go_on, plan_more
 from ich_soups.train.runs import get_run
@@ -295,3 +296,110 @@ def test_photographs_of_a_collection_are_not_forgotten(home, tmp_path, ahe10):
     get_run(config(tmp_path / 'old.csv', **over), tmp_path / 'run')
     res = go_on(tmp_path / 'run', tmp_path / 'all.csv', tmp_path / 'out')
     assert res.table.hi[0] > -0.01
+
+
+def put_json(path, **over):
+    path.write_text(json.dumps(json.loads(path.read_text()) | over))
+
+
+DAMAGED = {
+    'digests.json lacks them': ('digests.json', '{}'),
+    'digests.json: a number': ('digests.json', '{"digests": 5}'),
+    'digests.json: tables': ('digests.json', '{"digests": [{}, {}]}'),
+    'digests.json: a list': ('digests.json', '[]'),
+    'split.csv is empty': ('split.csv', ''),
+    'split.csv lacks label': ('split.csv', 'path,split\na,train\n'),
+    'split.csv lacks split': ('split.csv', 'path,label\na,b\n'),
+    'split.csv: another part': ('split.csv', 'path,label,split\na,b,weird\n'),
+    'split.csv is no text': ('split.csv', '\0\udcff\0'),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGED)
+def test_damaged_notes_of_a_run_get_one_sentence(here, drawn, name):
+    put(here / 'photos', drawn, range(8, 12), range(3))
+    file, words = DAMAGED[name]
+    (here / 'run' / file).write_bytes(words.encode(errors='surrogateescape'))
+    with pytest.raises(BadInput, match=f'{file}.*(restore|delete)'):
+        plan_more(here / 'run', here / 'photos', here / 'out')
+
+
+@pytest.mark.parametrize(
+    'classes', (['class 2', 'class 1', 'class 0'], ['a', 'b', 'c'], ['class 0', 'class 1'])
+)
+def test_classes_that_are_not_those_of_the_list(here, drawn, classes):
+    "DONE says in which order the rows of the classifier are."
+    put(here / 'photos', drawn, range(8, 12), range(3))
+    put_json(here / 'run' / 'DONE', classes=classes)
+    with pytest.raises(BadInput, match='DONE do not belong to'):
+        plan_more(here / 'run', here / 'photos', here / 'out')
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda w: w.pop('head.fc.weight'),
+        lambda w: w.update({'head.fc.weight': w['head.fc.weight'][:2]}),
+        lambda w: (w.clear(), w.update(x=torch.ones(2))),
+    ],
+    ids=['no classifier', 'two rows', 'one tensor'],
+)
+def test_a_soup_of_another_network(here, drawn, spoil):
+    soup = cook(Run(here / 'run'))
+    put(here / 'photos', drawn, range(6), [3])  # whose row is fitted with this classifier
+    spoil(soup.weights)
+    soup.save(here / 'run' / 'soup.safetensors')
+    with pytest.raises(BadInput, match='soup.safetensors is not a soup of .*leave it out'):
+        plan_more(here / 'run', here / 'photos', here / 'out')
+
+
+def test_damaged_plans_and_tables(here, drawn):
+    "A plan that makes no sense is refused; a table is made again."
+    put(here / 'photos', drawn, range(8, 12), range(3))
+    whole = go_on(here / 'run', here / 'photos', here / 'out')
+    plan, table = here / 'out' / 'more' / 'plan.json', here / 'out' / 'more' / 'table.csv'
+    for words in (b'\xff\xfe\0', b'', b'a,b\n1,2\n'):
+        table.write_bytes(words)
+        again = go_on(here / 'run', here / 'photos', here / 'out')
+        assert again.table.equals(whole.table)
+    good = json.loads(plan.read_text())
+    for over in (
+        dict(cfg=None),
+        dict(cfg=[]),
+        dict(cfg=good['cfg'] | dict(x=1)),
+        dict(old=3),
+        dict(new=[{}]),
+    ):
+        plan.write_text(json.dumps(good | over))
+        with pytest.raises(BadInput, match='plan.json.*(delete|another version)'):
+            go_on(here / 'run', here / 'photos', here / 'out')
+    plan.write_text(json.dumps({k: v for k, v in good.items() if k != 'cfg'}))
+    with pytest.raises(BadInput, match='plan.json.*cfg'):
+        go_on(here / 'run', here / 'photos', here / 'out')
+
+
+def test_a_network_that_the_weights_are_not_of_is_not_built(here):
+    "One of a billion parameters, in the configuration of a small run: told from the headers of its files."
+    put_json(here / 'run' / 'config.json', arch='vit_giant_patch14_dinov2', size=224)
+    run = Run(here / 'run')
+    with pytest.raises(BadInput, match='not weights of this VisionTransformer'):
+        cook(run)
+    assert 'model' not in vars(run)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda at, drawn: put(at, drawn, range(6), [3]),
+        lambda at, drawn: put(at, drawn, range(8, 10), [0]),
+        lambda at, drawn: next((at / 'class 1').glob('*.png')).unlink(),
+        lambda at, drawn: put(at, drawn, range(1, 2), [2], '{}0.png'),
+    ],
+    ids=['a class', 'two images', 'one less', 'a copy'],
+)
+def test_a_folder_that_has_changed_is_not_scored_on(here, drawn, change):
+    "Another image, and others are in the val part than those that the run was chosen with."
+    change(here / 'photos', drawn)
+    for use in (cook, lambda r: r.targs('val'), lambda r: r.logits('test'), lambda r: r.dls):
+        with pytest.raises(BadInput, match='have changed since .* --more'):
+            use(Run(here / 'run'))

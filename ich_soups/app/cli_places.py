@@ -9,6 +9,7 @@ __all__ = ['known', 'no_pipe', 'is_run', 'means_run', 'find_run', 'open_run', 'r
 # %% ../../nbs/app/38_cli_places.ipynb #3558adba
 import math
 from pathlib import Path
+from ..files import check_regular
 
 # %% ../../nbs/app/38_cli_places.ipynb #d76c76e0
 def known(
@@ -28,8 +29,6 @@ def no_pipe(path):
     "`BadInput` for a named pipe or a device, which would be waited for."
     if not Path(path).exists() or Path(path).is_file() or Path(path).is_dir():
         return
-    from ich_soups.data.formats import check_regular  # which takes seconds to import
-
     check_regular(path, math.inf)
 
 # %% ../../nbs/app/38_cli_places.ipynb #82df2ded

@@ -11,8 +11,9 @@ from .answer import EMPTY, TO_ANSWER, parts
 from .upload import Refused, as_png, read_upload
 from .visits import NOT_YOURS, seen_file, visit_of
 from ..data.decoding import decode
-from ..data.formats import read_file
+from ..data.formats import MOST_BYTES
 from ..data.names import visible
+from ..files import read_file
 
 # %% ../../nbs/app/28_components.ipynb #f6b378a0
 def refusal(gr, words=NOT_YOURS):
@@ -100,7 +101,7 @@ def _data(p):
     "An example as bytes."
     if isinstance(p, Image.Image):
         return as_png(p)
-    return p if isinstance(p, bytes) else read_file(p)
+    return p if isinstance(p, bytes) else read_file(p, MOST_BYTES)
 
 # %% ../../nbs/app/28_components.ipynb #9e752aa7
 def example_gallery(gr, examples):

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
 from .upload import UPLOAD_BYTES, Refused, as_png
-from ..data.formats import read_file
+from ..files import read_file
 
 # %% ../../nbs/app/26_visits.ipynb #c3e14997
 MOST_KEPT = 100  # uploads that a page keeps

@@ -29,14 +29,13 @@ from ich_soups.data.formats import (
     _refuse,
     _say_damaged,
     _say_unread,
-    check_regular,
     FORMATS,
     MOST_BYTES,
     MOST_COSTLY,
     MOST_PIXELS,
-    read_file,
 )
 from .metadata import _to_srgb, _upright, _without_long_notes
+from ..files import check_regular, read_file
 
 # %% ../../nbs/data/09_decoding.ipynb #0b5508a7
 def _opened(data, most):
@@ -54,7 +53,7 @@ def open_picture(
 ) -> Image.Image:
     """An image of Pillow in one of `FORMATS`, not decoded yet. Raises Pillow's errors, `OSError` for a
     missing file, and `BadInput` for known formats that are not read, or as `check_regular` does."""
-    data = src if isinstance(src, bytes) else read_file(src)
+    data = src if isinstance(src, bytes) else read_file(src, MOST_BYTES)
     _pixels_ahead(data, most)
     try:
         im = _opened(data, most)
@@ -108,7 +107,7 @@ def _reading(src):
     if isinstance(src, bytes):
         yield src
     else:
-        size = check_regular(src)  # 0 in /proc, where reading may wait for ever
+        size = check_regular(src, MOST_BYTES)  # 0 in /proc, where reading may wait for ever
         with _IN_MEMORY.take(size):
             yield Path(src).read_bytes() if size else b''
 

@@ -6,11 +6,13 @@
 __all__ = ['OpenFile', 'Index', 'file_index']
 
 # %% ../../nbs/soups/16_file_index.ipynb #e7e843f8
+import math
 import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..errors import BadInput
+from ..files import check_regular
 from .legacy_files import legacy_index
 from .parts import below_part, unwrap
 from .places import check_places, Place
@@ -37,6 +39,7 @@ def _opened(path):
     if path.is_dir():
         raise BadInput(f'{path} is a directory; give its checkpoints')
     try:
+        check_regular(path, math.inf)  # opening a pipe waits for somebody who writes to it
         return open(path, 'rb', buffering=0)
     except FileNotFoundError:
         raise BadInput(f'the checkpoint {path} does not exist') from None

@@ -114,6 +114,8 @@ def _parameter(m, data, requires_grad=True, hooks=None, *rest):
 @TENSOR_NAMES('_rebuild_from_type _rebuild_from_type_v2', 'torch._tensor')
 def _subclass(m, f, kind, args, state=None):
     while f is _subclass:
+        if type(args) is not tuple:  # a list may hold itself, a tuple cannot
+            raise TypeError
         f, args = args[0], args[2]
     return called(m, f, args)
 

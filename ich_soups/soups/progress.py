@@ -8,6 +8,8 @@ __all__ = ['counted', 'progress_in', 'said_inside', 'said_beside']
 # %% ../../nbs/soups/15_progress.ipynb #38eaff69
 import json
 import re
+from ..errors import BadInput
+from ..files import read_file
 from .parts import ASIDE, is_network, is_optimizer, is_state, networks
 from .pickle_containers import Inert
 
@@ -93,8 +95,8 @@ def said_inside(
 def _json(path, most=1 << 23):
     "The object in a small JSON file, or nothing."
     try:
-        found = json.loads(path.read_text(encoding='utf-8')) if path.stat().st_size <= most else {}
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_file(path, most))
+    except (BadInput, OSError, ValueError, RecursionError):
         found = {}
     return found if isinstance(found, dict) else {}
 

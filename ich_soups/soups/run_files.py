@@ -8,6 +8,8 @@ __all__ = ['read_done', 'read_entries', 'read_manifest', 'read_history', 'epochs
 
 # %% ../../nbs/soups/14_run_files.ipynb #a92b4b84
 import hashlib
+import io
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,9 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 import torch
 from ..errors import BadInput
-from ..files import changed_lately, file_state
+from ..files import changed_lately, check_regular, file_state, read_file
 from ..kinds import anything, checked, listed, matching, number, read_json, tables_of, text, whole
+from .pickle_containers import Inert
 from .records import NAME, optional
+from .zip_archives import zip_index
 
 # %% ../../nbs/soups/14_run_files.ipynb #0d797fe2
 _SIZE = whole(0, 2**62)
@@ -87,6 +91,10 @@ def read_manifest(
     return read_entries(read_json(path, root), path, f'delete {root or Path(path).parent} to train anew')
 
 # %% ../../nbs/soups/14_run_files.ipynb #0db3de2b
+_COLUMNS = ('epoch', 'lr', 'train_loss', 'valid_loss', 'accuracy', 'f1')
+_LONG = 64 << 20  # bytes of a history
+
+
 def read_history(
     path,  # history.csv
     advice: str,  # what to do if it is damaged
@@ -96,10 +104,10 @@ def read_history(
     import pandas as pd  # which takes a second, and files of checkpoints have no history
 
     try:
-        df = pd.read_csv(path)
+        df = pd.read_csv(io.BytesIO(read_file(path, _LONG)))
     except (OSError, ValueError) as e:
         raise BadInput(f'{path} is not readable as a table ({type(e).__name__}); {advice}') from None
-    if lacks := [k for k in ('epoch', 'lr', 'train_loss') if k not in df]:
+    if lacks := [k for k in _COLUMNS if k not in df]:
         raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
     if odd := [k for k in df if df[k].dtype.kind not in 'if']:
         raise BadInput(f'{path}: the column {str(odd[0])[:40]!r} does not hold numbers; {advice}')
@@ -120,6 +128,34 @@ def epochs_done(
 # %% ../../nbs/soups/14_run_files.ipynb #1f118341
 _STATE = dict(epoch=whole(0, 10**6), data=optional(text()), planned=listed(whole(1, 10**6)))
 
+# %% ../../nbs/soups/14_run_files.ipynb #534b4cf2
+def _check_plain(obj):
+    """`ValueError` for an object that is neither a container, a tensor nor a plain value. Our reader puts
+    `Inert` in its place, a key that is a tuple included; torch would compute its hash, if need be for
+    ever."""
+    left, seen = [obj], set()
+    while left:
+        x = left.pop()
+        if type(x) is Inert:
+            raise ValueError
+        if id(x) not in seen and isinstance(x, (dict, list, tuple)):
+            seen.add(id(x))
+            left += [*x, *x.values()] if isinstance(x, dict) else x
+
+# %% ../../nbs/soups/14_run_files.ipynb #5365efdf
+def _check_pickle(path):
+    """Raises for what torch would hang or die of, such as lists that hold each other many times over: our
+    own reader goes through it first, and builds nothing."""
+    size = check_regular(path, math.inf)
+    with open(path, 'rb') as file:
+
+        def read(start, n):
+            file.seek(start)
+            return file.read(n)
+
+        obj, *_ = zip_index(read, size, file)
+    _check_plain(obj)
+
 # %% ../../nbs/soups/14_run_files.ipynb #954948be
 def read_state(
     path,  # the directory of a run
@@ -130,7 +166,10 @@ def read_state(
     if not f.exists():
         return None
     try:
+        _check_pickle(f)
         state = torch.load(f, map_location='cpu', weights_only=True)
+    except BadInput:
+        raise
     except Exception as e:
         raise BadInput(f'{f} is damaged ({type(e).__name__}); {advice}') from None
     if not isinstance(state, dict):
@@ -151,7 +190,8 @@ def read_state(
 
 # %% ../../nbs/soups/14_run_files.ipynb #d8572728
 def file_sha256(path) -> str:
-    "Hash of a file, read in pieces."
+    "Hash of a file, read in pieces; `BadInput` for a pipe or a device, which never end."
+    check_regular(path, math.inf)
     with open(path, 'rb') as f:
         return (
             hashlib.file_digest(f, 'sha256').hexdigest()

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from ..errors import BadInput
+from ..files import read_file
 from .file_index import file_index, Index
 from .parts import below_part
 from .refusals import AGAIN, shown
@@ -40,9 +41,7 @@ def index_of_shard(
 # %% ../../nbs/soups/17_shards.ipynb #3022bfc5
 def _weight_map(path):
     "`{tensor: file}` of an index; any of several errors if it is none."
-    if path.stat().st_size > HEADER:
-        raise ValueError
-    said = json.loads(path.read_text(encoding='utf-8'))
+    said = json.loads(read_file(path, HEADER))
     listed = said['weight_map']
     if not listed or not all(type(x) is str for kv in listed.items() for x in kv):
         raise ValueError

@@ -16,10 +16,11 @@ from ..errors import BadInput
 from ..files import may_write
 from ..kept import keep_array, kept_array
 from ..data.collections import pictures_for
-from ..soups.checkpoints import load_weights
+from ..soups.checkpoints import Checkpoint, load_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.run_files import check_file, file_sha256, read_done, read_history
 from .best_epochs import score_key
+from .models import blank_model
 from .scoring import Scored
 from .snapshots import SnapshotStore
 from fastai.callback import progress as _no_bar  # noqa: F401  gives Learner its no_bar
@@ -68,6 +69,14 @@ class Run(Scored):
         """Of all that can be computed from the run: the configuration, the data, and every file of weights,
         logits and scores."""
         return self._fingerprint()
+
+    @cached_property
+    def model(self):
+        "As of `Scored`; a network whose weights these are not is refused before any memory is taken for it."
+        if len(self.store):
+            blank = blank_model(self.cfg.arch, len(self.classes), self.cfg.size)
+            Checkpoint(self.snapshots[0].path).fit(blank)
+        return super().model
 
     @property
     def classes(self):
@@ -127,6 +136,18 @@ def _moved_to(self: Run, data):
         f'{data} does not hold the images that {self.path} was trained on, or another split of them '
         f'({was} then, {now} now); give those, wherever they are'
     )
+
+# %% ../../nbs/train/14_finished_run.ipynb #3c12e6a8
+@patch
+def _check_images(self: Run, pictures):
+    """`BadInput` if the images have changed since the training: with one more, other ones are in the val
+    part. Another place that was given has been compared already."""
+    was = self.provenance.get('data')
+    if self.source is None and was not in (None, pictures.fingerprint):
+        raise BadInput(
+            f'the images of {self.cfg.data} have changed since {self.path} was trained; restore them, say where '
+            'they are unchanged (--data), train anew, or go on with the new ones (ich-soups train --more)'
+        )
 
 # %% ../../nbs/train/14_finished_run.ipynb #675b98a8
 @patch(as_prop=True)

@@ -6,16 +6,18 @@
 __all__ = ['MISSING', 'finished', 'images_of', 'in_turn', 'split_new', 'Grown', 'grown']
 
 # %% ../../nbs/train/27_grown.ipynb #d40bf8b1
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..errors import BadInput
-from ..kinds import read_json
+from ..files import read_file
+from ..kinds import anything, listed, read_json, text
 from ..data.collections import load_pictures, pictures_for
 from ..data.pictures import Pictures
-from ..data.splits import split_by, stratified_split
+from ..data.splits import split_by, SPLITS, stratified_split
 from .finished_run import Run
 
 # %% ../../nbs/train/27_grown.ipynb #e97a53fd
@@ -35,19 +37,40 @@ def finished(
         )
     return Run(path)
 
+# %% ../../nbs/train/27_grown.ipynb #408d2cbf
+_NOTED = dict(digests=listed(text(100)))
+_LONGEST = 512 << 20  # bytes of the list of a run
+
+
+def _own_list(path, advice):
+    "`label, split` of the images that a run wrote down; `BadInput` for what no run writes."
+    try:
+        rows = pd.read_csv(io.BytesIO(read_file(path, _LONGEST)), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as e:
+        raise BadInput(f'{path} is not readable as a list ({type(e).__name__}); {advice}') from None
+    lacks = [k for k in ('label', 'split') if k not in rows]
+    if lacks:
+        raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
+    odd = [k for k in rows.split if k not in SPLITS]
+    if odd:
+        raise BadInput(f'{path} speaks of a part {odd[0][:40]!r}, which no run has; {advice}')
+    return rows[['label', 'split']]
+
 # %% ../../nbs/train/27_grown.ipynb #7225c3f7
 def images_of(run: Run) -> pd.DataFrame:
     """What a run was trained on, in its order: `label, split, digest`. `BadInput` for images that are no
     files, and for files that have to be read and are gone."""
-    listed, noted = run.path / 'split.csv', run.path / 'digests.json'
-    if not listed.exists():
+    its_list, noted = run.path / 'split.csv', run.path / 'digests.json'
+    if not its_list.exists():
         raise BadInput(f'{run.path} was trained on images that are no files, and no photographs can be added')
     if not noted.exists():
-        return _read_again(run, listed)
-    rows = pd.read_csv(listed, dtype=str, keep_default_na=False)[['label', 'split']]
-    digests = read_json(noted, run.path)['digests']
-    if len(digests) != len(rows):
-        raise BadInput(f'{noted} does not belong to {listed}; restore both, or delete {run.path}')
+        return _read_again(run, its_list)
+    rows = _own_list(its_list, f'restore it, or delete {run.path} to train anew')
+    digests = read_json(noted, run.path, kinds=_NOTED, needs=('digests',), others=anything)['digests']
+    classes = run.provenance.get('classes')
+    if len(digests) != len(rows) or classes and sorted(set(rows.label)) != classes:
+        others = f'{noted} and {run.path / "DONE"} do not belong to {its_list}'
+        raise BadInput(f'{others}; restore them, or delete {run.path} to train anew')
     return rows.assign(digest=digests)
 
 # %% ../../nbs/train/27_grown.ipynb #983c2f86

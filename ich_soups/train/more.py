@@ -13,22 +13,24 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from ..config import Config
+from ..config import Config, config_of
 from ..errors import BadInput
 from ..files import atomic, make_folder, write_json
-from ..kinds import read_json
+from ..kinds import anything, listed, read_json, text
 from ..machine import device
 from ..data.collections import pictures_for
 from ..data.lists import write_split
 from ..evidence.comparison import verdict
 from ..evidence.metrics import nll, paired_difference
 from ..soups.checkpoints import load_weights
+from ..soups.records import NAME
 from ..soups.saving import save_weights
 from ..soups.cook import cook
 from ..soups.soup import Soup
+from ..soups.tensor_names import fit_names
 from .grown import finished, grown, images_of
 from .head import features, STRENGTHS
-from .models import create_model, head_of
+from .models import blank_model, create_model, head_of
 from .runs import get_run
 from .finished_run import Run
 from .scoring import loaders, predict_logits
@@ -149,11 +151,15 @@ def _before(run, grown, folder, soup):
     return run, cook(run)
 
 # %% ../../nbs/train/28_more.ipynb #3f638059
-def _check_soup(soup, classes, name):
-    "`BadInput` for a soup of other classes than the run's."
-    theirs = soup.info.get('classes')
-    if theirs and list(theirs) != list(classes):
-        raise BadInput(f'{name} is not a soup of that run: it has other classes; leave it out')
+def _check_soup(soup, run, name):
+    "`BadInput` for a soup of other classes than the run's, or of another network."
+    theirs, whose = soup.info.get('classes'), f'{name} is not a soup of {run.path}'
+    if theirs and list(theirs) != list(run.classes):
+        raise BadInput(f'{whose}: it has other classes; leave it out')
+    try:
+        fit_names(soup.weights, blank_model(run.cfg.arch, len(run.classes), run.cfg.size))
+    except BadInput as e:
+        raise BadInput(f'{whose}: {e}; leave it out') from None
 
 # %% ../../nbs/train/28_more.ipynb #79abf93c
 def plan_more(
@@ -176,12 +182,12 @@ def plan_more(
     told |= dict(epochs=epochs, lr=lr, soup=str(soup or ''))
     folder, plan = make_folder(out / 'more'), out / 'more' / 'plan.json'
     if plan.exists():
-        return _planned(plan, told, out)
+        return _planned(told, out)
     g = grown(run, pics, data)
     listed = folder / f'{pics.name}.csv'
     write_split(g.pictures(pics.name, g.images), listed)
     run, soup_before = _before(run, g, folder, soup)
-    _check_soup(soup_before, run.classes, soup)
+    _check_soup(soup_before, run, soup or run.path / 'soup.safetensors')
     soup_before.save(folder / 'before.safetensors')
     cfg = _config(run, listed, folder / 'start.safetensors', g, epochs, lr)
     save_weights(grown_weights(soup_before.weights, cfg, run.classes), folder / 'start.safetensors')
@@ -208,16 +214,26 @@ def _check_out(run, out):
     if (out / 'config.json').exists() and not (out / 'more' / 'plan.json').exists():
         raise BadInput(f'{out} holds another run; choose another directory, or delete {out}')
 
+# %% ../../nbs/train/28_more.ipynb #2b5b215c
+_PLAN = dict(cfg=anything, old=listed(NAME, 1, distinct=True), new=listed(text(100)))
+
+
+def _read_plan(out) -> dict:
+    "What `plan_more` wrote for the run in `out`; `BadInput` if it is damaged."
+    plan = out / 'more' / 'plan.json'
+    said = read_json(plan, out, kinds=_PLAN, needs=tuple(_PLAN), others=anything)
+    return said | dict(cfg=config_of(said['cfg'], plan, f'delete {out} to begin anew'))
+
 # %% ../../nbs/train/28_more.ipynb #2d9ef3f2
-def _planned(plan, told, out):
+def _planned(told, out):
     "The configuration of a plan that was made; `BadInput` if it was one of something else."
-    was = read_json(plan, out)
+    was = _read_plan(out)
     if odd := [k for k, v in told.items() if was.get(k) != v]:
         raise BadInput(
             f'{out} was begun with other {_SAID.get(odd[0], odd[0])}; choose another directory, or delete '
             f'{out}'
         )
-    return Config(**was['cfg'])
+    return was['cfg']
 
 # %% ../../nbs/train/28_more.ipynb #26ca3966
 _SAID = dict(
@@ -294,7 +310,7 @@ def before_and_after(
 # %% ../../nbs/train/28_more.ipynb #3f8f062b
 def _table(run, soup, out):
     "The comparison on the test images of a run that went on."
-    plan, folder = read_json(out / 'more' / 'plan.json', out), out / 'more'
+    plan, folder = _read_plan(out), out / 'more'
     pics, old, cfg = run.pictures, plan['old'], run.cfg
     i, fresh = pics.idxs('test'), set(plan['new'])
     if not len(i):
@@ -306,6 +322,15 @@ def _table(run, soup, out):
     known = np.isin(pics.classes, old)
     new = np.array([pics.digests[j] in fresh for j in i])
     return before_and_after(_wider(before, old, list(pics.classes)), after, run.targs('test'), known, new)
+
+# %% ../../nbs/train/28_more.ipynb #c6c8ad0d
+def _kept_table(path):
+    "The comparison that was written, or None if there is none or it is damaged."
+    try:
+        table = pd.read_csv(path) if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return table if table is not None and list(table) == COLUMNS else None
 
 # %% ../../nbs/train/28_more.ipynb #ef535a89
 def go_on(
@@ -324,8 +349,9 @@ def go_on(
     if not made.exists():
         cook(new).save(made)
     soup = Soup.load(made)
-    if not table.exists():
-        t = _table(new, soup, out)
+    told = _kept_table(table)
+    if told is None:
         with atomic(table) as tmp:
-            t.to_csv(tmp, index=False)
-    return MoreResult(new, soup, pd.read_csv(table))
+            _table(new, soup, out).to_csv(tmp, index=False)
+        told = _kept_table(table)
+    return MoreResult(new, soup, told)

@@ -73,7 +73,9 @@ class Scored:
     @cached_property
     def dls(self):
         with self._images_at() as at:
-            return loaders(self.cfg.replace(data=at))
+            dls = loaders(self.cfg.replace(data=at))
+        self._check_images(dls.pictures)
+        return dls
 
     @cached_property
     def model(self):
@@ -84,7 +86,12 @@ class Scored:
     @cached_property
     def pictures(self):
         with self._images_at() as at:
-            return pictures_for(self.cfg, at)
+            pictures = pictures_for(self.cfg, at)
+        self._check_images(pictures)
+        return pictures
+
+    def _check_images(self, pictures):
+        "`BadInput` if these are not the images that are meant, where that is known."
 
     @property
     def classes(self):
