@@ -86,6 +86,30 @@ def _check_words(cfg):
             "head='given' takes the classifier of a file of weights; say which one with pretrained"
         )
 
+# %% ../nbs/06_config.ipynb #da75c60a
+_OWN = dict(
+    size=whole(1, 2**14),
+    epochs=whole(1, 10**6),
+    bs=whole(1, 10**6),
+    cycle=whole(1, 10**6),
+    k=whole(1, 10**6),
+    seed=whole(0, 2**63),
+    split_seed=whole(0, 2**63),
+    data=text(4096, plain=False),
+    pretrained=text(4096, plain=False),
+    monitor=listed(text(200, plain=False)),
+    fixed=listed(whole(-(10**6), 10**6)),
+)
+
+# %% ../nbs/06_config.ipynb #3f39391b
+_USUAL = dict(str=text(200), int=whole(0, 10**6), float=number(), bool=one_of(False, True))
+
+# %% ../nbs/06_config.ipynb #722be8db
+def _check_kinds(cfg):
+    "`BadInput` for a field of another kind than a file may say."
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(cfg).items()}
+    checked(said, _CONFIG, 'the configuration', 'choose another value')
+
 # %% ../nbs/06_config.ipynb #e6af63ff
 def _settle(cfg):
     "Lists become tuples and a folder its full path; `BadInput` for what cannot be."
@@ -95,6 +119,7 @@ def _settle(cfg):
     object.__setattr__(cfg, 'data', _data_name(cfg.data))
     _check_numbers(cfg)
     _check_words(cfg)
+    _check_kinds(cfg)  # what could not be read back is not trained
 
 # %% ../nbs/06_config.ipynb #3c76e163
 @dataclass(frozen=True)
@@ -136,6 +161,9 @@ class Config:
 
     def __post_init__(self):
         _settle(self)
+
+# %% ../nbs/06_config.ipynb #7530a1c0
+_CONFIG = {f.name: _OWN.get(f.name) or _USUAL[getattr(f.type, '__name__', f.type)] for f in fields(Config)}
 
 # %% ../nbs/06_config.ipynb #657b070a
 @patch
@@ -219,27 +247,6 @@ def paper(cls: Config, **over):
     "The published protocol: fine-tune a pre-trained model at 224 px for 50 epochs."
     return cls(**_PAPER | over)
 
-# %% ../nbs/06_config.ipynb #da75c60a
-_OWN = dict(
-    size=whole(1, 2**14),
-    epochs=whole(1, 10**6),
-    bs=whole(1, 10**6),
-    cycle=whole(1, 10**6),
-    k=whole(1, 10**6),
-    seed=whole(0, 2**63),
-    split_seed=whole(0, 2**63),
-    data=text(4096, plain=False),
-    pretrained=text(4096, plain=False),
-    monitor=listed(text(200, plain=False)),
-    fixed=listed(whole(-(10**6), 10**6)),
-)
-
-# %% ../nbs/06_config.ipynb #3f39391b
-_USUAL = dict(str=text(200), int=whole(0, 10**6), float=number(), bool=one_of(False, True))
-
-# %% ../nbs/06_config.ipynb #7530a1c0
-_CONFIG = {f.name: _OWN.get(f.name) or _USUAL[getattr(f.type, '__name__', f.type)] for f in fields(Config)}
-
 # %% ../nbs/06_config.ipynb #e5cc8f52
 def config_of(
     said,  # the fields, as JSON has them
@@ -247,13 +254,11 @@ def config_of(
     advice: str,  # what to do if they make no sense
 ) -> Config:
     "A configuration from its fields; `BadInput` if it is not one."
-    d = checked(said, _CONFIG, where, advice)
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+    return Config(**checked(said, _CONFIG, where, advice))
 
 
 def load_config(
     path,  # a run's config.json
 ) -> Config:
     "Read a configuration back; `BadInput` if it is not one."
-    d = read_json(path, kinds=_CONFIG)
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+    return Config(**read_json(path, kinds=_CONFIG))

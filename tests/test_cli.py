@@ -403,3 +403,10 @@ def test_the_reader_goes_away():
     p.stdout.close()  # as `| head -0` does
     err = p.stderr.read()
     assert p.wait(60) == 141 and not err, err
+
+
+@pytest.mark.parametrize('command', ('train photos --out r', 'cook run', 'eval run', 'check photos'))
+@pytest.mark.parametrize('seed', ('-1', str(2**32), '1.5'))
+def test_a_seed_that_is_none_is_said_at_the_start(sh, kitchen, command, seed):
+    code, out, err = sh(*command.split(), '--seed', seed)
+    assert code == 2 and len(err) == 1 and '--seed' in err[0] and not Path('r').exists()

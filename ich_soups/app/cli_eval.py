@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import List, Optional
 from .cli_models import classifier_logits, note_seen, open_models, share_seen, targets, unfair
 from .cli_places import known, pictures_of
-from .cli_shared import argument, command, option
+from .cli_shared import argument, command, HIGHEST, option
 
 # %% ../../nbs/app/47_cli_eval.ipynb #fbc30ad0
 _SHOWN = (  # score, what people call it, factor, decimals
@@ -82,7 +82,7 @@ Split = option(str, '--split', help='train, val, test or all.')
 Arch = option(Optional[str], '--arch', help='For checkpoints: their network in timm.')
 Size = option(Optional[int], '--size', help='For checkpoints: width and height of their images.')
 Part = option(Optional[str], '--part', help='For checkpoints: which of several networks in them.')
-Resamples = option(int, '--seed', help='Of the resamples behind the intervals.')
+Resamples = option(int, '--seed', min=0, max=HIGHEST, help='Of the resamples behind the intervals.')
 
 # %% ../../nbs/app/47_cli_eval.ipynb #c732bbe8
 def _rows_of(split, pics, data):

@@ -12,7 +12,7 @@ from typing import Optional
 import typer
 from .cli_errors import end_bars
 from .cli_plan import choose, epoch_seconds, finished_epochs, look, readable
-from .cli_shared import command, Data, data_option, duration, next_line, option, say
+from .cli_shared import command, Data, data_option, duration, HIGHEST, next_line, option, say
 from .cli_watch import log_cbs
 from .cli_ways import check_ways, fields_of, first_model, in_folds, more_photographs, Ways
 
@@ -53,7 +53,7 @@ class Settings:
 class Course:
     "How often and where is trained, and who looks on."
 
-    seed: option(int, '--seed', help='Of weights, order and augmentation.') = 0
+    seed: option(int, '--seed', min=0, max=HIGHEST, help='Of weights, order and augmentation.') = 0
     seeds: option(int, '--seeds', min=1, help='How many trainings: seed, seed + 1, ...') = 1
     out: option(
         Optional[str],
