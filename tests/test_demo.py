@@ -1,6 +1,7 @@
 "The page in a real browser: upload, answer, a bad file, two people at once; and what it must not do."
 
-import concurrent.futures, io, json, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time, zlib
+import concurrent.futures, io, json, os, re, shutil, signal, socket
+import struct, subprocess, sys, tempfile, threading, time, zlib
 from urllib.parse import urlparse
 import numpy as np
 import pytest

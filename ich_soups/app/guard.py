@@ -146,7 +146,7 @@ def _stopped(upload, status, words):
     return MultiPartException(words) if upload else HTTPException(status, words)
 
 # %% ../../nbs/app/27_guard.ipynb #bd8da69a
-IDLE = 30  # seconds after which a request is given up: one whose head is not whole, a body of which nothing comes
+IDLE = 30  # seconds after which a head that is not whole, or a body of which nothing comes, is given up
 
 
 async def _next(receive):
@@ -328,7 +328,7 @@ def timed(kind):
 
 # %% ../../nbs/app/27_guard.ipynb #f25eb12b
 def _checked(rules, scope, headers, visit, receive):
-    "The bounded reader of a request's body; `Refusal` for what may not be, or is not written as HTTP wants it."
+    "The bounded reader of a request's body; `Refusal` for what may not be, or makes no sense."
     try:
         rules.check(scope, headers, visit)
         return _bounded(scope, headers, receive)
