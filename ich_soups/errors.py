@@ -16,9 +16,9 @@ from contextlib import contextmanager
 def one_line(
     text,  # anything, such as the name of a file with a line break in it
 ) -> str:
-    "`text` on one line that can be printed and stored: what breaks a line or is no character is escaped."
+    "`text` on one line that can be printed and stored: what breaks it, steers or is no character is escaped."
     return re.sub(
-        '[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]',
+        '[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]',
         lambda m: m[0].encode('unicode_escape').decode(),
         str(text),
     )

@@ -1,12 +1,14 @@
 "The page in a real browser: upload, answer, a bad file, two people at once; and what it must not do."
 
-import concurrent.futures, io, json, os, re, shutil, socket, struct, sys, threading, time, zlib
+import concurrent.futures, io, json, os, re, shutil, signal, socket
+import struct, subprocess, sys, tempfile, threading, time, zlib
 from urllib.parse import urlparse
 import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.soups.cook import cook
 from ich_soups.core import BadInput, Config
+from ich_soups.files import _machine
 from ich_soups.data.decoding import decode
 from ich_soups.train.runs import get_run
 
@@ -337,6 +339,46 @@ def test_a_function_that_is_not_there_is_no_error_of_the_page(served, n, event, 
     assert 'Traceback' not in said and len(said) < 200, said
 
 
+EVENTS = (
+    None,
+    'x',
+    3,
+    [1],
+    {},
+    dict(index='x'),
+    dict(index=[0, 1]),
+    dict(index=1.0, value='x'),
+    dict(index=True),
+    dict(index=-1),
+    dict(index=10**9),
+    dict(index=None),
+)
+
+
+@pytest.mark.parametrize('route', ('queue/join', 'run/x', 'api/x', 'call/x'))
+@pytest.mark.parametrize('event', EVENTS, ids=str)
+def test_functions_that_are_there_take_no_odd_call(served, route, event, capfd):
+    "Those of the browser alone have no code here; that of the examples looks at what the event says."
+    blocks, url, _ = served
+    for n, fn in blocks.fns.items():
+        call = dict(data=[], fn_index=n, session_hash='odd', event_data=event)
+        r = httpx.post(f'{url}gradio_api/{route}', json=call, timeout=30)
+        assert r.status_code == 200 and fn.fn or 400 <= r.status_code < 500, (n, r.status_code, r.text)
+        if r.status_code == 200 and route == 'queue/join' and fn.fn.__name__ == 'take':
+            said = httpx.get(f'{url}gradio_api/queue/data?session_hash=odd', timeout=30).text
+            assert 'no such example' in said and 'webp;base64' not in said
+    said = capfd.readouterr().err
+    assert 'Traceback' not in said and len(said) < 1000, said
+
+
+def test_an_example_is_taken_by_its_number(served):
+    blocks, url, _ = served
+    n = next(n for n, fn in blocks.fns.items() if getattr(fn.fn, '__name__', '') == 'take')
+    call = dict(data=[], fn_index=n, session_hash='taken', event_data=dict(index=1, value='x'))
+    assert httpx.post(f'{url}gradio_api/queue/join', json=call, timeout=30).status_code == 200
+    assert 'verdict' in httpx.get(f'{url}gradio_api/queue/data?session_hash=taken', timeout=30).text
+
+
 def test_answers_tell_browsers_to_be_careful(served):
     _, url, _ = served
     for path, head in (
@@ -348,6 +390,8 @@ def test_answers_tell_browsers_to_be_careful(served):
         r = httpx.get(f'{url}{path}', headers=head)
         assert r.headers['x-content-type-options'] == 'nosniff'
         assert r.headers['cross-origin-resource-policy'] == r.headers['referrer-policy'] == 'same-origin'
+        assert r.headers['x-frame-options'] == 'DENY'
+        assert r.headers['content-security-policy'] == "frame-ancestors 'none'"
 
 
 def test_files_are_served_of_that_visit_alone(served, secret):
@@ -633,11 +677,79 @@ def test_half_an_upload_leaves_nothing(served, how, monkeypatch, capfd):
     assert capfd.readouterr().err == ''
 
 
+def opened(url, said=b''):
+    "A connection that said this much."
+    at = urlparse(url)
+    s = socket.create_connection((at.hostname, at.port), timeout=20)
+    s.sendall(said.replace(b'HOST', at.netloc.encode()))
+    return s
+
+
+ASKED = b'GET /config HTTP/1.1\r\nHost: HOST\r\n'
+BEGUN = {
+    'nothing': b'',
+    'half a word': b'GET / HTTP/1.1\r\nHo',
+    'half a head': ASKED,
+    'after an answer': ASKED + b'\r\n' + ASKED,
+}
+
+
+@pytest.mark.parametrize('name', BEGUN)
+def test_heads_that_do_not_come_are_given_up(served, name, monkeypatch):
+    monkeypatch.setattr(guard, 'IDLE', 1)
+    waiting, t0 = [opened(served[1], BEGUN[name]) for _ in range(20)], time.time()
+    for s in waiting:
+        with s:
+            said = b''.join(iter(lambda: s.recv(65536), b''))  # until the page closes
+        assert (said[:15] == b'HTTP/1.1 200 OK') == (name == 'after an answer')
+    assert time.time() - t0 < 8
+
+
+def test_a_head_that_drips_is_given_up_and_one_that_is_slow_is_not(served, monkeypatch):
+    monkeypatch.setattr(guard, 'IDLE', 2)
+    with opened(served[1], ASKED + b'X-Drip: ') as drips, opened(served[1], ASKED) as slow:
+        time.sleep(0.5)
+        slow.sendall(b'Connection: close\r\n\r\n')
+        assert slow.recv(15) == b'HTTP/1.1 200 OK'
+        with pytest.raises(OSError):  # nobody is there any more
+            for _ in range(40):
+                drips.sendall(b'a')
+                time.sleep(0.1)
+
+
+@pytest.mark.parametrize('said', [b'', BEGUN['half a word'], ASKED], ids=['nothing', 'a word', 'half a head'])
+def test_connections_that_ask_nothing_shut_nobody_out(served, said, monkeypatch):
+    "A stream goes on, who asks is answered, and no more are open than may be."
+    blocks, url, run = served
+    monkeypatch.setattr(guard, 'MOST_CONNECTIONS', 30)
+    stream = b'GET /gradio_api/heartbeat/me HTTP/1.1\r\nHost: HOST\r\n\r\n'
+    with opened(url, stream) as living:
+        assert living.recv(15) == b'HTTP/1.1 200 OK'
+        many = [opened(url, said) for _ in range(100)]
+        try:
+            assert httpx.get(f'{url}config').status_code == 200
+            assert in_time(lambda: len(blocks.server.server_state.connections) <= 30)
+            living.settimeout(0.2)
+            with pytest.raises(TimeoutError):  # it is open, and says nothing
+                while living.recv(65536):
+                    pass
+        finally:
+            for s in many:
+                s.close()
+
+
+def test_connections_are_fewer_than_files(monkeypatch):
+    resource = pytest.importorskip('resource', reason='to run this, use a system with limits of files')
+    for files, most in ((100, 50), (1, 1), (10**6, guard.MOST_CONNECTIONS), (-1, guard.MOST_CONNECTIONS)):
+        monkeypatch.setattr(resource, 'getrlimit', lambda _: (files, files))
+        assert guard.most_connections() == most
+
+
 def raw(url, text):
     "The answer to a request as it stands here."
     at = urlparse(url)
     with socket.create_connection((at.hostname, at.port), timeout=20) as s:
-        s.sendall(text.format(host=at.netloc).replace('\n', '\r\n').encode() + b'\r\n\r\n')
+        s.sendall(text.format(host=at.netloc).replace('\n', '\r\n').encode('latin-1') + b'\r\n\r\n')
         return b''.join(iter(lambda: s.recv(65536), b'')).decode('latin-1')
 
 
@@ -666,14 +778,40 @@ RAW = {
     'a broken line': ('GET /gradio_api/file=%0a/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 403),
     'writing a file': ('PUT /gradio_api/file=/etc/passwd HTTP/1.1\nHost: {host}\nConnection: close', 404),
     'deleting': ('DELETE /config HTTP/1.1\nHost: {host}\nConnection: close', 404),
+    'a host with half a bracket': ('GET /config HTTP/1.1\nHost: [::1\nConnection: close', 400),
+    'a host in brackets that is none': ('GET /config HTTP/1.1\nHost: [x]:80\nConnection: close', 400),
+    **{
+        f'the origin {o}': (f'GET /config HTTP/1.1\nHost: {{host}}\nOrigin: {o}\nConnection: close', 403)
+        for o in ('http://[::1', 'http://[x]', 'http://[::1]x', '//[', 'http://127.0.0.1:x', '\xe9')
+    },
+    **{
+        f'{name} {value}': (f'GET / HTTP/1.1\nHost: {{host}}\n{name}: {value}\nConnection: close', status)
+        for name, value, status in (
+            ('Referer', 'http://[::1', 200),
+            ('Cookie', 'ich-soups-visit=[;;=\xff; a="', 200),
+            ('Accept-Language', '\xe9[', 200),
+            ('X-Forwarded-Host', '[::1', 400),
+            ('X-Forwarded-Proto', 'http://[', 200),
+        )
+    },
+    'an upload of nothing, of an odd kind': (
+        'POST /gradio_api/upload HTTP/1.1\nHost: {host}\nContent-Length: 0\nConnection: close\n'
+        'Content-Type: multipart/form-data; boundary="\xe9',
+        200,
+    ),
+    'a long length': (
+        'POST /gradio_api/upload HTTP/1.1\nHost: {host}\nConnection: close\nContent-Length: ' + '9' * 5000,
+        400,
+    ),
 }
 
 
 @pytest.mark.parametrize('name', RAW)
-def test_requests_that_no_browser_sends(served, name):
+def test_requests_that_no_browser_sends(served, name, capfd):
     request, status = RAW[name]
     said = raw(served[1], request)
     assert said.split()[1] == str(status) and 'root:' not in said
+    assert 'Traceback' not in capfd.readouterr().err
 
 
 def test_streams_of_sessions_that_are_not_there_say_nothing_on_the_console(served, capfd):
@@ -748,6 +886,87 @@ def test_the_oldest_uploads_go_first(served, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ['c', 'd', 'e', 'f', 'x'] and book.has(
         str(tmp_path / 'x'), 'modest'
     )
+
+
+def test_uploads_that_went_leave_no_folders(served, tmp_path, monkeypatch):
+    "Of one file, of two of the same contents, of one whose name looks like a folder; and the folder stays."
+    blocks, url, run = served
+    monkeypatch.setattr(blocks.uploads, 'most', 4)
+    for k in range(12):
+        names = (f'{k}.jpg', f'again {k}.jpg') if k % 3 == 0 else (f'a\\{k}.jpg',)
+        for name in names:
+            photo = dict(files=(name, scene(run, k)))
+            up = httpx.post(f'{url}gradio_api/upload', files=photo, timeout=60).json()[0]
+        assert 'verdict' in ask(url, up)
+    folder = blocks.uploads.folder
+    kept = {path for book in blocks.uploads.kept.values() for path in book}
+    assert len(kept) == 4 and all(os.path.exists(path) for path in kept)
+    assert not [f for f in folder.iterdir() if f.is_dir() and not any(f.iterdir())]
+
+
+def page_folders(at):
+    return [f for f in at.iterdir() if f.name.startswith('ich-soups-page')]
+
+
+SERVING = """
+import os, sys, threading
+from ich_soups.app import demo
+class Blocks:
+    def block_thread(self):
+        try:
+            print('ready', flush=True)
+            threading.Event().wait(60)
+        except KeyboardInterrupt:
+            print('closing', flush=True)
+demo._own_folder()
+demo._block(Blocks())
+"""
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='to run this, use a system with signals')
+def test_a_page_that_is_ended_leaves_no_uploads(tmp_path):
+    "Asked to end it ends as after Ctrl-C; what a killed one left is swept by the next, nothing else is."
+    env = {k: v for k, v in os.environ.items() if k != 'GRADIO_TEMP_DIR'} | dict(TMPDIR=str(tmp_path))
+    others = ('ich-soups-page-old', f'ich-soups-page-{os.getpid()}-{_machine()}-ab', 'ich-soups-page-1-1-ab')
+    for name in others:
+        (tmp_path / name).mkdir()
+    start = lambda: subprocess.Popen(
+        [sys.executable, '-c', SERVING], env=env, stdout=subprocess.PIPE, text=True
+    )
+    pages = {s: start() for s in (signal.SIGTERM, signal.SIGKILL)}
+    assert all(p.stdout.readline() == 'ready\n' for p in pages.values())
+    own = {s: next(f for f in page_folders(tmp_path) if f'-{p.pid}-' in f.name) for s, p in pages.items()}
+    assert not any(f.stat().st_mode & 0o077 for f in own.values())
+    for s, p in pages.items():
+        p.send_signal(s)
+        asked = s != signal.SIGKILL
+        assert (p.communicate(timeout=60)[0], p.returncode) == (('closing\n', 0) if asked else ('', -s))
+        assert own[s].exists() != asked
+    demo._sweep_dead_pages(tmp_path)
+    assert sorted(f.name for f in page_folders(tmp_path)) == sorted(others)
+
+
+def test_a_program_keeps_its_own_signals():
+    "Those that it handles, those that it ignores, and all of them in another thread."
+    seen = []
+
+    class Blocks:
+        def block_thread(self):
+            seen.append([signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)])
+
+    old = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        for handler in (signal.SIG_IGN, print, signal.SIG_DFL):
+            signal.signal(signal.SIGTERM, handler)
+            demo._block(Blocks())
+            assert signal.getsignal(signal.SIGTERM) == handler
+        t = threading.Thread(target=demo._block, args=[Blocks()])
+        t.start()
+        t.join()
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    ours = signal.default_int_handler
+    assert [s[0] for s in seen] == [signal.SIG_IGN, print, ours, signal.SIG_DFL]
 
 
 def large_png(w, h):
@@ -964,6 +1183,7 @@ def test_serving_an_onnx_file(served, tmp_path, monkeypatch, capsys):
     blocks, _, run = served
     file, made, build = to_onnx(blocks.classifier, tmp_path / 'my soup.onnx'), [], demo.build
     monkeypatch.delenv('GRADIO_TEMP_DIR')
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # a worker of the tests is ended without a word
     monkeypatch.setattr(demo, 'build', lambda *a, **kw: made.append(build(*a, **kw)) or made[0])
     url = demo.serve(file, run=run, block=False)
     own = os.environ['GRADIO_TEMP_DIR']

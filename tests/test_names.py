@@ -1,16 +1,17 @@
 "Names of strangers - of classes, files, data, runs - in tables, sheets, cards and pages: they are text there, and all of it can be seen."
 
-import csv, io, os, shutil
+import csv, io, os, shutil, sys, unicodedata
 import numpy as np
 import pytest
 from PIL import Image
 from ich_soups.app import audit_inspect, audit_sheet
 from ich_soups.app import cli, cli_predict
 from ich_soups.app import export, onnx_model
-from ich_soups.app import report
+from ich_soups.app import answer, demo, page, report
 from ich_soups.app.audit import inspect
 from ich_soups.soups.cook import cook
 from ich_soups.core import Config
+from ich_soups.errors import one_line
 from ich_soups.data.collections import load_pictures
 from ich_soups.data.names import visible
 from ich_soups.app.export import Classifier
@@ -19,6 +20,7 @@ from ich_soups.train.models import create_model
 from ich_soups.train.runs import get_run
 
 FORMULAS = ('$\\bad$', '$\\frac{1}', '$x$ and $\\', '\\$', '$$', 'a_b^c')
+CONTROLS = {'escape': 'a\x1b[2J', 'C1': 'b\x9b31m', 'both ends': '\x08c\x7f\x80', 'rows': 'd\x85e\x0bf'}
 HIDDEN = '\u202e\u200b\u2066\u2069\ufeff\u200f\u061c\u00ad\u2060\u202a'
 
 
@@ -109,6 +111,70 @@ def test_tables_for_spreadsheets_hold_no_formulas(home, photos, tmp_path, monkey
     ).read_text(encoding='utf-8')  # it is read back
 
 
+def controls_in(text):
+    return {c for c in text if unicodedata.category(c) in ('Cc', 'Cs')} - {'\n'}
+
+
+@pytest.fixture
+def stub_model(monkeypatch):
+    "`predict` with a model of classes that are called like this."
+
+    def stub(names):
+        model = create_model('test_coatnet', len(names), 32, seed=0)
+        info = dict(arch='test_coatnet', classes=names, size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        classifier = export.from_weights(model.state_dict(), info, 'x', device='cpu')
+        monkeypatch.setattr(cli_predict, 'open_classifier', lambda *a, **k: classifier)
+
+    return stub
+
+
+def test_tables_hold_nothing_that_steers_and_every_name_can_be_written(
+    home, photos, tmp_path, monkeypatch, stub_model, capsys
+):
+    "Of classes and of files, one of which is not UTF-8; on the terminal too."
+    names = list(CONTROLS.values())
+    stub_model(names)
+    monkeypatch.chdir(tmp_path)
+    files = ['x\x1b[2J.jpg', 'y\x9b31m.jpg', 'plain.jpg']
+    if sys.platform == 'linux':  # others know no such names
+        files += ['z\udcff.jpg', '\udc80\udcfe.jpg', 'bad\udcff.jpg']
+    for name in files:
+        shutil.copy(next(photos.rglob('*.jpg')), name)
+        if name.startswith('bad'):
+            open(name, 'w').close()
+    words = ['predict', 's', *files, '--top', 4, '--accept-all']
+    assert cli.main([*words, '--csv', 'out.csv']) == 0 and cli.main(words) == 0
+    said = capsys.readouterr()
+    text = (tmp_path / 'out.csv').read_text(encoding='utf-8')
+    assert not controls_in(text) | controls_in(said.out) | controls_in(said.err)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [r['path'] for r in rows][:3] == [r'x\x1b[2J.jpg', r'y\x9b31m.jpg', 'plain.jpg']
+    if sys.platform == 'linux':
+        assert [r['path'] for r in rows][3:] == [r'z\xff.jpg', r'\x80\xfe.jpg', r'bad\xff.jpg']
+    assert {r'a\x1b[2J', r'b\x9b31m', r'd\x85e\x0bf'} < {rows[0][f'class_{i}'] for i in range(1, 5)}
+
+
+@pytest.mark.parametrize('name', CONTROLS.values(), ids=CONTROLS)
+def test_a_name_steers_nothing_wherever_it_is_shown(name):
+    "In sentences, cards, reports, figures and on the page for trying a model."
+    model = create_model('test_coatnet', 2, 32)
+    c = Classifier(None, [name, 'b'], 32, arch='test_coatnet', info=dict(data=name), model=model)
+    section = page.Section('s', name, text=[name], points=[name], notes=[name])
+    shown = dict(
+        sentence=one_line(name),
+        card=model_card(c),
+        page=page.render(name, [name], [section]),
+        figure=''.join(page.plot_names([name])),
+        answer=str(answer.shown_name(name)),
+        about=demo._about(c),
+    )
+    assert not {where: controls_in(text) for where, text in shown.items() if controls_in(text)}
+    for where in ('card', 'page', 'answer', 'about'):
+        assert one_line(name).replace('_', ' ') in shown[where].replace('\\\\', '\\').replace('\\[', '['), (
+            where
+        )
+
+
 def test_hidden_characters_are_written_out():
     for c in HIDDEN:
         assert visible(f'a{c}b') == f'a{c.encode("unicode_escape").decode()}b'
@@ -124,7 +190,7 @@ def strange_run(home, tmp_path, drawn):
     names = (
         f'abc{HIDDEN}gnp.exe',
         '<b onclick=x>|[x](http://y.example) **b** `c` @you',
-        'www.example.org $x$ \\*',
+        'www.example.org $x$ \\*\x1b[2J\x9b31m',
     )
     for c, name in enumerate(names):
         (tmp_path / 'odd\u202e`data' / name).mkdir(parents=True)
@@ -147,7 +213,7 @@ def test_cards_and_reports_hide_nothing_and_link_nowhere(strange_run, tmp_path):
         encoding='utf-8'
     )
     for text in (card, page):
-        assert not set(HIDDEN) & set(text)
+        assert not set(HIDDEN) & set(text) and not controls_in(text)
     assert r'\u202e' in card and r'\u202e' in page
     body = card.split('---\n', 2)[2]
     for no in ('<b ', '<i>', '<script', '[x](', '**b**', '`c`', 'http://y', '@you', 'www.example', '$x$'):

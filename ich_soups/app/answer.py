@@ -19,7 +19,7 @@ from .from_run import Neighbours
 from .gradcam import GradCam, overlay
 from .page import environment
 from .upload import LARGE, LONG, Refused, Turns, as_png, friendly, pixels_of, read_upload
-from ..errors import BadInput
+from ..errors import BadInput, one_line
 from ..data.decoding import IN_FLIGHT, decode
 from ..data.names import visible
 
@@ -28,7 +28,7 @@ def shown_name(
     name,  # of a class
 ) -> Markup:
     "A name for people, escaped."
-    return escape(visible(name).replace('_', ' '))
+    return escape(one_line(visible(name)).replace('_', ' '))
 
 # %% ../../nbs/app/24_answer.ipynb #cd6f0e30
 @functools.cache
@@ -66,7 +66,9 @@ def _shot(im, alt):
     "An image inside the page."
     f = io.BytesIO()
     im.save(f, 'webp', quality=82)
-    return dict(alt=visible(alt), data='data:image/webp;base64,' + base64.b64encode(f.getvalue()).decode())
+    return dict(
+        alt=one_line(visible(alt)), data='data:image/webp;base64,' + base64.b64encode(f.getvalue()).decode()
+    )
 
 # %% ../../nbs/app/24_answer.ipynb #c2e11b1f
 _SURE = (  # confidence above which the sentence begins so

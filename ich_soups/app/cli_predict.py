@@ -48,14 +48,24 @@ def pictures(
     return out
 
 # %% ../../nbs/app/48_cli_predict.ipynb #128311f7
-_BREAKS = re.compile('[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]')  # the end of a row, for some readers
+_RAW = re.compile(
+    '[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]'
+)  # steers a terminal, ends a row for some readers, or is no character
+
+
+def _written_out(m):
+    "The escape of a character; of a byte in a file name that is not UTF-8, that byte."
+    n = ord(m[0])
+    return f'\\x{n - 0xDC00:02x}' if 0xDC80 <= n <= 0xDCFF else m[0].encode('unicode_escape').decode()
 
 
 def _cell(text):
     "A cell that a spreadsheet takes for text, whatever it begins with."
+    from ich_soups.data.names import visible
+
     if not text:
         return text
-    text = _BREAKS.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
+    text = visible(_RAW.sub(_written_out, text))
     first = text.lstrip()[:1] or text[0]
     return "'" + text if first in '=+-@＝＋－＠' or text[0] in '\t\n' else text
 

@@ -9,26 +9,43 @@ __all__ = ['MOST_SESSIONS', 'MOST_WAITING', 'Latest', 'build', 'start', 'serve']
 import atexit
 import inspect
 import os
+import re
 import shutil
+import signal
 import tempfile
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from .answer import CSS, EMPTY, Page, parts
 from .components import example_gallery, examples_as_seen, guarded_blocks
-from .components import on_example, on_photo, photo_place
+from .components import on_example, on_photo, photo_place, with_functions_alone
 from .from_run import best_single, examples_of
-from .guard import Guard, Rules
+from .guard import Guard, Rules, timed
 from .hosts import USER, addresses, bracketed, password_for, tell
 from .loading import as_classifier
 from .upload import UPLOAD_BYTES
 from .visits import Uploads
-from ..errors import BadInput, needed
+from ..errors import BadInput, needed, one_line
+from ..files import _living, _machine, _remove
 from ..data.names import visible
+
+# %% ../../nbs/app/29_demo.ipynb #d66cd48c
+def _sweep_dead_pages(folder):
+    "Delete what pages of this user left there that were killed; a page of another machine may live."
+    for path in Path(folder).glob('ich-soups-page-*'):
+        m = re.fullmatch(r'ich-soups-page-(\d+)-(\d+)-\w+', path.name)
+        if not m or m[2] != str(_machine()) or _living(int(m[1])):
+            continue
+        with suppress(OSError):
+            if path.lstat().st_uid == os.getuid():
+                _remove(path)
 
 # %% ../../nbs/app/29_demo.ipynb #4929d59b
 def _own_folder():
     "A folder for the uploads of this process, which goes when it ends."
     if 'GRADIO_TEMP_DIR' not in os.environ:
-        os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix='ich-soups-page-')
+        _sweep_dead_pages(tempfile.gettempdir())
+        os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix=f'ich-soups-page-{os.getpid()}-{_machine()}-')
         atexit.register(shutil.rmtree, os.environ['GRADIO_TEMP_DIR'], ignore_errors=True)
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     return os.environ['GRADIO_TEMP_DIR']
@@ -40,7 +57,7 @@ def _about(c):
     more = f' and {len(c.classes) - 6} more' if len(c.classes) > 6 else ''
     data = f", trained on {c.info['data']}" if c.info.get('data') else ''
     model = f'The model is {c.arch or c.name}{data}; it sees {c.size} x {c.size} pixels.'
-    return visible(f'{len(c.classes)} classes: {names}{more}. {model}')
+    return one_line(visible(f'{len(c.classes)} classes: {names}{more}. {model}'))
 
 # %% ../../nbs/app/29_demo.ipynb #41465b3a
 def _models(classifier, single, run):
@@ -116,7 +133,9 @@ def build(
     with guarded_blocks(gr, uploads) as blocks:
         blocks.own = _lay_out(gr, page, uploads, examples)
     blocks.answers, blocks.classifier, blocks.uploads = page, c, uploads
-    return _forgetful(blocks.queue(default_concurrency_limit=32, max_size=32, api_open=False))
+    return _forgetful(
+        with_functions_alone(blocks.queue(default_concurrency_limit=32, max_size=32, api_open=False))
+    )
 
 # %% ../../nbs/app/29_demo.ipynb #ee6e797e
 _QUIET = dict(
@@ -166,6 +185,23 @@ def _launch(blocks, args, host, port):
         where = f'{host}:{port}' if port else host
         no = f'the page cannot listen on {where} ({str(e).splitlines()[0][:80]})'
         raise BadInput(f'{no}; choose another port, or leave it out for a free one') from None
+    config = blocks.server.config
+    config.http_protocol_class = timed(config.http_protocol_class)
+
+# %% ../../nbs/app/29_demo.ipynb #4802e4f9
+def _block(blocks):
+    "Until Ctrl-C, or until the system asks this process to end or its terminal goes, if that would end it."
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        asks = [getattr(signal, n) for n in ('SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+        ours = [s for s in asks if signal.getsignal(s) == signal.SIG_DFL]
+    for s in ours:
+        signal.signal(s, signal.default_int_handler)
+    try:
+        blocks.block_thread()
+    finally:
+        for s in ours:
+            signal.signal(s, signal.SIG_DFL)
 
 # %% ../../nbs/app/29_demo.ipynb #2411c260
 def start(
@@ -190,7 +226,7 @@ def start(
     if password:
         tell(f'user name {USER}, password {password}')
     if block:
-        blocks.block_thread()
+        _block(blocks)
     return addresses(host, blocks.server_port)[0]
 
 # %% ../../nbs/app/29_demo.ipynb #5b1b69e1
@@ -225,5 +261,5 @@ def serve(
     url = start(blocks, host, port, False, password, no_password)
     _tell(blocks, host, run, password, no_password)
     if block:
-        blocks.block_thread()
+        _block(blocks)
     return url

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 from PIL import Image
 import ich_soups
+from ..errors import one_line
 from ..data.names import visible
 from ..evidence.plots import shrink_png
 
@@ -55,7 +56,7 @@ def _one_line(
 ) -> str:
     "A name without line breaks, formulas and invisible characters, cut to `width`."
     text = visible(str(name).encode('utf-8', 'replace').decode())
-    text = re.sub(r'[\s\x00-\x1f]+', ' ', text).strip() or '(blank)'
+    text = re.sub(r'[\s\x00-\x1f\x7f-\x9f]+', ' ', text).strip() or '(blank)'
     if len(text) > width:
         text = text[: width - 1].rstrip() + '…'
     return text.replace('$', r'\$')
@@ -225,4 +226,4 @@ def render(
     "The page; everything that is not markup of the templates is escaped."
     page = environment().get_template('page.html')
     text = page.render(title=title, subtitle=subtitle, sections=sections, version=version_of_package())
-    return visible(text)
+    return '\n'.join(one_line(line) for line in visible(text).split('\n'))

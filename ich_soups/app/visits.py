@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import threading
+from contextlib import suppress
 from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image
@@ -84,6 +85,15 @@ def _drop_one(self: Uploads):
         del self.kept[visit]
     if not any(path in m for m in self.kept.values()):
         Path(path).unlink(missing_ok=True)
+        self._drop_folder(Path(path).parent)
+
+# %% ../../nbs/app/26_visits.ipynb #359557fe
+@patch
+def _drop_folder(self: Uploads, folder):
+    "That Gradio made for an upload, once it is empty."
+    with suppress(OSError):  # another file is in it
+        if os.path.realpath(folder) != str(self.folder):
+            folder.rmdir()
 
 # %% ../../nbs/app/26_visits.ipynb #8b905db7
 def seen_file(
