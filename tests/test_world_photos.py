@@ -722,6 +722,41 @@ def test_folders_that_repeat_in_every_class_are_a_note(home, photos):
     assert 'holds the folders class 0, class 1, class 2; the outer ones are taken for the classes' in said
 
 
+@pytest.mark.parametrize('sep', [',', ';', '\t', '|'])
+def test_a_label_with_a_separator_in_it_is_no_other_class(sep, home, photos, tmp_path):
+    rows, f = rows_of(photos), tmp_path / 'list.csv'
+    f.write_text(f'path{sep}label\n' + ''.join(f'{p}{sep}{l}{sep} new\n' for p, l in rows))
+    with pytest.raises(BadInput, match='row 2 of .*list.csv has 3 fields, its first row 2: put the label in'):
+        load_pictures(f)
+    assert 'has 3 fields' in said_by(lambda: files_of_list(f))
+    f.write_text(f'path{sep}label\n' + ''.join(f'{p}{sep}"{l}{sep} new"{sep}{sep}\n' for p, l in rows))
+    assert f'Chợ nổi{sep} new' in load_pictures(f).classes
+
+
+def said_by(f):
+    with pytest.raises(BadInput) as e:
+        f()
+    return str(e.value)
+
+
+@pytest.mark.parametrize('names', [('label', 'label'), ('Class', 'class '), ('class_name', 'class-name')])
+def test_two_columns_of_one_name_say_the_same_or_are_refused(names, home, photos, tmp_path):
+    rows, f = rows_of(photos), tmp_path / 'list.csv'
+    head = f'path,{names[0]},{names[1]}\n'
+    f.write_text(head + ''.join(f'{p},{l},{l}\n' for p, l in rows))
+    assert len(read_photos(f).classes) == 3
+    f.write_text(head + ''.join(f'{p},{l},x\n' for p, l in rows))
+    assert f'two columns {names[0]!r} that differ in row 2; keep one' in said_by(lambda: read_photos(f))
+
+
+def test_of_two_columns_of_labels_it_is_said_which_is_taken(home, photos, tmp_path):
+    text = ''.join(f'{p},{l},{i}\n' for i, (p, l) in enumerate(rows_of(photos)))
+    (tmp_path / 'list.csv').write_text('path,label,class\n' + text)
+    assert "its columns 'label' and 'class' differ: 'label' is taken for the label" in texts(
+        tmp_path / 'list.csv'
+    )
+
+
 def test_a_list_without_a_row_of_names(home, photos, tmp_path):
     text = ''.join(f'{p},{l}\n' for p, l in rows_of(photos))
     (tmp_path / 'list.csv').write_text(text, encoding='utf-8')

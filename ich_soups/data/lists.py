@@ -127,6 +127,41 @@ def _cells_of(text):
     rows = ((reader.line_num + bool(said), [_ENDS.sub('', c) for c in r]) for r in reader)
     return [(line, r) for line, r in rows if any(r)]
 
+# %% ../../nbs/data/15_lists.ipynb #072b5519
+def _cell(row, i):
+    "What stands in a column of a row; '' where the row is shorter, or there is no such column."
+    return row[i] if i is not None and i < len(row) else ''
+
+
+def _width(cells):
+    "How many fields a row has, without the empty ones at its end."
+    return max((i + 1 for i, c in enumerate(cells) if c), default=0)
+
+# %% ../../nbs/data/15_lists.ipynb #3d5ac9ff
+def _check_widths(path, header, rows):
+    "`BadInput` for a row with more fields than the first one."
+    n = _width(header)
+    for line, r in rows:
+        if _width(r) > n:
+            raise BadInput(
+                f'row {line} of {path} has {_width(r)} fields, its first row {n}: put the label in quotes, '
+                'or whatever else has the separator of the columns in it'
+            )
+
+# %% ../../nbs/data/15_lists.ipynb #17be1b6f
+def _check_rivals(path, header, rows, at):
+    "Sentences on columns that mean what another one does and say something else; `BadInput` for equal names."
+    names, notes = [_plain(h) for h in header], []
+    rivals = [(k, i) for k, a in at.items() for i, n in enumerate(names) if n in _COLUMNS[k] and i != a]
+    for k, i in rivals:
+        line = next((line for line, r in rows if _cell(r, i) != _cell(r, at[k])), None)
+        one, other = (one_line(header[n])[:40] for n in (at[k], i))
+        if line and names[i] == names[at[k]]:
+            raise BadInput(f'{path} has two columns {one!r} that differ in row {line}; keep one of them')
+        if line and k != 'path':
+            notes.append(f'its columns {one!r} and {other!r} differ: {one!r} is taken for the {k}')
+    return notes
+
 # %% ../../nbs/data/15_lists.ipynb #13e50f08
 def _guessed(header, at):
     "Sentences on columns that are read by more than their names."
@@ -158,11 +193,12 @@ def _rows_of(path, needs=('path', 'label'), told=None):
     at = _columns(header)
     if not rows or not set(needs) <= set(at):
         raise BadInput(f'{path} {_what_it_lacks(path, header, needs)}')
+    _check_widths(path, header, rows)
+    notes = _check_rivals(path, header, rows, at)
     if told:
-        told.notes += _guessed(header, at)
-    cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
-    part = (lambda r: cell(r, 'split')) if 'split' in at else partial(_flagged, _flags_in(header))
-    return [dict({k: cell(r, k) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
+        told.notes += _guessed(header, at) + notes
+    part = (lambda r: _cell(r, at['split'])) if 'split' in at else partial(_flagged, _flags_in(header))
+    return [dict({k: _cell(r, at.get(k)) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
 
 # %% ../../nbs/data/15_lists.ipynb #c43835d3
 _NFC = partial(unicodedata.normalize, 'NFC')
