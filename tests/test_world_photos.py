@@ -262,6 +262,55 @@ def test_classes_that_sound_like_parts_stay_classes(names, home, photos):
     assert set(names) <= set(load_pictures(photos).classes)
 
 
+@pytest.mark.parametrize(
+    'names, parts',
+    [
+        (('train', 'eval'), 'train test'),
+        (('Training', 'hold-out'), 'train test'),
+        (('train', 'held_out', 'test'), 'train val test'),
+        (('my-train', 'my-valid', 'my-test'), 'train val test'),
+        (('1_train', '2_val', '3_test'), 'train val test'),
+        (('train_2023', 'test_2023'), 'train test'),
+        (('train v2', 'dev v2', 'evaluation v2'), 'train val test'),
+    ],
+)
+@pytest.mark.parametrize('first', ['parts', 'classes'])
+def test_parts_that_are_called_otherwise_are_no_classes(names, parts, first, home, photos, tmp_path):
+    "Above the class folders or in them: what was to be held out is never trained on."
+    for n in names:
+        for c in photos.iterdir():
+            shutil.copytree(c, tmp_path / 'in' / (f'{n}/{c.name}' if first == 'parts' else f'{c.name}/{n}'))
+    (tmp_path / 'in' / 'docs').mkdir()
+    pics = read_photos(tmp_path / 'in', scoring=True)
+    assert pics.classes == sorted(c.name for c in photos.iterdir())
+    of = dict(zip(names, parts.split()))
+    at = 0 if first == 'parts' else 1
+    for p, s in zip(pics.items, pics.part):
+        part = of[Path(p).relative_to(tmp_path / 'in').parts[at]]
+        assert s == part or ('val' not in of.values() and (part, s) == ('train', 'val'))
+
+
+@pytest.mark.parametrize(
+    'names', [('train', 'bus', 'car'), ('eval', 'holdout', 'x'), ('freight train', 'test train', 'tram')]
+)
+@pytest.mark.parametrize('inner', ['', 'batch'])
+def test_vehicles_are_classes(names, inner, home, photos):
+    for c, n in zip(sorted(photos.iterdir()), names):
+        (photos / n).mkdir()
+        c.rename(photos / n / inner if inner else photos / n)
+    assert load_pictures(photos).classes == sorted(names)
+
+
+@pytest.mark.parametrize('names', [('train', 'eval'), ('my-train', 'my-test'), ('train 1', 'test 2')])
+def test_parts_without_class_folders_are_refused(names, home, photos):
+    for c, n in zip(sorted(photos.iterdir()), names):
+        c.rename(photos / n)
+    for c in photos.iterdir():
+        if c.name not in names:
+            shutil.rmtree(c)
+    assert f'{names[0]} holds 12 images but no class folders' in said_by(lambda: load_pictures(photos))
+
+
 def test_train_and_val_are_enough(home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', train='train', val='val')
     pics, said = notes(lambda: load_pictures(root))

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
 from .files import _EXTS, _is_skipped
-from .folders import _part_named, Told
+from .folders import _parts_named, Told
 from .formats import MOST_LIST, read_file
 from .names import _one_spelling
 from ..errors import BadInput, one_line
@@ -305,7 +305,9 @@ def _named(self: _Finder, name):
 # %% ../../nbs/data/15_lists.ipynb #f7700df7
 def _parts_in(path, rows, told):
     "The part of each row, or None where the list has none; `BadInput` for a row that lacks it."
-    parts = [_part_named(r['split']) for r in rows]
+    said = list(dict.fromkeys(r['split'] for r in rows))
+    part_of = dict(zip(said, _parts_named(said)))
+    parts = [part_of[r['split']] for r in rows]
     if all(parts):
         return parts
     if any(parts):
