@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 from ich_soups.app import cli_models, cli_predict, upload
 from ich_soups.data import collections, decoding, formats, metadata, scan, splits
 from ich_soups.app.audit import inspect
+from ich_soups.app.classifier import _read
 from ich_soups.core import BadInput
 from ich_soups.data.decoding import decode, open_picture, to_look_at
 from ich_soups.data.lists import files_of_list, write_split
@@ -183,6 +184,33 @@ def test_names_that_differ_in_capitals_or_blanks_are_a_finding(names, home, phot
     assert f'{names[0]!r} and {names[1]!r}' in texts(photos) and 'capitals or blanks' in texts(photos)
 
 
+@pytest.mark.parametrize('more', ['cat\u200b', '\u2060cat', 'ca\u00adt'])
+def test_names_that_differ_in_what_nobody_sees_are_a_finding(more, home, photos):
+    for d, name in zip(sorted(photos.iterdir()), ('cat', more)):
+        d.rename(photos / name)
+    assert '1 class is called like another' in texts(photos)
+
+
+@pytest.mark.parametrize('names', [('.git',), ('@Recycle', '#recycle', '$RECYCLE.BIN'), ('Thumbs', '.x')])
+def test_of_hidden_copies_nobody_is_told_to_convert_them(names, home, photos):
+    first = sorted(photos.rglob('*.jpg'))[0]
+    for n in names:
+        (photos / n).mkdir()
+        shutil.copy(first, photos / n / first.name)
+    said = texts(photos)
+    assert all(f'1 in {n}' in said for n in names) and 'hidden place' in said and 'JPEG' not in said
+    (photos / 'a.cr2').write_bytes(b'raw')
+    assert '1 .cr2 - convert photographs among them to JPEG' in texts(photos)
+
+
+@pytest.mark.parametrize('names', [('seg_train', 'seg_test'), ('Training', 'validation'), ('train', 'eval')])
+def test_folders_of_parts_are_called_as_they_are(names, home, photos, tmp_path):
+    for n in (*names, 'more'):
+        shutil.copytree(photos, tmp_path / 'in' / n)
+    one, other = sorted(names)
+    assert f"has {one} and {other} and beside them 'more'" in said_by(lambda: load_pictures(tmp_path / 'in'))
+
+
 def test_a_class_that_is_called_otherwise_in_train_is_named(home, photos, tmp_path):
     for s, n in (('train', 'Cat'), ('val', 'cat'), ('test', 'cat')):
         for c, to in zip(sorted(photos.iterdir()), (n, 'dog')):
@@ -311,6 +339,41 @@ def test_parts_without_class_folders_are_refused(names, home, photos):
     assert f'{names[0]} holds 12 images but no class folders' in said_by(lambda: load_pictures(photos))
 
 
+@pytest.mark.parametrize('inner', ['images', 'images/all', 'JPEGImages'])
+@pytest.mark.parametrize('parts', [True, False])
+def test_the_folder_of_class_folders_in_a_folder_is_what_to_give(inner, parts, home, photos, tmp_path):
+    "As label tools export: the images, and beside them a folder of their labels."
+    if parts:
+        split(photos, tmp_path / 'in' / inner, train='train', val='val')
+    else:
+        shutil.copytree(photos, tmp_path / 'in' / inner)
+    for folder in ('labels/train', 'labels/val'):
+        (tmp_path / 'in' / folder).mkdir(parents=True)
+        (tmp_path / 'in' / folder / '1.txt').write_text('0 0.5 0.5 1 1')
+    says = f'{tmp_path / "in" / inner} holds the class folders: give that'
+    assert says in said_by(lambda: read_photos(tmp_path / 'in')) and says in texts(tmp_path / 'in')
+    assert len(read_photos(tmp_path / 'in' / inner).classes) == 3
+
+
+@pytest.mark.parametrize('parts', [('train', 'val'), ('train', 'val', 'test'), ('train', 'eval')])
+def test_a_folder_that_is_no_class_in_any_part_is_said_once(parts, home, photos, tmp_path):
+    for s in parts:
+        shutil.copytree(photos, tmp_path / 'in' / s)
+        (tmp_path / 'in' / s / 'labels').mkdir()
+    assert texts(tmp_path / 'in').count("the folder 'labels' holds no image") == 1
+
+
+@pytest.mark.parametrize(
+    'cells', [('train', 'eval'), ('train', 'dev', 'Holdout'), ('training', 'test', 'eval')]
+)
+def test_parts_in_a_list_by_any_usual_name(cells, home, photos, tmp_path):
+    rows = [(p, l, cells[i % len(cells)]) for i, (p, l) in enumerate(rows_of(photos))]
+    (tmp_path / 'list.csv').write_text('path,label,split\n' + ''.join(f'{",".join(r)}\n' for r in rows))
+    pics = read_photos(tmp_path / 'list.csv', scoring=True)
+    held = {p for (p, _, s), part in zip(rows, pics.part) if part == 'test'}
+    assert held == {p for p, _, s in rows if s == ('test' if 'test' in cells else cells[-1])}
+
+
 def test_train_and_val_are_enough(home, photos, tmp_path):
     root = split(photos, tmp_path / 'in', train='train', val='val')
     pics, said = notes(lambda: load_pictures(root))
@@ -403,6 +466,37 @@ def test_a_damaged_image_is_to_be_copied_again_not_removed(kind, left, home, pho
     (photos / 'Chợ nổi' / f'a.{kind}').write_bytes(b[: left if left > 1 else int(left * len(b))])
     said = texts(photos)
     assert 'copy or download it again' in said and 'remove it)' not in said, said
+
+
+NO_IMAGES = {
+    'pointer': (
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n',
+        'git lfs pull fetches it',
+    ),
+    'page': (
+        b'\n<!DOCTYPE html>\n<html><body>404</body></html>',
+        'it is a web page: download the image again',
+    ),
+    'answer': (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        'it is the answer of a server',
+    ),
+    'text': (b'Too many requests', 'it is text and no image: remove it, or download the image again'),
+    'drawing': (b'<?xml version="1.0"?><svg xmlns="x"/>', 'of a kind that is not read: save it as a JPEG'),
+    'nothing': (bytes(range(40)), 'it is no image'),
+    'cut': (saved(Image.new('RGB', (64, 64)), 'jpeg')[:-40], 'cut short'),
+}
+
+
+@pytest.mark.parametrize('kind', NO_IMAGES)
+def test_what_lies_there_instead_of_an_image_is_said_in_plain_words(kind, home, photos):
+    "In check, in training and in labelling alike, with the way to get the image."
+    b, says = NO_IMAGES[kind]
+    f = photos / 'Chợ nổi' / 'a.jpg'
+    f.write_bytes(b)
+    trained, labelled = (said_by(lambda: read_photos(photos)), said_by(lambda: _read(0, f, 32)))
+    for said in (texts(photos), trained, labelled, said_by(lambda: _read(0, b, 32))):
+        assert says in said and 'Error' not in said and 'not processed' not in said, said
 
 
 # Images.
@@ -711,7 +805,7 @@ def test_a_column_of_folds_is_said_to_be_unused(home, photos, tmp_path):
     rows = ''.join(f'{p},{l},{i % 5}\n' for i, (p, l) in enumerate(rows_of(photos)))
     (tmp_path / 'list.csv').write_text('path,label,fold\n' + rows, encoding='utf-8')
     _, said = notes(lambda: load_pictures(tmp_path / 'list.csv'))
-    assert "its column of parts, '0', says no train, val or test: it is not used" in said
+    assert "its column 'fold' says no train, val or test: it is not used" in said
 
 
 @pytest.mark.parametrize(
@@ -836,7 +930,9 @@ def test_addresses_are_no_files(home, photos, tmp_path):
         'path,label\nhttps://example.org/a.jpg,x\n' + ''.join(f'{p},{l}\n' for p, l in rows_of(photos)),
         encoding='utf-8',
     )
-    assert 'download it' in texts(tmp_path / 'list.csv')
+    said = texts(tmp_path / 'list.csv'), said_by(lambda: load_pictures(tmp_path / 'list.csv'))
+    for s in (*said, said_by(lambda: _read(0, files_of_list(tmp_path / 'list.csv')[0], 32))):
+        assert 'https://example.org/a.jpg' in s and 'it is an address' in s and f'{tmp_path}/http' not in s, s
 
 
 @pytest.mark.parametrize('where', ['beside', 'link to a folder', 'below'])

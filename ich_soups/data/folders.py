@@ -86,7 +86,7 @@ class Told:
     @property
     def lines(self):
         "All of it, one sentence each."
-        return [*dict.fromkeys(self.notes), *filter(None, [left_out(self.left)])]
+        return [*self.notes, *filter(None, [left_out(self.left)])]
 
 # %% ../../nbs/data/14_folders.ipynb #37a19add
 def _subdirs(p):
@@ -154,14 +154,17 @@ def _parts_inside(below, told):
     return {(n,): s for n, s in zip(names, parts)}
 
 # %% ../../nbs/data/14_folders.ipynb #e947e02e
+_NO_CLASS = 'holds no image that is read, and is no class'
+
+
 def _class_rows(folder, part, told):
     "`(file, class, part)` of every image in the class folders of a folder."
     of_class = {c.name: _pictures_in(c, told.left) for c in _subdirs(folder)}
     for name, found in list(of_class.items()):
         if _is_copies(name, of_class):
             told.left[f'in {name}'] += len(of_class.pop(name))
-        elif not found:
-            told.notes.append(f'the folder {name!r} holds no image that is read, and is no class')
+        elif not found and (said := f'the folder {name!r} {_NO_CLASS}') not in told.notes:
+            told.notes.append(said)
     below = {
         f: f.relative_to(folder / name).parts[:-1][:1] for name, found in of_class.items() for f in found
     }

@@ -172,6 +172,14 @@ def _guessed(header, at):
         notes.append(f'its column {one_line(label)[:40]!r} is taken for the label, since there is no other')
     return notes
 
+# %% ../../nbs/data/15_lists.ipynb #57197577
+def _unused(header, at, cells):
+    "A sentence on a column of parts none of whose different `cells` is a part, such as one of folds."
+    if not any(cells) or any(_parts_named(cells)):
+        return []
+    names = [header[at['split']]] if 'split' in at else [header[i] for i, _ in _flags_in(header)]
+    return [f'its column {one_line(", ".join(names))[:40]!r} says no train, val or test: it is not used']
+
 # %% ../../nbs/data/15_lists.ipynb #13e50f04
 def _what_it_lacks(path, header, needs):
     "The end of a sentence on a list whose first row does not name the columns."
@@ -195,10 +203,11 @@ def _rows_of(path, needs=('path', 'label'), told=None):
         raise BadInput(f'{path} {_what_it_lacks(path, header, needs)}')
     _check_widths(path, header, rows)
     notes = _check_rivals(path, header, rows, at)
-    if told:
-        told.notes += _guessed(header, at) + notes
     part = (lambda r: _cell(r, at['split'])) if 'split' in at else partial(_flagged, _flags_in(header))
-    return [dict({k: _cell(r, at.get(k)) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
+    out = [dict({k: _cell(r, at.get(k)) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
+    if told:
+        told.notes += _guessed(header, at) + notes + _unused(header, at, {r['split'] for r in out})
+    return out
 
 # %% ../../nbs/data/15_lists.ipynb #c43835d3
 _NFC = partial(unicodedata.normalize, 'NFC')
@@ -303,7 +312,7 @@ def _named(self: _Finder, name):
     return hits[0] if len(hits) == 1 else None
 
 # %% ../../nbs/data/15_lists.ipynb #f7700df7
-def _parts_in(path, rows, told):
+def _parts_in(path, rows):
     "The part of each row, or None where the list has none; `BadInput` for a row that lacks it."
     said = list(dict.fromkeys(r['split'] for r in rows))
     part_of = dict(zip(said, _parts_named(said)))
@@ -316,10 +325,6 @@ def _parts_in(path, rows, told):
             f"{path}, row {r['line']}: split is {r['split']!r}; "
             'write train, val or test in every row, or leave the column out'
         )
-    if said := next((r['split'] for r in rows if r['split']), ''):
-        told.notes.append(
-            f'its column of parts, {one_line(said)[:40]!r}, says no train, val or test: it is not used'
-        )
 
 # %% ../../nbs/data/15_lists.ipynb #aff8e6c8
 def _list_csv(path, told=None):
@@ -330,7 +335,7 @@ def _list_csv(path, told=None):
     for r in rows:
         if not (r['path'] and r['label']):
             raise BadInput(f"{path}, row {r['line']}: path or label is missing; fill it in or remove the row")
-    parts = _parts_in(path, rows, told)
+    parts = _parts_in(path, rows)
     labels, files = _one_spelling([r['label'] for r in rows], told), [find(r['path']) for r in rows]
     if find.by_name:
         told.notes.append(
