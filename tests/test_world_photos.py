@@ -18,7 +18,7 @@ from ich_soups.app import cli_models, cli_predict, upload
 from ich_soups.data import collections, decoding, formats, metadata, scan, splits
 from ich_soups.app.audit import inspect
 from ich_soups.app.classifier import _read
-from ich_soups.core import BadInput
+from ich_soups.core import BadInput, write_json
 from ich_soups.data.decoding import decode, open_picture, to_look_at
 from ich_soups.data.lists import files_of_list, write_split
 from ich_soups.data.collections import load_pictures
@@ -481,7 +481,7 @@ NO_IMAGES = {
         b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
         'it is the answer of a server',
     ),
-    'text': (b'Too many requests', 'it is text and no image: remove it, or download the image again'),
+    'text': (b'Too many requests', 'it is text and no image'),
     'drawing': (b'<?xml version="1.0"?><svg xmlns="x"/>', 'of a kind that is not read: save it as a JPEG'),
     'nothing': (bytes(range(40)), 'it is no image'),
     'cut': (saved(Image.new('RGB', (64, 64)), 'jpeg')[:-40], 'cut short'),
@@ -923,6 +923,36 @@ def test_what_is_given_for_a_list_is_named(head, says, home, tmp_path):
     (tmp_path / 'photos.csv').write_bytes(head + bytes(20) * (not says.startswith('CSV')))
     with pytest.raises(BadInput, match=says):
         load_pictures(tmp_path / 'photos.csv')
+
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ('gone', '1 image is missing: Chợ nổi/ảnh 3.jpg'),
+        ('two gone', '2 images are missing: Chợ nổi/ảnh 3.jpg and others'),
+        ('new', '1 image is new: Chợ nổi/new.jpg'),
+        ('edited', '1 image is missing: Chợ nổi/ảnh 3.jpg, 1 image is new: Chợ nổi/ảnh 3.jpg'),
+        ('moved', '1 image is of another class: Chợ nổi/ảnh 3.jpg'),
+        ('renamed', 'the same images, renamed or split otherwise'),
+    ],
+)
+def test_what_changed_since_a_training_is_named(change, says, home, photos, tmp_path):
+    from ich_soups.train.finished_run import _what_changed
+
+    pics, f, other = load_pictures(photos), photos / 'Chợ nổi' / 'ảnh 3.jpg', sorted(photos.iterdir())[-1]
+    write_split(pics, tmp_path / 'run' / 'split.csv')
+    assert _what_changed(tmp_path / 'run', pics) == ''  # an old run noted no digests
+    write_json(tmp_path / 'run' / 'digests.json', dict(digests=list(pics.digests)))
+    if change == 'two gone':
+        (f.parent / 'ảnh 4.jpg').unlink()
+    if change in ('new', 'edited'):
+        with Image.open(f) as im:
+            im.rotate(90).save(f if change == 'edited' else f.parent / 'new.jpg')
+    elif 'gone' in change:
+        f.unlink()
+    else:
+        f.rename(f.parent / 'a.jpg' if change == 'renamed' else other / 'a.jpg')
+    assert _what_changed(tmp_path / 'run', load_pictures(photos)) == says
 
 
 def test_addresses_are_no_files(home, photos, tmp_path):

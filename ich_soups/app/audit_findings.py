@@ -134,6 +134,7 @@ def class_row(kind, label, score=np.nan, split='', **more) -> dict:
 _AGAIN = 'copy or download it again'
 _ADVICE = (  # a word of the reason: what to do, '' where the reason says it
     ('it is no image', 'it is no image: remove it'),
+    ('it is text', 'it is text and no image: remove it, or download the image again'),
     ('damaged or cut short', f'it is damaged or cut short: {_AGAIN}'),
     ('cut short', f'it is cut short: {_AGAIN}'),
     ('it is empty', f'it is empty: {_AGAIN}'),

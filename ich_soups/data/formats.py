@@ -95,7 +95,7 @@ _NO_IMAGE = (
     ),
     (rb'<!doctype html|<html|<head|<body', f'a web page: {_FETCH}'),
     (rb'<\?xml|[{[]', f'the answer of a server: {_FETCH}'),
-    (rb'[\t\r\n -~\x80-\xff]+$', f'text and no image: remove it, or {_FETCH}'),
+    (rb'[\t\r\n -~\x80-\xff]+$', 'text and no image'),
 )
 
 
