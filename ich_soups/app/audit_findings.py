@@ -82,8 +82,8 @@ KINDS |= {
         'one part',
     ),
     'names': (
-        '1 class is called like another but for capitals or blanks',
-        '{n} classes are called like another but for capitals or blanks',
+        '1 class is called like another but for capitals, blanks or hidden characters',
+        '{n} classes are called like another but for capitals, blanks or hidden characters',
         'give both one name if they are one class',
     ),
     'guessed': (
