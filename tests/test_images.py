@@ -157,7 +157,7 @@ def test_other_formats_start_nothing(kind, tmp_path, home, photos, monkeypatch):
     monkeypatch.setattr(os, 'system', no)
     file = photos / 'Chợ nổi' / 'holiday.jpg'
     file.write_bytes(OTHERS[kind]())
-    assert 'UnidentifiedImage' in scan._check_file(file)[1]
+    assert scan._check_file(file)[1].startswith(('it is no image', 'it is of a kind'))
     for give in (file, file.read_bytes()):
         with pytest.raises(Exception, match='cannot identify'):
             decode(give, 32)

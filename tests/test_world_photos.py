@@ -17,7 +17,8 @@ from PIL import Image, ImageCms
 from ich_soups.app import cli_models, cli_predict, upload
 from ich_soups.data import collections, decoding, formats, metadata, scan, splits
 from ich_soups.app.audit import inspect
-from ich_soups.core import BadInput
+from ich_soups.app.classifier import _read
+from ich_soups.core import BadInput, write_json
 from ich_soups.data.decoding import decode, open_picture, to_look_at
 from ich_soups.data.lists import files_of_list, write_split
 from ich_soups.data.collections import load_pictures
@@ -180,7 +181,34 @@ def test_a_folder_wholly_from_a_mac_keeps_its_names_and_is_scored_by_other_model
 def test_names_that_differ_in_capitals_or_blanks_are_a_finding(names, home, photos):
     for c, n in zip(sorted(photos.iterdir()), names):
         c.rename(photos / n)
-    assert f'{names[0]!r} and {names[1]!r}' in texts(photos) and 'capitals or blanks' in texts(photos)
+    assert f'{names[0]!r} and {names[1]!r}' in texts(photos) and 'capitals, blanks' in texts(photos)
+
+
+@pytest.mark.parametrize('more', ['cat\u200b', '\u2060cat', 'ca\u00adt'])
+def test_names_that_differ_in_what_nobody_sees_are_a_finding(more, home, photos):
+    for d, name in zip(sorted(photos.iterdir()), ('cat', more)):
+        d.rename(photos / name)
+    assert '1 class is called like another' in texts(photos)
+
+
+@pytest.mark.parametrize('names', [('.git',), ('@Recycle', '#recycle', '$RECYCLE.BIN'), ('Thumbs', '.x')])
+def test_of_hidden_copies_nobody_is_told_to_convert_them(names, home, photos):
+    first = sorted(photos.rglob('*.jpg'))[0]
+    for n in names:
+        (photos / n).mkdir()
+        shutil.copy(first, photos / n / first.name)
+    said = texts(photos)
+    assert all(f'1 in {n}' in said for n in names) and 'hidden place' in said and 'JPEG' not in said
+    (photos / 'a.cr2').write_bytes(b'raw')
+    assert '1 .cr2 - convert photographs among them to JPEG' in texts(photos)
+
+
+@pytest.mark.parametrize('names', [('seg_train', 'seg_test'), ('Training', 'validation'), ('train', 'eval')])
+def test_folders_of_parts_are_called_as_they_are(names, home, photos, tmp_path):
+    for n in (*names, 'more'):
+        shutil.copytree(photos, tmp_path / 'in' / n)
+    one, other = sorted(names)
+    assert f"has {one} and {other} and beside them 'more'" in said_by(lambda: load_pictures(tmp_path / 'in'))
 
 
 def test_a_class_that_is_called_otherwise_in_train_is_named(home, photos, tmp_path):
@@ -260,6 +288,90 @@ def test_classes_that_sound_like_parts_stay_classes(names, home, photos):
     for c, n in zip(sorted(photos.iterdir()), names):
         c.rename(photos / n)
     assert set(names) <= set(load_pictures(photos).classes)
+
+
+@pytest.mark.parametrize(
+    'names, parts',
+    [
+        (('train', 'eval'), 'train test'),
+        (('Training', 'hold-out'), 'train test'),
+        (('train', 'held_out', 'test'), 'train val test'),
+        (('my-train', 'my-valid', 'my-test'), 'train val test'),
+        (('1_train', '2_val', '3_test'), 'train val test'),
+        (('train_2023', 'test_2023'), 'train test'),
+        (('train v2', 'dev v2', 'evaluation v2'), 'train val test'),
+    ],
+)
+@pytest.mark.parametrize('first', ['parts', 'classes'])
+def test_parts_that_are_called_otherwise_are_no_classes(names, parts, first, home, photos, tmp_path):
+    "Above the class folders or in them: what was to be held out is never trained on."
+    for n in names:
+        for c in photos.iterdir():
+            shutil.copytree(c, tmp_path / 'in' / (f'{n}/{c.name}' if first == 'parts' else f'{c.name}/{n}'))
+    (tmp_path / 'in' / 'docs').mkdir()
+    pics = read_photos(tmp_path / 'in', scoring=True)
+    assert pics.classes == sorted(c.name for c in photos.iterdir())
+    of = dict(zip(names, parts.split()))
+    at = 0 if first == 'parts' else 1
+    for p, s in zip(pics.items, pics.part):
+        part = of[Path(p).relative_to(tmp_path / 'in').parts[at]]
+        assert s == part or ('val' not in of.values() and (part, s) == ('train', 'val'))
+
+
+@pytest.mark.parametrize(
+    'names', [('train', 'bus', 'car'), ('eval', 'holdout', 'x'), ('freight train', 'test train', 'tram')]
+)
+@pytest.mark.parametrize('inner', ['', 'batch'])
+def test_vehicles_are_classes(names, inner, home, photos):
+    for c, n in zip(sorted(photos.iterdir()), names):
+        (photos / n).mkdir()
+        c.rename(photos / n / inner if inner else photos / n)
+    assert load_pictures(photos).classes == sorted(names)
+
+
+@pytest.mark.parametrize('names', [('train', 'eval'), ('my-train', 'my-test'), ('train 1', 'test 2')])
+def test_parts_without_class_folders_are_refused(names, home, photos):
+    for c, n in zip(sorted(photos.iterdir()), names):
+        c.rename(photos / n)
+    for c in photos.iterdir():
+        if c.name not in names:
+            shutil.rmtree(c)
+    assert f'{names[0]} holds 12 images but no class folders' in said_by(lambda: load_pictures(photos))
+
+
+@pytest.mark.parametrize('inner', ['images', 'images/all', 'JPEGImages'])
+@pytest.mark.parametrize('parts', [True, False])
+def test_the_folder_of_class_folders_in_a_folder_is_what_to_give(inner, parts, home, photos, tmp_path):
+    "As label tools export: the images, and beside them a folder of their labels."
+    if parts:
+        split(photos, tmp_path / 'in' / inner, train='train', val='val')
+    else:
+        shutil.copytree(photos, tmp_path / 'in' / inner)
+    for folder in ('labels/train', 'labels/val'):
+        (tmp_path / 'in' / folder).mkdir(parents=True)
+        (tmp_path / 'in' / folder / '1.txt').write_text('0 0.5 0.5 1 1')
+    says = f'{tmp_path / "in" / inner} holds the class folders: give that'
+    assert says in said_by(lambda: read_photos(tmp_path / 'in')) and says in texts(tmp_path / 'in')
+    assert len(read_photos(tmp_path / 'in' / inner).classes) == 3
+
+
+@pytest.mark.parametrize('parts', [('train', 'val'), ('train', 'val', 'test'), ('train', 'eval')])
+def test_a_folder_that_is_no_class_in_any_part_is_said_once(parts, home, photos, tmp_path):
+    for s in parts:
+        shutil.copytree(photos, tmp_path / 'in' / s)
+        (tmp_path / 'in' / s / 'labels').mkdir()
+    assert texts(tmp_path / 'in').count("the folder 'labels' holds no image") == 1
+
+
+@pytest.mark.parametrize(
+    'cells', [('train', 'eval'), ('train', 'dev', 'Holdout'), ('training', 'test', 'eval')]
+)
+def test_parts_in_a_list_by_any_usual_name(cells, home, photos, tmp_path):
+    rows = [(p, l, cells[i % len(cells)]) for i, (p, l) in enumerate(rows_of(photos))]
+    (tmp_path / 'list.csv').write_text('path,label,split\n' + ''.join(f'{",".join(r)}\n' for r in rows))
+    pics = read_photos(tmp_path / 'list.csv', scoring=True)
+    held = {p for (p, _, s), part in zip(rows, pics.part) if part == 'test'}
+    assert held == {p for p, _, s in rows if s == ('test' if 'test' in cells else cells[-1])}
 
 
 def test_train_and_val_are_enough(home, photos, tmp_path):
@@ -354,6 +466,37 @@ def test_a_damaged_image_is_to_be_copied_again_not_removed(kind, left, home, pho
     (photos / 'Chợ nổi' / f'a.{kind}').write_bytes(b[: left if left > 1 else int(left * len(b))])
     said = texts(photos)
     assert 'copy or download it again' in said and 'remove it)' not in said, said
+
+
+NO_IMAGES = {
+    'pointer': (
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n',
+        'git lfs pull fetches it',
+    ),
+    'page': (
+        b'\n<!DOCTYPE html>\n<html><body>404</body></html>',
+        'it is a web page: download the image again',
+    ),
+    'answer': (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        'it is the answer of a server',
+    ),
+    'text': (b'Too many requests', 'it is text and no image'),
+    'drawing': (b'<?xml version="1.0"?><svg xmlns="x"/>', 'of a kind that is not read: save it as a JPEG'),
+    'nothing': (bytes(range(40)), 'it is no image'),
+    'cut': (saved(Image.new('RGB', (64, 64)), 'jpeg')[:-40], 'cut short'),
+}
+
+
+@pytest.mark.parametrize('kind', NO_IMAGES)
+def test_what_lies_there_instead_of_an_image_is_said_in_plain_words(kind, home, photos):
+    "In check, in training and in labelling alike, with the way to get the image."
+    b, says = NO_IMAGES[kind]
+    f = photos / 'Chợ nổi' / 'a.jpg'
+    f.write_bytes(b)
+    trained, labelled = (said_by(lambda: read_photos(photos)), said_by(lambda: _read(0, f, 32)))
+    for said in (texts(photos), trained, labelled, said_by(lambda: _read(0, b, 32))):
+        assert says in said and 'Error' not in said and 'not processed' not in said, said
 
 
 # Images.
@@ -662,7 +805,7 @@ def test_a_column_of_folds_is_said_to_be_unused(home, photos, tmp_path):
     rows = ''.join(f'{p},{l},{i % 5}\n' for i, (p, l) in enumerate(rows_of(photos)))
     (tmp_path / 'list.csv').write_text('path,label,fold\n' + rows, encoding='utf-8')
     _, said = notes(lambda: load_pictures(tmp_path / 'list.csv'))
-    assert "its column of parts, '0', says no train, val or test: it is not used" in said
+    assert "its column 'fold' says no train, val or test: it is not used" in said
 
 
 @pytest.mark.parametrize(
@@ -722,6 +865,41 @@ def test_folders_that_repeat_in_every_class_are_a_note(home, photos):
     assert 'holds the folders class 0, class 1, class 2; the outer ones are taken for the classes' in said
 
 
+@pytest.mark.parametrize('sep', [',', ';', '\t', '|'])
+def test_a_label_with_a_separator_in_it_is_no_other_class(sep, home, photos, tmp_path):
+    rows, f = rows_of(photos), tmp_path / 'list.csv'
+    f.write_text(f'path{sep}label\n' + ''.join(f'{p}{sep}{l}{sep} new\n' for p, l in rows))
+    with pytest.raises(BadInput, match='row 2 of .*list.csv has 3 fields, its first row 2: put the label in'):
+        load_pictures(f)
+    assert 'has 3 fields' in said_by(lambda: files_of_list(f))
+    f.write_text(f'path{sep}label\n' + ''.join(f'{p}{sep}"{l}{sep} new"{sep}{sep}\n' for p, l in rows))
+    assert f'Chợ nổi{sep} new' in load_pictures(f).classes
+
+
+def said_by(f):
+    with pytest.raises(BadInput) as e:
+        f()
+    return str(e.value)
+
+
+@pytest.mark.parametrize('names', [('label', 'label'), ('Class', 'class '), ('class_name', 'class-name')])
+def test_two_columns_of_one_name_say_the_same_or_are_refused(names, home, photos, tmp_path):
+    rows, f = rows_of(photos), tmp_path / 'list.csv'
+    head = f'path,{names[0]},{names[1]}\n'
+    f.write_text(head + ''.join(f'{p},{l},{l}\n' for p, l in rows))
+    assert len(read_photos(f).classes) == 3
+    f.write_text(head + ''.join(f'{p},{l},x\n' for p, l in rows))
+    assert f'two columns {names[0]!r} that differ in row 2; keep one' in said_by(lambda: read_photos(f))
+
+
+def test_of_two_columns_of_labels_it_is_said_which_is_taken(home, photos, tmp_path):
+    text = ''.join(f'{p},{l},{i}\n' for i, (p, l) in enumerate(rows_of(photos)))
+    (tmp_path / 'list.csv').write_text('path,label,class\n' + text)
+    assert "its columns 'label' and 'class' differ: 'label' is taken for the label" in texts(
+        tmp_path / 'list.csv'
+    )
+
+
 def test_a_list_without_a_row_of_names(home, photos, tmp_path):
     text = ''.join(f'{p},{l}\n' for p, l in rows_of(photos))
     (tmp_path / 'list.csv').write_text(text, encoding='utf-8')
@@ -747,12 +925,44 @@ def test_what_is_given_for_a_list_is_named(head, says, home, tmp_path):
         load_pictures(tmp_path / 'photos.csv')
 
 
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ('gone', '1 image is missing: Chợ nổi/ảnh 3.jpg'),
+        ('two gone', '2 images are missing: Chợ nổi/ảnh 3.jpg and others'),
+        ('new', '1 image is new: Chợ nổi/new.jpg'),
+        ('edited', '1 image is missing: Chợ nổi/ảnh 3.jpg, 1 image is new: Chợ nổi/ảnh 3.jpg'),
+        ('moved', '1 image is of another class: Chợ nổi/ảnh 3.jpg'),
+        ('renamed', 'the same images, renamed or split otherwise'),
+    ],
+)
+def test_what_changed_since_a_training_is_named(change, says, home, photos, tmp_path):
+    from ich_soups.train.finished_run import _what_changed
+
+    pics, f, other = load_pictures(photos), photos / 'Chợ nổi' / 'ảnh 3.jpg', sorted(photos.iterdir())[-1]
+    write_split(pics, tmp_path / 'run' / 'split.csv')
+    assert _what_changed(tmp_path / 'run', pics) == ''  # an old run noted no digests
+    write_json(tmp_path / 'run' / 'digests.json', dict(digests=list(pics.digests)))
+    if change == 'two gone':
+        (f.parent / 'ảnh 4.jpg').unlink()
+    if change in ('new', 'edited'):
+        with Image.open(f) as im:
+            im.rotate(90).save(f if change == 'edited' else f.parent / 'new.jpg')
+    elif 'gone' in change:
+        f.unlink()
+    else:
+        f.rename(f.parent / 'a.jpg' if change == 'renamed' else other / 'a.jpg')
+    assert _what_changed(tmp_path / 'run', load_pictures(photos)) == says
+
+
 def test_addresses_are_no_files(home, photos, tmp_path):
     (tmp_path / 'list.csv').write_text(
         'path,label\nhttps://example.org/a.jpg,x\n' + ''.join(f'{p},{l}\n' for p, l in rows_of(photos)),
         encoding='utf-8',
     )
-    assert 'download it' in texts(tmp_path / 'list.csv')
+    said = texts(tmp_path / 'list.csv'), said_by(lambda: load_pictures(tmp_path / 'list.csv'))
+    for s in (*said, said_by(lambda: _read(0, files_of_list(tmp_path / 'list.csv')[0], 32))):
+        assert 'https://example.org/a.jpg' in s and 'it is an address' in s and f'{tmp_path}/http' not in s, s
 
 
 @pytest.mark.parametrize('where', ['beside', 'link to a folder', 'below'])

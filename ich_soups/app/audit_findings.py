@@ -82,8 +82,8 @@ KINDS |= {
         'one part',
     ),
     'names': (
-        '1 class is called like another but for capitals or blanks',
-        '{n} classes are called like another but for capitals or blanks',
+        '1 class is called like another but for capitals, blanks or hidden characters',
+        '{n} classes are called like another but for capitals, blanks or hidden characters',
         'give both one name if they are one class',
     ),
     'guessed': (
@@ -94,7 +94,12 @@ KINDS |= {
     'ignored': (
         '1 kind of file is left out',
         '{n} kinds of files are left out',
-        'convert photographs among them to JPEG; copies in hidden folders and thumbnails are no photographs',
+        'convert photographs among them to JPEG, and move images into a class folder',
+    ),
+    'hidden': (
+        'what one hidden place holds is left out',
+        'what {n} hidden places hold is left out',
+        'copies of a system and thumbnails are no photographs; move what is one into a class folder',
     ),
 }
 
@@ -126,35 +131,29 @@ def class_row(kind, label, score=np.nan, split='', **more) -> dict:
     return dict(zip(COLUMNS, values)) | more
 
 # %% ../../nbs/app/15_audit_findings.ipynb #defb5f40
-_DAMAGED = (  # what Pillow and its plugins say of files that end too early
-    'Truncated',
-    'end of file',
-    'is damaged',
-    'broken data stream',
-    'could not create decoder',
-    'unpack_from requires',
-    'Expected to read',
-)
-_ADVICE = (
-    ('UnidentifiedImage', 'it is no image: remove it'),
-    ('truncated', 'it is cut short: copy or download it again'),
-    *((word, 'it is damaged or cut short: copy or download it again') for word in _DAMAGED),
-    ('empty', 'it is empty: copy or download it again'),
+_AGAIN = 'copy or download it again'
+_ADVICE = (  # a word of the reason: what to do, '' where the reason says it
+    ('it is no image', 'it is no image: remove it'),
+    ('it is text', 'it is text and no image: remove it, or download the image again'),
+    ('damaged or cut short', f'it is damaged or cut short: {_AGAIN}'),
+    ('cut short', f'it is cut short: {_AGAIN}'),
+    ('it is empty', f'it is empty: {_AGAIN}'),
     ('DecompressionBomb', f'it is too large: save it with at most {MOST_COSTLY:,} pixels'),
     ('an address', 'it is an address: download it and name the file'),
-    ('FileNotFound', 'it is not there: correct the list'),
+    ('it is not there', 'it is not there: correct the list'),
     ('Permission', 'allow reading it'),
     ('a regular file', 'it is no file: correct the list'),
     ('a smaller file', 'it is too large: save it smaller'),
     ('IsADirectory', 'it is a folder: correct the list'),
     ('not UTF-8', 'rename it'),
+    ('it is ', ''),
     ('', 'save it again in another program, or remove it'),
 )
 
 # %% ../../nbs/app/15_audit_findings.ipynb #1c3b10fa
 def _advice(why):
     "What to do about an unreadable file."
-    return next(what for word, what in _ADVICE if word in why)
+    return next(what for word, what in _ADVICE if word in why) or why
 
 # %% ../../nbs/app/15_audit_findings.ipynb #242300ed
 def unreadable(src) -> list:
@@ -235,7 +234,8 @@ def _ignored(src):
     "Findings about files beside the classes that are not read."
     heic = {'.heic', '.heif', '.hif'} if 'HEIF' not in FORMATS else ()
     counts = src.told.left.most_common()
-    return [class_row('ignored', k, n, **(dict(advice=_HEIC) if k in heic else {})) for k, n in counts]
+    kind = lambda k: 'hidden' if k == 'hidden' or k.startswith('in ') else 'ignored'
+    return [class_row(kind(k), k, n, **(dict(advice=_HEIC) if k in heic else {})) for k, n in counts]
 
 # %% ../../nbs/app/15_audit_findings.ipynb #dbac8a52
 def class_rows(src, few) -> list:

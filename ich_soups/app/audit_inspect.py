@@ -25,6 +25,7 @@ from ich_soups.app.audit_findings import (
 from .audit_labels import suspects_of
 from .audit_source import gather, Gathered, thumbnails
 from ..errors import BadInput, needed, one_line
+from ..data.scan import _shown
 from ..data.splits import SPLITS
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #46f6dad7
@@ -44,8 +45,9 @@ _SAID = {
     'names': '{label!r} and {other_label!r}',
     'guessed': '{path} ({advice})',
     'ignored': '{score:.0f} {label}',
+    'hidden': '{score:.0f} {label}',
 }
-_MOST = {'ignored': 12}  # how many of a kind are named; three of the others
+_MOST = {'ignored': 12, 'hidden': 12}  # how many of a kind are named; three of the others
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #30df7192
 def short(
@@ -54,7 +56,7 @@ def short(
 ) -> str:
     "A path as people see it: below the folder that was looked at."
     p = Path(path)
-    return str(p.relative_to(root)) if path and root and p.is_relative_to(root) else str(path)
+    return _shown(p.relative_to(root) if path and root and p.is_relative_to(root) else path)
 
 # %% ../../nbs/app/16_audit_inspect.ipynb #34d88859
 def _say(finding, root):

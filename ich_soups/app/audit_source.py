@@ -15,8 +15,7 @@ from .audit_hashes import phash
 from ..data.collections import is_named, load_pictures, Pictures
 from ..data.decoding import decode
 from ..data.folders import Told
-from ..data.lists import list_beside
-from ..data.photos import _listing
+from ..data.photos import _listing, _what_to_give
 from ..data.scan import _memo, _scan, _threaded
 from ..files import atomic
 from ..paths import cache_dir
@@ -83,8 +82,8 @@ def _of_files(source):
     "Of a folder or a list: each new file is decoded once."
     told, fresh, guesses = Told(), {}, {}
     root, files, labels, parts = _listing(source, told)
-    if len(set(labels)) == 1 and (hint := list_beside(source)):
-        told.notes.append(hint.removeprefix('; '))
+    hint = _what_to_give(source, labels) if len(set(labels)) == 1 else ''
+    told.notes += [hint.removeprefix('; ')] if hint else []
     scan = _scan(root, files, lambda digest, small: fresh.__setitem__(digest, grey(small)), guesses)
     digests, reasons = map(list, zip(*scan))
     return Gathered(

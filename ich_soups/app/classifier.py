@@ -17,7 +17,7 @@ from scipy.special import softmax
 from torch import nn
 from .description import check_description
 from ..errors import BadInput
-from ..data.scan import _why
+from ..data.scan import _shown, _why
 from ..data.decoding import decode
 from ..evidence.likeness import Seen, looks
 from ..evidence.unknown import verdicts as verdicts_of
@@ -25,7 +25,7 @@ from ..soups.records import read_info
 
 # %% ../../nbs/app/01_classifier.ipynb #6a0430ba
 def _name(i, image):
-    return str(image) if isinstance(image, (str, os.PathLike)) else f'image {i + 1}'
+    return _shown(image) if isinstance(image, (str, os.PathLike)) else f'image {i + 1}'
 
 # %% ../../nbs/app/01_classifier.ipynb #5d289f42
 def _read(i, image, size):
@@ -33,8 +33,8 @@ def _read(i, image, size):
     try:
         return decode(image, size)
     except Exception as e:
-        named = isinstance(image, (str, os.PathLike))
-        why = _why(e, image)[:120] if named else type(e).__name__
+        given = isinstance(image, (str, os.PathLike, bytes))
+        why = _why(e, image)[:120] if given else type(e).__name__
         name = _name(i, image)
         raise BadInput(f'{name} cannot be read as an image ({why}); remove or replace it') from None
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain, product
 from .files import _count_files, _is_skipped, _pictures_in, _THUMBNAILS, _why_not, left_out
 from .names import _one_spelling
 from ..errors import BadInput
@@ -35,14 +36,44 @@ _FILLERS = set(
 _YEAR = re.compile(r'(?<!\d)20\d\d(?!\d)')
 
 # %% ../../nbs/data/14_folders.ipynb #997d9a7a
+def _telling(name):
+    "The words of a name that say something; none of a name with another number than a year in it."
+    name = _YEAR.sub(' ', name.strip().lower())
+    return [] if re.search(r'\d', name) else [w for w in re.split('[^a-z]+', name) if w and w not in _FILLERS]
+
+
 def _part_named(name):
     """The part that a folder or a cell means: `training_set`, `seg_train` and `Train` are 'train'; None for
     other names."""
-    name = _YEAR.sub(' ', name.strip().lower())
-    if re.search(r'\d', name):
-        return None
-    words = [w for w in re.split('[^a-z]+', name) if w and w not in _FILLERS]
+    words = _telling(name)
     return _ALIASES.get(words[0]) if len(words) == 1 else None
+
+# %% ../../nbs/data/14_folders.ipynb #53a0198f
+_HELD_OUT = 'eval', 'evaluation', 'holdout', 'heldout'
+
+
+def _parts_named(names):
+    """The part of each of several names, or None: beside train, what is held out is test, or val where test
+    is there."""
+    parts = list(map(_part_named, names))
+    free = [s for s in ('test', 'val') if s not in parts] if 'train' in parts else []
+    held = [''.join(_telling(n)) in _HELD_OUT for n in names]
+    return [free[0] if h and free else s for s, h in zip(parts, held)]
+
+# %% ../../nbs/data/14_folders.ipynb #04f452db
+def _cores(names):
+    "The names without numbers, and without each beginning and end that all of them share."
+    names = [re.sub(r'\d+', ' ', n.lower()).strip() for n in names]
+    head, tail = (len(os.path.commonprefix(n)) for n in (names, [n[::-1] for n in names]))
+    ends = product(range(min(head, 40) + 1), range(min(tail, 40) + 1))
+    return ([n[a : len(n) - b] for n in names] for a, b in ends)
+
+
+def _parts_together(names):
+    "The part of each of several names that are all parts, train among them and another; else nothing."
+    tried = chain([names], _cores(names) if any('train' in n.lower() for n in names) else ())
+    fits = (p for p in map(_parts_named, tried) if all(p) and 'train' in p and len(set(p)) > 1)
+    return next(fits, [])
 
 # %% ../../nbs/data/14_folders.ipynb #074a2b3d
 @dataclass
@@ -107,17 +138,40 @@ def _few(names):
     names = sorted(names)
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
+# %% ../../nbs/data/14_folders.ipynb #d4c22b45
+def _parts_inside(below, told):
+    """`{(folder,): part}` where all of `below`, the folders in class folders that images lie in, are parts;
+    `()` stands for a class folder itself."""
+    names = sorted(b[0] for b in below if b)
+    parts = _parts_together(names) if () not in below else []
+    if parts:
+        told.notes.append(f'the folders {", ".join(names)} in its class folders are taken for the parts')
+    elif {'train', 'test'} <= set(said := _parts_named(names)) or {'train', 'val'} <= set(said):
+        told.notes.append(
+            f'the folders {_few(n for n, s in zip(names, said) if s)} in its class folders are not taken for '
+            'the parts, since images lie beside them: a split is drawn'
+        )
+    return {(n,): s for n, s in zip(names, parts)}
+
 # %% ../../nbs/data/14_folders.ipynb #e947e02e
+_NO_CLASS = 'holds no image that is read, and is no class'
+
+
 def _class_rows(folder, part, told):
     "`(file, class, part)` of every image in the class folders of a folder."
     of_class = {c.name: _pictures_in(c, told.left) for c in _subdirs(folder)}
     for name, found in list(of_class.items()):
         if _is_copies(name, of_class):
             told.left[f'in {name}'] += len(of_class.pop(name))
-        elif not found:
-            told.notes.append(f'the folder {name!r} holds no image that is read, and is no class')
-    _note_same_inside(folder, of_class, told)
-    return [(f, name, part) for name, found in of_class.items() for f in found]
+        elif not found and (said := f'the folder {name!r} {_NO_CLASS}') not in told.notes:
+            told.notes.append(said)
+    below = {
+        f: f.relative_to(folder / name).parts[:-1][:1] for name, found in of_class.items() for f in found
+    }
+    parts = {} if part else _parts_inside(set(below.values()), told)
+    if not parts:
+        _note_same_inside(folder, of_class, told)
+    return [(f, name, part or parts.get(below[f])) for name, found in of_class.items() for f in found]
 
 # %% ../../nbs/data/14_folders.ipynb #2d9d89c6
 _NOTES_BESIDE = {
@@ -146,26 +200,39 @@ def _note_loose(folder, told):
             told.left[why] += 1
 
 # %% ../../nbs/data/14_folders.ipynb #09847084
-def _parts_of(root, dirs):
-    "`{part: folder}` where the folders of `root` are parts of a split, else nothing."
+def _one_each(root, said, dirs):
+    "`{part: folder}` by the part of each folder or None; `BadInput` for two folders of one part."
     parts = {}
-    for d in dirs:
-        s = _part_named(d.name)
-        if not s:
-            continue
+    for s, d in zip(said, dirs):
         if s in parts:
             raise BadInput(
                 f"{root} has two folders for the {s} part, {parts[s].name!r} and {d.name!r}; keep one"
             )
-        parts[s] = d
+        parts |= {s: d} if s else {}
+    return parts
+
+
+def _parts_of(root, dirs):
+    "`{part: folder}` where the folders of `root` are parts of a split, else nothing."
+    parts = _one_each(root, _parts_named([d.name for d in dirs]), dirs)
     all_parts = bool(parts) and len(parts) == len(dirs)
-    return parts if all_parts or 'train' in parts and len(parts) > 1 else {}
+    return parts if all_parts or 'train' in parts and len(parts) > 1 else _loose_parts(root, dirs)
+
+# %% ../../nbs/data/14_folders.ipynb #71214cd6
+def _loose_parts(root, dirs):
+    "`{part: folder}` where all folders with images are parts but for numbers and what they share."
+    if len(dirs) < 2 or not any('train' in d.name.lower() for d in dirs):
+        return {}
+    dirs = [d for d in dirs if _pictures_in(d)]
+    said = _parts_together([d.name for d in dirs])
+    flat = any(_why_not(p) == '' for d in dirs for p in d.iterdir() if p.is_file())
+    return {} if flat and len(set(said)) < len(said) else _one_each(root, said, dirs)
 
 # %% ../../nbs/data/14_folders.ipynb #25929ef6
 def _inmost(folder, part):
     "The innermost of folders that lie alone in each other and all mean that part."
     dirs = _subdirs(folder)
-    if len(dirs) != 1 or _part_named(dirs[0].name) != part:
+    if len(dirs) != 1 or part != _part_named(dirs[0].name) and dirs[0].name != folder.name:
         return folder
     return _inmost(dirs[0], part)
 
@@ -175,7 +242,7 @@ def _check_beside(root, dirs, parts):
     other = [d.name for d in dirs if d not in parts.values() and _pictures_in(d)]
     if other:
         raise BadInput(
-            f'{root} has {" and ".join(sorted(parts))} and beside them {other[0]!r} with images in it; '
+            f'{root} has {" and ".join(sorted(d.name for d in parts.values()))} and beside them {other[0]!r} with images in it; '
             'move that folder away'
         )
 

@@ -82,6 +82,25 @@ def _say_damaged(data):
         if re.match(mark, data, re.S):
             raise OSError(f'it begins like a {kind} image and is damaged or cut short')
 
+# %% ../../nbs/data/05_formats.ipynb #2a8a952f
+_FETCH = 'download the image again'
+_NO_IMAGE = (
+    (rb'version https://git-lfs', 'a git-lfs pointer, not the image itself: git lfs pull fetches it'),
+    (
+        rb'(<\?xml.*)?(<!--.*)?(<!doctype svg.*)?<svg|%!ps|%pdf|simple  =',
+        'of a kind that is not read: save it as a JPEG or PNG',
+    ),
+    (rb'<!doctype html|<html|<head|<body', f'a web page: {_FETCH}'),
+    (rb'<\?xml|[{[]', f'the answer of a server: {_FETCH}'),
+    (rb'[\t\r\n -~\x80-\xff]+$', 'text and no image'),
+)
+
+
+def _no_image(head):
+    "What a file that is no image is, by its first bytes, and what to do."
+    head = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
+    return 'it is ' + next((w for mark, w in _NO_IMAGE if re.match(mark, head, re.S)), 'no image')
+
 # %% ../../nbs/data/05_formats.ipynb #6386ab46
 def _refuse(words, most):
     raise Image.DecompressionBombError(

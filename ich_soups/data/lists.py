@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
 from .files import _EXTS, _is_skipped
-from .folders import _part_named, Told
-from .formats import MOST_LIST
+from .folders import _parts_named, Told
+from .formats import MOST_LIST, read_file
 from .names import _one_spelling
 from ..errors import BadInput, one_line
-from ..files import atomic, read_file
+from ..files import atomic
 
 # %% ../../nbs/data/15_lists.ipynb #6495c899
 _NO_LIST = 'give a folder of class folders, or a CSV with the columns path,label'
@@ -127,6 +127,41 @@ def _cells_of(text):
     rows = ((reader.line_num + bool(said), [_ENDS.sub('', c) for c in r]) for r in reader)
     return [(line, r) for line, r in rows if any(r)]
 
+# %% ../../nbs/data/15_lists.ipynb #072b5519
+def _cell(row, i):
+    "What stands in a column of a row; '' where the row is shorter, or there is no such column."
+    return row[i] if i is not None and i < len(row) else ''
+
+
+def _width(cells):
+    "How many fields a row has, without the empty ones at its end."
+    return max((i + 1 for i, c in enumerate(cells) if c), default=0)
+
+# %% ../../nbs/data/15_lists.ipynb #3d5ac9ff
+def _check_widths(path, header, rows):
+    "`BadInput` for a row with more fields than the first one."
+    n = _width(header)
+    for line, r in rows:
+        if _width(r) > n:
+            raise BadInput(
+                f'row {line} of {path} has {_width(r)} fields, its first row {n}: put the label in quotes, '
+                'or whatever else has the separator of the columns in it'
+            )
+
+# %% ../../nbs/data/15_lists.ipynb #17be1b6f
+def _check_rivals(path, header, rows, at):
+    "Sentences on columns that mean what another one does and say something else; `BadInput` for equal names."
+    names, notes = [_plain(h) for h in header], []
+    rivals = [(k, i) for k, a in at.items() for i, n in enumerate(names) if n in _COLUMNS[k] and i != a]
+    for k, i in rivals:
+        line = next((line for line, r in rows if _cell(r, i) != _cell(r, at[k])), None)
+        one, other = (one_line(header[n])[:40] for n in (at[k], i))
+        if line and names[i] == names[at[k]]:
+            raise BadInput(f'{path} has two columns {one!r} that differ in row {line}; keep one of them')
+        if line and k != 'path':
+            notes.append(f'its columns {one!r} and {other!r} differ: {one!r} is taken for the {k}')
+    return notes
+
 # %% ../../nbs/data/15_lists.ipynb #13e50f08
 def _guessed(header, at):
     "Sentences on columns that are read by more than their names."
@@ -136,6 +171,14 @@ def _guessed(header, at):
     if label is not None and _plain(label) not in _COLUMNS['label']:
         notes.append(f'its column {one_line(label)[:40]!r} is taken for the label, since there is no other')
     return notes
+
+# %% ../../nbs/data/15_lists.ipynb #57197577
+def _unused(header, at, cells):
+    "A sentence on a column of parts none of whose different `cells` is a part, such as one of folds."
+    if not any(cells) or any(_parts_named(cells)):
+        return []
+    names = [header[at['split']]] if 'split' in at else [header[i] for i, _ in _flags_in(header)]
+    return [f'its column {one_line(", ".join(names))[:40]!r} says no train, val or test: it is not used']
 
 # %% ../../nbs/data/15_lists.ipynb #13e50f04
 def _what_it_lacks(path, header, needs):
@@ -158,11 +201,13 @@ def _rows_of(path, needs=('path', 'label'), told=None):
     at = _columns(header)
     if not rows or not set(needs) <= set(at):
         raise BadInput(f'{path} {_what_it_lacks(path, header, needs)}')
+    _check_widths(path, header, rows)
+    notes = _check_rivals(path, header, rows, at)
+    part = (lambda r: _cell(r, at['split'])) if 'split' in at else partial(_flagged, _flags_in(header))
+    out = [dict({k: _cell(r, at.get(k)) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
     if told:
-        told.notes += _guessed(header, at)
-    cell = lambda r, k: r[at[k]] if k in at and at[k] < len(r) else ''
-    part = (lambda r: cell(r, 'split')) if 'split' in at else partial(_flagged, _flags_in(header))
-    return [dict({k: cell(r, k) for k in _COLUMNS}, split=part(r), line=line) for line, r in rows]
+        told.notes += _guessed(header, at) + notes + _unused(header, at, {r['split'] for r in out})
+    return out
 
 # %% ../../nbs/data/15_lists.ipynb #c43835d3
 _NFC = partial(unicodedata.normalize, 'NFC')
@@ -267,9 +312,11 @@ def _named(self: _Finder, name):
     return hits[0] if len(hits) == 1 else None
 
 # %% ../../nbs/data/15_lists.ipynb #f7700df7
-def _parts_in(path, rows, told):
+def _parts_in(path, rows):
     "The part of each row, or None where the list has none; `BadInput` for a row that lacks it."
-    parts = [_part_named(r['split']) for r in rows]
+    said = list(dict.fromkeys(r['split'] for r in rows))
+    part_of = dict(zip(said, _parts_named(said)))
+    parts = [part_of[r['split']] for r in rows]
     if all(parts):
         return parts
     if any(parts):
@@ -277,10 +324,6 @@ def _parts_in(path, rows, told):
         raise BadInput(
             f"{path}, row {r['line']}: split is {r['split']!r}; "
             'write train, val or test in every row, or leave the column out'
-        )
-    if said := next((r['split'] for r in rows if r['split']), ''):
-        told.notes.append(
-            f'its column of parts, {one_line(said)[:40]!r}, says no train, val or test: it is not used'
         )
 
 # %% ../../nbs/data/15_lists.ipynb #aff8e6c8
@@ -292,7 +335,7 @@ def _list_csv(path, told=None):
     for r in rows:
         if not (r['path'] and r['label']):
             raise BadInput(f"{path}, row {r['line']}: path or label is missing; fill it in or remove the row")
-    parts = _parts_in(path, rows, told)
+    parts = _parts_in(path, rows)
     labels, files = _one_spelling([r['label'] for r in rows], told), [find(r['path']) for r in rows]
     if find.by_name:
         told.notes.append(

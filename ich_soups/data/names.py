@@ -48,5 +48,6 @@ def _one_spelling(labels, told):
 
 # %% ../../nbs/data/12_names.ipynb #4e802698
 def _alike_name(name):
-    "What is left of a name without capitals, blanks and forms of Unicode."
+    "What is left of a name without capitals, blanks, forms of Unicode and what nobody sees."
+    name = _JOINER.sub('', _HIDDEN.sub('', name))
     return re.sub(r'[\s_-]+', ' ', unicodedata.normalize('NFKC', name)).strip().casefold()

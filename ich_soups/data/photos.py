@@ -10,11 +10,11 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .folders import _list_folder, Told
+from .folders import _inner, _list_folder, Told
 from .lists import _list_csv, list_beside
 from .names import _alike_name
 from .pictures import Pictures
-from .scan import _scan
+from .scan import _scan, _shown
 from .splits import split_by, SPLITS
 from ..errors import BadInput, one_line
 
@@ -32,6 +32,13 @@ def _listing(path, told=None):
     except BadInput as e:
         raise BadInput(f'{e}{list_beside(path)}') from None
 
+# %% ../../nbs/data/18_photos.ipynb #d12281c0
+def _what_to_give(path, classes):
+    "The end of a sentence on a source of one class: the folder in it, or the list, that is to be given instead."
+    inside = Path(path) / classes[0] if classes else None
+    inner = _inner(inside) if inside and inside.is_dir() else None
+    return f'; {inner} holds the class folders: give that' if inner else list_beside(path)
+
 # %% ../../nbs/data/18_photos.ipynb #55e02201
 def _warn(text):
     "A warning of one line."
@@ -43,6 +50,7 @@ def _say_bad(bad, on_bad):
     if not bad:
         return
     (path, why), n = bad[0], len(bad)
+    path = _shown(path)
     if on_bad != 'skip':
         more = f' and {n - 1} more' if n > 1 else ''
         raise BadInput(
@@ -148,7 +156,7 @@ def read_photos(
     if len(classes) < (1 if scoring else 2):
         raise BadInput(
             f'{path} has only one class ({classes[0] if classes else "none"}); a classifier needs at least '
-            f'two class folders{list_beside(path)}'
+            f'two class folders{_what_to_give(path, classes)}'
         )
     labels = np.array([classes.index(c) for _, _, c, _ in rows])
     part = np.array([s for *_, s in rows]) if given else split_by(labels, seed, shares)

@@ -16,6 +16,7 @@ from ..errors import BadInput
 from ..files import changed_lately, file_state, may_write, write_json
 from ..paths import cache_dir
 from .decoding import _decoded, _reading
+from .formats import _no_image
 
 # %% ../../nbs/data/11_scan.ipynb #b1d89ab4
 def _check_name(path):
@@ -23,12 +24,56 @@ def _check_name(path):
     if any('\ud800' <= c <= '\udfff' for c in str(path)):
         raise ValueError('its name is not UTF-8; rename it')
 
+# %% ../../nbs/data/11_scan.ipynb #e4201f18
+_DAMAGED = (
+    'Truncated',
+    'end of file',
+    'is damaged',
+    'broken data stream',
+    'could not create decoder',
+    'unpack_from requires',
+    'Expected to read',
+)
+_PLAIN = (
+    ('truncated', 'it is cut short'),
+    *((word, 'it is damaged or cut short') for word in _DAMAGED),
+    ('the file is empty', 'it is empty'),
+    ('FileNotFound', 'it is not there'),
+)
+
+# %% ../../nbs/data/11_scan.ipynb #13075566
+def _shown(path):
+    "A path as text; the address alone where one was taken for a path, with both of its slashes."
+    m = re.search(r'(?:^|[/\\])((?:https?|ftp|s3|gs):)[/\\]+(.*)', str(path), re.S)
+    return f'{m[1]}//{m[2]}' if m else str(path)
+
+# %% ../../nbs/data/11_scan.ipynb #74281e98
+def _plainly(what, path):
+    "The words of an error about an image file in plain ones, where it is a known one."
+    if 'UnidentifiedImage' in what:
+        return _no_image(_head_of(path))
+    if 'FileNotFound' in what and re.match(r'[a-z0-9]+://', _shown(path)):
+        return 'it is an address; download it and name the file'
+    return next((plain for word, plain in _PLAIN if word in what), what)
+
+
+def _head_of(path):
+    "The first bytes of a file, or of what are bytes already; none where it cannot be read."
+    if isinstance(path, bytes):
+        return path[:512]
+    try:
+        with open(path, 'rb') as f:
+            return f.read(512)
+    except (OSError, ValueError, TypeError):
+        return b''
+
 # %% ../../nbs/data/11_scan.ipynb #0e6d38ca
 def _why(e, path):
-    "An error about an image file in one line, without its path."
-    what = str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}'
-    what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it').replace('\n', ' ')
-    what = re.sub(r'<_io\.BytesIO.*?>', 'the file', what)
+    "An error about an image file, a path or bytes, in one line, without its path."
+    what = str(e) if isinstance(e, BadInput) else _plainly(f'{type(e).__name__}: {e}', path)
+    if not isinstance(path, bytes):
+        what = what.replace(repr(str(path)), 'the file').replace(str(path), 'it')
+    what = re.sub(r'<_io\.BytesIO.*?>', 'the file', what.replace('\n', ' '))
     return what.replace('image file the file', 'the image file')[:140]
 
 # %% ../../nbs/data/11_scan.ipynb #48061408
@@ -94,9 +139,7 @@ def _state(path):
 # %% ../../nbs/data/11_scan.ipynb #c81dd90c
 def _not_there(path, e):
     "Why a file cannot even be asked for."
-    if re.search(r'(^|[/\\])(https?|ftp|s3|gs):/', str(path)):
-        return 'FileNotFoundError: it is an address; download it and name the file'
-    return f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}"
+    return _plainly(f"{type(e).__name__}: {getattr(e, 'strerror', '') or e}", path)
 
 # %% ../../nbs/data/11_scan.ipynb #c0eb0f78
 def _row(path, known, see):

@@ -6,6 +6,7 @@
 __all__ = ['first_lost', 'Run']
 
 # %% ../../nbs/train/14_finished_run.ipynb #246740e4
+import csv
 import hashlib
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastcore.basics import patch
 from ..config import load_config
 from ..errors import BadInput
 from ..files import may_write
+from ..kinds import read_json
 from ..kept import keep_array, kept_array
 from ..data.collections import pictures_for
 from ..soups.checkpoints import Checkpoint, load_weights
@@ -124,17 +126,57 @@ def _check_scores(self: Run):
                 f'delete {self.path} to train anew'
             )
 
+# %% ../../nbs/train/14_finished_run.ipynb #80f5057a
+def _written_down(path):
+    "`{digest: (file, label, part)}` of the images of a run; empty where it did not note them."
+    try:
+        with open(path / 'split.csv', encoding='utf-8', newline='') as f:
+            rows = [(r['path'], r['label'], r['split']) for r in csv.DictReader(f)]
+        return dict(zip(read_json(path / 'digests.json')['digests'], rows))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {}
+
+
+def _counted(rows, what):
+    "How many files, what of them, and the first one with its folder; '' for none."
+    if not rows:
+        return ''
+    first = '/'.join(Path(min(r[0] for r in rows)).parts[-2:])
+    n = 'image is' if len(rows) == 1 else 'images are'
+    return f'{len(rows):,} {n} {what}: {first}' + (' and others' if len(rows) > 1 else '')
+
+# %% ../../nbs/train/14_finished_run.ipynb #07681cd3
+def _what_changed(
+    path,  # of a run
+    pics,  # `Pictures` that are not quite those that it was trained on
+) -> str:
+    "What is missing, new, or sorted otherwise; '' where the run did not note its images."
+    was = _written_down(path)
+    if not was or not isinstance(pics.items[0], Path):
+        return ''
+    rows = zip(pics.items, (pics.classes[l] for l in pics.labels), pics.part)
+    now = dict(zip(pics.digests, rows))
+    gone, new = [was[d] for d in was.keys() - now.keys()], [now[d] for d in now.keys() - was.keys()]
+    other = [] if gone or new else [d for d in was if was[d][1] != now[d][1]]
+    said = (
+        _counted(gone, 'missing'),
+        _counted(new, 'new'),
+        _counted([was[d] for d in other], 'of another class'),
+    )
+    return ', '.join(filter(None, said)) or 'the same images, renamed or split otherwise'
+
 # %% ../../nbs/train/14_finished_run.ipynb #11d6b64d
 @patch
 def _moved_to(self: Run, data):
     """`data` if it holds the images that the run was trained on, told by their contents; else
     `BadInput`."""
-    was, now = self.provenance.get('data'), pictures_for(self.cfg, data).fingerprint
-    if was == now:
+    was, pics = self.provenance.get('data'), pictures_for(self.cfg, data)
+    if was == pics.fingerprint:
         return data
+    how = _what_changed(self.path, pics) or f'{was} then, {pics.fingerprint} now'
     raise BadInput(
         f'{data} does not hold the images that {self.path} was trained on, or another split of them '
-        f'({was} then, {now} now); give those, wherever they are'
+        f'({how}); give those, wherever they are'
     )
 
 # %% ../../nbs/train/14_finished_run.ipynb #3c12e6a8
