@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlsplit
 from fastcore.basics import patch
 from .files import _EXTS, _is_skipped
 from .folders import _parts_named, Told
-from .formats import MOST_LIST, read_file
+from .formats import MOST_LIST
 from .names import _one_spelling
 from ..errors import BadInput, one_line
-from ..files import atomic
+from ..files import atomic, read_file
 
 # %% ../../nbs/data/15_lists.ipynb #6495c899
 _NO_LIST = 'give a folder of class folders, or a CSV with the columns path,label'
