@@ -137,6 +137,59 @@ def test_one_of_several_is_asked_for(tmp_path, capsys):
     assert 'no part' in cook(capsys, tmp_path / 'c1.pth', '--part', 'pupil', '--out', out)[1]
 
 
+@pytest.mark.parametrize(
+    'wrap, epoch',
+    [
+        (lambda d: (d, dict(epoch=3)), 3),
+        (lambda d: [d, OPTIMIZER], None),
+        (lambda d: [dict(state_dict=d, model_ema=sd(9), epoch=4), 'notes'], None),
+        (lambda d: dict(models=[d], epoch=5), 5),
+        (lambda d: (torch.ones(3), [1, 2], d), None),
+    ],
+)
+def test_a_state_dict_in_a_list_is_found(tmp_path, wrap, epoch):
+    torch.save(wrap(sd(3)), tmp_path / 'a.pth')
+    assert mean(tmp_path / 'a.pth') == 3 and contents(tmp_path / 'a.pth').epoch == epoch
+
+
+def test_of_several_in_a_list_one_is_asked_for(tmp_path, capsys):
+    for e in (1, 2):
+        torch.save([sd(e), sd(10 * e)], tmp_path / f'c{e}.pth')
+    files, out = [tmp_path / 'c1.pth', tmp_path / 'c2.pth'], tmp_path / 'out.safetensors'
+    assert '--part 0' in cook(capsys, *files, '--out', out)[1]
+    assert cook(capsys, *files, '--part', '1', '--out', out)[0] == 0 and mean(out) == 15
+
+
+@pytest.mark.parametrize(
+    'obj, says',
+    [
+        (torch.ones(3), 'one tensor of shape (3,)'),
+        ([torch.ones(3), torch.ones(2)], 'a list of 2 values'),
+        ('words', "the value 'words'"),
+        (0.93, 'the value 0.93'),
+        ({}, 'an empty dictionary'),
+        (dict(acc=0.9, loss=[1.0, 0.5]), "a dictionary of 'acc', 'loss'"),
+    ],
+)
+@pytest.mark.parametrize('new', [True, False])
+def test_what_holds_no_state_dict_is_told_what_to_save(tmp_path, capsys, obj, says, new):
+    torch.save(obj, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
+    code, said, _ = cook(capsys, tmp_path / 'a.pth', '--out', tmp_path / 's.safetensors')
+    assert code == 2 and says in said and 'torch.save(model.state_dict(), FILE)' in said
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.complex32)],
+)
+def test_tensors_of_another_kind_are_told_the_way(tmp_path, odd):
+    torch.save(sd(1, odd=odd), tmp_path / 'a.pth')
+    with pytest.raises(
+        BadInput, match="'odd' is of a kind that cannot be averaged.*; save it as plain floats"
+    ):
+        load_weights(tmp_path / 'a.pth')
+
+
 SOMETHING_ELSE = {
     'git-lfs pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 77\n',
     'web page': b'<!DOCTYPE html><html></html>',
