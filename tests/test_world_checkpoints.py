@@ -142,7 +142,7 @@ def test_one_of_several_is_asked_for(tmp_path, capsys):
     [
         (lambda d: (d, dict(epoch=3)), 3),
         (lambda d: [d, OPTIMIZER], None),
-        (lambda d: [dict(state_dict=d, model_ema=sd(9), epoch=4), 'notes'], None),
+        (lambda d: [dict(state_dict=d, model_ema=sd(9), epoch=4), 'notes'], 4),
         (lambda d: dict(models=[d], epoch=5), 5),
         (lambda d: (torch.ones(3), [1, 2], d), None),
     ],
@@ -345,6 +345,37 @@ def test_shards_are_one_checkpoint(tmp_path, capsys, write, end):
         assert abs(mean(out) - (2 + 0.8) / 1.8) < 1e-6 and len(load_file(out)) == 3
     next(each[0].glob('m-00002*')).unlink()
     assert 'not beside it' in cook(capsys, tmp_path / 'in', '--out', out)[1]
+
+
+@pytest.mark.parametrize(
+    'write, end', [(save_file, '.safetensors'), (torch.save, '.bin'), (torch.save, '.pth')]
+)
+def test_shards_without_their_index_are_one_checkpoint(tmp_path, capsys, write, end):
+    each = [tmp_path / f'in/checkpoint-{e}' for e in (1, 2)]
+    for e, d in enumerate(each, 1):
+        sharded(d, sd(e), write, end)
+        (d / f'm{end}.index.json').unlink()
+    out = tmp_path / 's.safetensors'
+    second = [d / f'm-00002-of-00002{end}' for d in each]
+    for what in ([tmp_path / 'in'], each, second, [f for d in each for f in sorted(d.iterdir())]):
+        code, said, _ = cook(capsys, *what, '--recipe', 'ema', '--out', out)
+        assert code == 0, said
+        assert abs(mean(out) - (2 + 0.8) / 1.8) < 1e-6 and len(load_file(out)) == 3
+    assert contents(second[0]).files == 2
+    for f in (each[0] / f'm-00001-of-00002{end}', second[1]):
+        f.unlink()
+        for what in (f.parent, next(f.parent.iterdir())):
+            code, said, _ = cook(capsys, what, '--out', out)
+            assert code == 2 and f'{f.name} is not beside it; copy' in said
+
+
+def test_a_shard_that_is_the_only_one(tmp_path):
+    for e in (1, 2):
+        (tmp_path / str(e)).mkdir()
+        save_file(sd(e), tmp_path / str(e) / 'model-00001-of-00001.safetensors')
+    save_file(sd(7), tmp_path / 'odd-00003-of-00002.safetensors')
+    assert mean(tmp_path / 'odd-00003-of-00002.safetensors') == 7
+    assert [contents(f).kind for f in find_checkpoints(tmp_path / '1')] == ['weights']
 
 
 def test_folders_of_folders(tmp_path, capsys):

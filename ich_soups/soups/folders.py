@@ -14,7 +14,7 @@ from .checkpoints import check_snapshot, Checkpoint
 from .contents import contents, contents_of
 from .refusals import known_ending
 from .run_files import strays
-from .shards import INDEX, index_of_shard, SHARD
+from .shards import INDEX, index_of_shard, SHARD, shard_set
 
 # %% ../../nbs/soups/21_folders.ipynb #cfe04f2c
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar', '.bin', '.th', '.pyth')
@@ -35,8 +35,10 @@ def _by_file(files):
 
 # %% ../../nbs/soups/21_folders.ipynb #8f9cf5c8
 def _whole(f):
-    "The index of a file if it is a shard that one lists, or the file itself."
-    return index_of_shard(f) or f if SHARD.search(f.name) else f
+    "The index of a file if it is a shard that one lists, else the first shard of its set, or the file itself."
+    if SHARD.search(f.name):
+        return index_of_shard(f) or next(s for s in shard_set(f) if s.exists())
+    return f
 
 
 def _may_be(f):
