@@ -1,6 +1,6 @@
 "Checkpoints as other scripts write them: what is in a file, in what order, once, and what is no ingredient."
 
-import functools, json, os, shutil, sys, types, uuid
+import functools, json, os, shutil, sys, time, types, uuid
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
@@ -391,6 +391,38 @@ def test_folders_of_folders(tmp_path, capsys):
         'checkpoint-500/model',
         'checkpoint-1000/model',
     ]
+
+
+@pytest.mark.parametrize(
+    'places',
+    [
+        ['lightning_logs/version_0/checkpoints'],
+        ['runs/a/b/c'],
+        ['logs/version_2/checkpoints', 'logs/version_10/checkpoints'],
+        [f'multirun/{n}/lightning_logs/version_0/checkpoints' for n in range(5)],
+    ],
+)
+def test_checkpoints_that_lie_deep_are_pointed_at(tmp_path, capsys, places):
+    for p in places:
+        (tmp_path / p).mkdir(parents=True)
+        for e in (1, 2):
+            torch.save(sd(e), tmp_path / p / f'epoch={e}.ckpt')
+    code, said, _ = cook(capsys, tmp_path, '--out', tmp_path / 's.safetensors')
+    named = [p for p in places if str(tmp_path / p) in said]
+    assert code == 2 and 'they lie deeper' in said and named == places[:3] and '; they end in' not in said
+    assert cook(capsys, tmp_path / named[0], '--out', tmp_path / 's.safetensors')[0] == 0
+
+
+@pytest.mark.parametrize('wide, deep', [(3, 20), (500, 2), (30_000, 0)])
+def test_a_large_folder_is_not_searched_for_ever(tmp_path, wide, deep):
+    for i in range(wide if deep else 0):
+        (tmp_path / str(i) / '/'.join('d' * deep)).mkdir(parents=True)
+    for i in range(0 if deep else wide):
+        (tmp_path / f'{i}.txt').touch()
+    start = time.monotonic()
+    with pytest.raises(BadInput, match='holds no checkpoints; they end in'):
+        find_checkpoints(tmp_path)
+    assert time.monotonic() - start < 5
 
 
 class Net(nn.Module):
