@@ -497,6 +497,60 @@ def test_equal_infinities_pass(tmp_path, mask):
         average([files[0], _with(files[1], 'inf')])
 
 
+@pytest.mark.parametrize(
+    'pad',
+    [
+        torch.full((5, 5), torch.nan).triu(1),
+        torch.tensor(torch.nan),
+        torch.full((5, 5), torch.nan).t().triu(),
+        torch.tensor([torch.nan, torch.inf, 1.0]).half(),
+        torch.full((200, 1000), torch.nan),
+    ],
+)
+def test_a_nan_in_a_constant_passes(tmp_path, pad):
+    files = [tmp_path / f'{e}.pth' for e in (1, 2)]
+    for e, f in enumerate(files, 1):
+        torch.save(sd(e, mask=pad), f)
+    equal = functools.partial(torch.testing.assert_close, pad, rtol=0, atol=0, equal_nan=True)
+    equal(average(files)['mask'])
+    equal(average([load_weights(f) for f in files])['mask'])
+    equal(load_weights(average(files, out=tmp_path / 'o.safetensors'))['mask'])
+    equal(average(files, [2.0, -1.0], dtype=torch.float16)['mask'].to(pad.dtype))
+    for name in ('uniform', 'greedy', 'pruned', 'stock', 'ema', 'last', 'greedy_passes', 'posthoc_ema'):
+        for given in (files, [load_weights(f) for f in files]):
+            soup = RECIPES[name](given, lambda w: -float((w['conv.bias'] - 1.6).abs().sum()))
+            equal(soup.weights['mask'])
+            assert soup.weights['conv.bias'].isfinite().all(), name
+    one = last_soup(files, k=1)
+    one.save(tmp_path / 'one.safetensors')
+    equal(load_weights(tmp_path / 'one.safetensors')['mask'])
+
+
+@pytest.mark.parametrize(
+    'rows, says',
+    [
+        ([[1.0, torch.nan], [1.0, 2.0]], '1: tensor .w. holds NaN or infinity; leave that'),
+        ([[1.0, 2.0], [1.0, torch.nan]], '2: tensor .w. holds NaN or infinity; leave that'),
+        ([[1.0, torch.nan], [2.0, torch.nan]], 'NaN or infinity'),
+        ([[torch.nan, 1.0], [1.0, torch.nan]], 'NaN or infinity'),
+        ([[1.0, torch.nan]], '1: tensor .w. holds NaN or infinity; leave that'),
+    ],
+)
+def test_a_nan_in_a_trained_weight_is_refused(tmp_path, rows, says):
+    files = [tmp_path / f'{i}.safetensors' for i, _ in enumerate(rows, 1)]
+    for f, row in zip(files, rows):
+        pad = dict(pad=torch.tensor([torch.nan])) if len(rows) > 1 else {}
+        save_file(sd(1, w=torch.tensor(row), **pad), f)
+    for make in (
+        lambda: average(files),
+        lambda: average(files, out=tmp_path / 'o.safetensors'),
+        lambda: RECIPES['greedy'](files, lambda w: -float(w['conv.bias'].sum())),
+        lambda: RECIPES['stock'](files).weights,
+    ):
+        with pytest.raises(BadInput, match=says):
+            make()
+
+
 def _with(f, what):
     w = load_weights(f)
     if what == 'nan':
