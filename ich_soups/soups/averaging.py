@@ -56,7 +56,7 @@ def _header(spans, shapes, meta):
     if odd:
         raise BadInput(
             f'a safetensors file cannot hold {odd[0].dtype}, the type of '
-            f'{shown(odd[0].names[0])}; ask for another with dtype='
+            f'{shown(odd[0].names[0])}; convert the files to float32, or call average(..., dtype=torch.float32)'
         )
     return file_header(((k, s.dtype, shapes[k]) for s in spans for k in s.names), meta)
 

@@ -251,13 +251,19 @@ def unwrap(
     return _state_dict(obj)
 
 # %% ../../nbs/soups/11_parts.ipynb #87c0537b
+_WRAPPED = re.compile(r'^(?:(?:module|model|_orig_mod)\.)+')
+
+
 def below_part(
     tensors: dict,  # by name
     part: str,
 ) -> dict:
-    "Those of some tensors whose names begin with `part` and a dot, without it."
+    "Those of some tensors whose names begin with `part` and a dot, perhaps behind a `module.`, without it."
     start = part.rstrip('.') + '.'
-    return {k.removeprefix(start): v for k, v in tensors.items() if type(k) is str and k.startswith(start)}
+    texts = {k: v for k, v in tensors.items() if type(k) is str}
+    if not any(k.startswith(start) for k in texts):
+        texts = {_WRAPPED.sub('', k): v for k, v in texts.items()}
+    return {k.removeprefix(start): v for k, v in texts.items() if k.startswith(start)}
 
 # %% ../../nbs/soups/11_parts.ipynb #a57b0d45
 def _below_model(obj, nets, part):
