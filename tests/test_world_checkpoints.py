@@ -1,11 +1,12 @@
 "Checkpoints as other scripts write them: what is in a file, in what order, once, and what is no ingredient."
 
-import functools, json, os, shutil, sys, time, types, uuid
+import functools, json, os, pickle, shutil, sys, time, types, uuid
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ich_soups.app import cli
+from ich_soups.app.loading import as_classifier
 from ich_soups.soups.averaging import average
 from ich_soups.soups.checkpoints import Checkpoint, load_weights
 from ich_soups.soups.contents import contents
@@ -235,6 +236,9 @@ SOMETHING_ELSE = {
     'web page': b'<!DOCTYPE html><html></html>',
     'empty file': b'',
     'gzip archive': b'\x1f\x8b\x08' + bytes(99),
+    'image': b'\x89PNG\r\n\x1a\n' + bytes(99),
+    'other pickle': pickle.dumps(dict(acc=[0.9] * 9)),
+    'ONNX file': b'\x08\x08\x12\x07pytorch\x1a\x052.8.0:' + bytes(99),
 }
 
 
@@ -247,6 +251,48 @@ def test_files_that_are_something_else(tmp_path, kind, suffix):
     with pytest.raises(BadInput, match='; ') as e:
         load_weights(f)
     assert 'damaged' not in str(e.value) and 'cannot be read' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        bytes(4096),
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps(dict(w=torch.ones(3).numpy()), protocol=5),
+        pickle.dumps({}),
+        b'GIF89a' + bytes(99),
+        b'II*\0' + bytes(99),
+    ],
+)
+def test_by_the_first_bytes_it_is_said_what_a_file_is(tmp_path, capsys, content):
+    (tmp_path / 'a.pth').write_bytes(content)
+    code, said, _ = cook(capsys, tmp_path / 'a.pth', '--out', tmp_path / 's.safetensors')
+    assert code == 2 and 'a.pth was refused: it ' in said and '; ' in said and 'cannot be read' not in said
+
+
+def test_an_onnx_file_of_another_name_is_known(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    h = onnx.helper
+    x, y = (h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in 'xy')
+    graph = h.make_graph([h.make_node('Relu', ['x'], ['y'])], 'g', [x], [y])
+    for i, named in enumerate((dict(producer_name='pytorch'), dict(), dict(doc_string='d'))):
+        onnx.save(h.make_model(graph, **named), str(tmp_path / f'{i}.pth'))
+        assert contents(tmp_path / f'{i}.pth').kind == 'ONNX file'
+
+
+@pytest.mark.parametrize('inside', ['snapshots/epoch_001.safetensors', 'DONE', 'snapshots/manifest.json'])
+def test_a_run_is_cooked_before_it_predicts(tmp_path, inside):
+    run = tmp_path / 'r'
+    (run / inside).parent.mkdir(parents=True)
+    (run / inside).touch()
+    (run / 'config.json').write_text('{}')
+    with pytest.raises(BadInput, match=f'cooked first: ich-soups cook {run} --out soup.safetensors'):
+        as_classifier(run)
+
+
+@pytest.mark.parametrize('k, said', [(5, 'last 3'), (3, 'last 3'), (2, 'last 2')])
+def test_the_last_are_as_many_as_there_are(k, said):
+    assert last_soup([sd(e) for e in (1, 2, 3)], k=k).recipe == said
 
 
 def test_pickles_that_are_no_weights(tmp_path):

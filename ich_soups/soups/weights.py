@@ -52,7 +52,7 @@ def last_soup(
     if k < 1:
         raise BadInput(f'the last {k} checkpoints are none; k is a positive number')
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
-    return mixed(snapshots, names, (rank < k).astype(float), f'last {k}', score)
+    return mixed(snapshots, names, (rank < k).astype(float), f'last {min(k, len(names))}', score)
 
 # %% ../../nbs/soups/35_weights.ipynb #78a2d5f0
 def swa_soup(
