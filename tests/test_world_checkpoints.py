@@ -15,6 +15,7 @@ from ich_soups.soups.tensor_names import fit_names
 from ich_soups.core import BadInput, Config
 from ich_soups.soups.recipes import RECIPES
 from ich_soups.soups.soup import Soup
+from ich_soups.train.models import blank_model
 from ich_soups.soups.weights import ema_soup, last_soup, uniform_soup
 
 
@@ -541,6 +542,28 @@ def test_names_that_do_not_fit():
     twice = {p + k: v for p in ('a.', 'b.') for k, v in w.items()}
     with pytest.raises(BadInput, match='--part a'):
         fit_names(twice, m)
+
+
+@pytest.mark.parametrize('trained, asked', [(96, 64), (48, 96), (128, 32)])
+@pytest.mark.parametrize('arch', ['vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224'])
+def test_the_size_that_a_network_was_trained_at_is_said(arch, trained, asked):
+    weights = blank_model(arch, 3, trained).state_dict()
+    with pytest.raises(
+        BadInput, match=f'trained at {trained} pixels: give --size {trained}, or size={trained}'
+    ):
+        fit_names(weights, blank_model(arch, 3, asked))
+    with pytest.raises(BadInput, match="'head.*; give images of the classes"):
+        fit_names(weights, blank_model(arch, 4, trained))
+
+
+@pytest.mark.parametrize(
+    'weights', [sd(1), {'net.' + k: v for k, v in sd(1).items()}, {'conv1.weight': torch.ones(1)}]
+)
+def test_what_is_no_network_of_that_name_is_said_once(tmp_path, weights):
+    torch.save(weights, tmp_path / 'e1.pth')
+    with pytest.raises(BadInput, match='e1.pth is not a test_resnet of 3 classes: it has') as e:
+        as_classifier(tmp_path / 'e1.pth', arch='test_resnet', classes=3, size=32)
+    assert 'not weights of this' not in str(e.value)
 
 
 def test_partly_compiled_and_prefixed_files_are_one_model():

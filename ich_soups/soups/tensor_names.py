@@ -177,21 +177,37 @@ def _odd_names(own, given):
     return f'it has {shown(min(lacks))}, which they lack, and they have {shown(min(more))}, which it lacks'
 
 # %% ../../nbs/soups/12_tensor_names.ipynb #ffc36d3b
-def _check_shape(k, theirs, ours, what):
-    if theirs != ours:
-        raise BadInput(
-            f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}; give '
-            'images of the classes and the size that it was trained for'
-        )
+def _trained_size(k, theirs, ours, model):
+    """The width of images in pixels for which a table of positions has that shape; None if that cannot be
+    told."""
+    embed = getattr(model, 'patch_embed', None)
+    grid, patch = getattr(embed, 'grid_size', None), getattr(embed, 'patch_size', None)
+    if not (k.endswith('pos_embed') and grid and patch and len(theirs) == len(ours) == 3):
+        return None
+    tokens = theirs[1] - (ours[1] - grid[0] * grid[1])  # without those that are no place in the image
+    side = math.isqrt(max(tokens, 0))
+    return side * patch[0] if side and side * side == tokens else None
+
+
+def _check_shape(k, theirs, ours, what, model):
+    "`BadInput` unless a tensor has the shape that it has in the model."
+    if theirs == ours:
+        return
+    says = f'{what}: {shown(k)} has the shape {shown(theirs)}, not {shown(ours)}'
+    size = _trained_size(k, theirs, ours, model)
+    if size:
+        raise BadInput(f'{says}; it was trained at {size} pixels: give --size {size}, or size={size}')
+    raise BadInput(f'{says}; give images of the classes and the size that it was trained for')
 
 # %% ../../nbs/soups/12_tensor_names.ipynb #ebb589ea
 def fit_names(
     weights: dict,  # a state dict
     model: torch.nn.Module,  # to load it into
+    what: str = '',  # how the sentence begins that says that they are no weights of it
 ) -> dict:
     """The same weights under the model's names, which may have a prefix such as `model.` in front, or lack
     one; a loss beside them is left out, with a note. `BadInput` if they are not weights of that model."""
-    own, what = model.state_dict(), f'these are not weights of this {type(model).__name__}'
+    own, what = model.state_dict(), what or f'these are not weights of this {type(model).__name__}'
     names = fitting(own.keys(), weights.keys())
     if names is None:
         raise BadInput(f'{what}: {_odd_names(own.keys(), weights.keys())}')
@@ -199,5 +215,5 @@ def fit_names(
     if beside:
         warnings.warn(f'left out, since it is no part of the network: {some_names(beside, 3)}')
     for k, name in names.items():
-        _check_shape(k, tuple(weights[k].shape), tuple(own[name].shape), what)
+        _check_shape(k, tuple(weights[k].shape), tuple(own[name].shape), what, model)
     return {names[k]: v for k, v in weights.items() if k in names}
