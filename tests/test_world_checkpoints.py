@@ -647,9 +647,9 @@ def test_a_nan_in_a_constant_passes(tmp_path, pad):
 )
 def test_a_nan_in_a_trained_weight_is_refused(tmp_path, rows, says):
     files = [tmp_path / f'{i}.safetensors' for i, _ in enumerate(rows, 1)]
-    for f, row in zip(files, rows):
+    for e, (f, row) in enumerate(zip(files, rows), 1):
         pad = dict(pad=torch.tensor([torch.nan])) if len(rows) > 1 else {}
-        save_file(sd(1, w=torch.tensor(row), **pad), f)
+        save_file(sd(e, w=torch.tensor(row), **pad), f)
     for make in (
         lambda: average(files),
         lambda: average(files, out=tmp_path / 'o.safetensors'),
@@ -657,6 +657,23 @@ def test_a_nan_in_a_trained_weight_is_refused(tmp_path, rows, says):
         lambda: RECIPES['stock'](files).weights,
     ):
         with pytest.raises(BadInput, match=says):
+            make()
+
+
+@pytest.mark.parametrize(
+    'finite', [{}, {'stem.weight': torch.ones(4, 3)}, {'stem.bias': torch.ones(4), 'n': torch.tensor(3)}]
+)
+def test_a_training_that_diverged_is_no_constant(tmp_path, finite):
+    files = [tmp_path / f'{e}.safetensors' for e in (1, 2, 3)]
+    for f in files:
+        save_file(sd(torch.nan, **finite), f)
+    for make in (
+        lambda: average(files),
+        lambda: average([load_weights(f) for f in files]),
+        lambda: average(files, out=tmp_path / 'o.safetensors'),
+        lambda: RECIPES['greedy'](files, lambda w: 1.0),
+    ):
+        with pytest.raises(BadInput, match='holds NaN or infinity'):
             make()
 
 

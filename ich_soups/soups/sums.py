@@ -44,13 +44,23 @@ def _agreed(parts):
     return first
 
 # %% ../../nbs/soups/28_sums.ipynb #a4c870d6
+def _differ(sources, k):
+    "Whether that tensor holds numbers alone in the first of some checkpoints, and others in another."
+    first = sources[0].get(k).cpu()
+    if not first.dtype.is_floating_point or not _all_finite(first):
+        return False
+    return not all(_equal(s.get(k).cpu().double(), first.double()) for s in sources[1:])
+
+
 def is_constant(
     sources,  # opened checkpoints
     k: str,  # a tensor
 ) -> bool:
-    "Whether all of several checkpoints have the same numbers there."
+    "Whether all of several checkpoints have the same numbers there, and their weights differ elsewhere."
     first = sources[0].get(k).cpu().double()
-    return len(sources) > 1 and all(_equal(s.get(k).cpu().double(), first) for s in sources[1:])
+    if len(sources) < 2 or not all(_equal(s.get(k).cpu().double(), first) for s in sources[1:]):
+        return False
+    return any(_differ(sources, n) for n in sources[0].places)
 
 # %% ../../nbs/soups/28_sums.ipynb #41a9174f
 def _to_blame(k, used):
@@ -67,8 +77,8 @@ def _blamed(k, found, used):
     "The exception for a tensor that holds a NaN or an infinity in those checkpoints, of those that are used."
     if len(found) == len(used) > 1:
         return BadInput(
-            f'tensor {shown(k)} holds NaN or infinity in all {len(used)} checkpoints, and is no constant; give '
-            'checkpoints from before the training diverged'
+            f'tensor {shown(k)} holds NaN or infinity in all {len(used)} checkpoints; give some from before '
+            'the training diverged'
         )
     return BadInput(f'{found[0]}: tensor {shown(k)} holds NaN or infinity; leave that checkpoint out')
 
