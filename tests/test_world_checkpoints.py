@@ -1,11 +1,12 @@
 "Checkpoints as other scripts write them: what is in a file, in what order, once, and what is no ingredient."
 
-import functools, json, os, shutil, sys, types, uuid
+import functools, json, os, pickle, shutil, sys, time, types, uuid
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ich_soups.app import cli
+from ich_soups.app.loading import as_classifier
 from ich_soups.soups.averaging import average
 from ich_soups.soups.checkpoints import Checkpoint, load_weights
 from ich_soups.soups.contents import contents
@@ -14,6 +15,7 @@ from ich_soups.soups.tensor_names import fit_names
 from ich_soups.core import BadInput, Config
 from ich_soups.soups.recipes import RECIPES
 from ich_soups.soups.soup import Soup
+from ich_soups.train.models import blank_model
 from ich_soups.soups.weights import ema_soup, last_soup, uniform_soup
 
 
@@ -137,11 +139,107 @@ def test_one_of_several_is_asked_for(tmp_path, capsys):
     assert 'no part' in cook(capsys, tmp_path / 'c1.pth', '--part', 'pupil', '--out', out)[1]
 
 
+@pytest.mark.parametrize(
+    'wrap, epoch',
+    [
+        (lambda d: (d, dict(epoch=3)), 3),
+        (lambda d: [d, OPTIMIZER], None),
+        (lambda d: [dict(state_dict=d, model_ema=sd(9), epoch=4), 'notes'], 4),
+        (lambda d: dict(models=[d], epoch=5), 5),
+        (lambda d: (torch.ones(3), [1, 2], d), None),
+    ],
+)
+def test_a_state_dict_in_a_list_is_found(tmp_path, wrap, epoch):
+    torch.save(wrap(sd(3)), tmp_path / 'a.pth')
+    assert mean(tmp_path / 'a.pth') == 3 and contents(tmp_path / 'a.pth').epoch == epoch
+
+
+def test_of_several_in_a_list_one_is_asked_for(tmp_path, capsys):
+    for e in (1, 2):
+        torch.save([sd(e), sd(10 * e)], tmp_path / f'c{e}.pth')
+    files, out = [tmp_path / 'c1.pth', tmp_path / 'c2.pth'], tmp_path / 'out.safetensors'
+    assert '--part 0' in cook(capsys, *files, '--out', out)[1]
+    assert cook(capsys, *files, '--part', '1', '--out', out)[0] == 0 and mean(out) == 15
+
+
+@pytest.mark.parametrize(
+    'obj, says',
+    [
+        (torch.ones(3), 'one tensor of shape (3,)'),
+        ([torch.ones(3), torch.ones(2)], 'a list of 2 values'),
+        ('words', "the value 'words'"),
+        (0.93, 'the value 0.93'),
+        ({}, 'an empty dictionary'),
+        (dict(acc=0.9, loss=[1.0, 0.5]), "a dictionary of 'acc', 'loss'"),
+    ],
+)
+@pytest.mark.parametrize('new', [True, False])
+def test_what_holds_no_state_dict_is_told_what_to_save(tmp_path, capsys, obj, says, new):
+    torch.save(obj, tmp_path / 'a.pth', _use_new_zipfile_serialization=new)
+    code, said, _ = cook(capsys, tmp_path / 'a.pth', '--out', tmp_path / 's.safetensors')
+    assert code == 2 and says in said and 'torch.save(model.state_dict(), FILE)' in said
+
+
+@pytest.mark.parametrize(
+    'odd',
+    [torch.ones(3, dtype=torch.complex64), torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.complex32)],
+)
+def test_tensors_of_another_kind_are_told_the_way(tmp_path, odd):
+    torch.save(sd(1, odd=odd), tmp_path / 'a.pth')
+    with pytest.raises(
+        BadInput, match="'odd' is of a kind that cannot be averaged.*; save it as plain floats"
+    ):
+        load_weights(tmp_path / 'a.pth')
+
+
+def behind(*starts, **more):
+    "The same network behind several prefixes, with other numbers in each."
+    return {s + k: (i + 1) * v for i, s in enumerate(starts) for k, v in sd(1).items()} | more
+
+
+@pytest.mark.parametrize(
+    'starts, named',
+    [
+        (('model.', 'ema_model.module.'), ['model', 'ema_model']),
+        (('ema.', 'net.'), ['net', 'ema']),
+        (('student.', 'teacher.'), ['student', 'teacher']),
+        (('module.student.', 'module.teacher.'), ['student', 'teacher']),
+        (('net.online.', 'net.target.'), ['net.online', 'net.target']),
+    ],
+)
+@pytest.mark.parametrize('write, end', [(save_file, 'safetensors'), (torch.save, 'pth')])
+def test_one_network_twice_is_asked_for(tmp_path, capsys, starts, named, write, end):
+    files, out = [tmp_path / f'{e}.{end}' for e in (1, 2)], tmp_path / 'out' / 's.safetensors'
+    for e, f in enumerate(files, 1):
+        more = {starts[-1].split('.')[0] + '.n_averaged': torch.tensor(e)} if 'model.' in starts else {}
+        write({k: e * v for k, v in behind(*starts).items()} | more, f)
+    code, said, _ = cook(capsys, *files, '--out', out)
+    assert code == 2 and all(repr(n) in said for n in named) and f'--part {named[0]},' in said
+    for n in named:
+        assert cook(capsys, *files, '--part', n, '--out', out)[0] == 0
+        at = next(i for i, s in enumerate(starts) if n.split('.')[-1] in s.split('.'))
+        assert abs(mean(out) - 1.5 * (at + 1)) < 1e-6
+
+
+@pytest.mark.parametrize('starts', [('left.', 'right.'), ('net.a.', 'net.b.'), ('layers.0.', 'layers.1.')])
+def test_two_branches_of_one_network_are_averaged(tmp_path, capsys, starts):
+    files, out = [tmp_path / f'{e}.pth' for e in (1, 2)], tmp_path / 'out' / 's.safetensors'
+    for e, f in enumerate(files, 1):
+        wide = {f'{s}fc.bias': torch.full((3,), float(e)) for s in starts}
+        torch.save({k: e * v for k, v in behind(*starts, **wide).items()}, f)
+    code, said, _ = cook(capsys, *files, '--out', out)
+    assert code == 0 and len(load_file(out)) == 8
+    assert ('holds one network 2 times' in said) == ('layers.0.' not in starts)
+
+
 SOMETHING_ELSE = {
     'git-lfs pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 77\n',
     'web page': b'<!DOCTYPE html><html></html>',
     'empty file': b'',
     'gzip archive': b'\x1f\x8b\x08' + bytes(99),
+    'image': b'\x89PNG\r\n\x1a\n' + bytes(99),
+    'other pickle': pickle.dumps(dict(acc=[0.9] * 9)),
+    'ONNX file': b'\x08\x08\x12\x07pytorch\x1a\x052.8.0:' + bytes(99),
 }
 
 
@@ -154,6 +252,48 @@ def test_files_that_are_something_else(tmp_path, kind, suffix):
     with pytest.raises(BadInput, match='; ') as e:
         load_weights(f)
     assert 'damaged' not in str(e.value) and 'cannot be read' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        bytes(4096),
+        pickle.dumps([1, 2], protocol=2),
+        pickle.dumps(dict(w=torch.ones(3).numpy()), protocol=5),
+        pickle.dumps({}),
+        b'GIF89a' + bytes(99),
+        b'II*\0' + bytes(99),
+    ],
+)
+def test_by_the_first_bytes_it_is_said_what_a_file_is(tmp_path, capsys, content):
+    (tmp_path / 'a.pth').write_bytes(content)
+    code, said, _ = cook(capsys, tmp_path / 'a.pth', '--out', tmp_path / 's.safetensors')
+    assert code == 2 and 'a.pth was refused: it ' in said and '; ' in said and 'cannot be read' not in said
+
+
+def test_an_onnx_file_of_another_name_is_known(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    h = onnx.helper
+    x, y = (h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in 'xy')
+    graph = h.make_graph([h.make_node('Relu', ['x'], ['y'])], 'g', [x], [y])
+    for i, named in enumerate((dict(producer_name='pytorch'), dict(), dict(doc_string='d'))):
+        onnx.save(h.make_model(graph, **named), str(tmp_path / f'{i}.pth'))
+        assert contents(tmp_path / f'{i}.pth').kind == 'ONNX file'
+
+
+@pytest.mark.parametrize('inside', ['snapshots/epoch_001.safetensors', 'DONE', 'snapshots/manifest.json'])
+def test_a_run_is_cooked_before_it_predicts(tmp_path, inside):
+    run = tmp_path / 'r'
+    (run / inside).parent.mkdir(parents=True)
+    (run / inside).touch()
+    (run / 'config.json').write_text('{}')
+    with pytest.raises(BadInput, match=f'cooked first: ich-soups cook {run} --out soup.safetensors'):
+        as_classifier(run)
+
+
+@pytest.mark.parametrize('k, said', [(5, 'last 3'), (3, 'last 3'), (2, 'last 2')])
+def test_the_last_are_as_many_as_there_are(k, said):
+    assert last_soup([sd(e) for e in (1, 2, 3)], k=k).recipe == said
 
 
 def test_pickles_that_are_no_weights(tmp_path):
@@ -294,6 +434,37 @@ def test_shards_are_one_checkpoint(tmp_path, capsys, write, end):
     assert 'not beside it' in cook(capsys, tmp_path / 'in', '--out', out)[1]
 
 
+@pytest.mark.parametrize(
+    'write, end', [(save_file, '.safetensors'), (torch.save, '.bin'), (torch.save, '.pth')]
+)
+def test_shards_without_their_index_are_one_checkpoint(tmp_path, capsys, write, end):
+    each = [tmp_path / f'in/checkpoint-{e}' for e in (1, 2)]
+    for e, d in enumerate(each, 1):
+        sharded(d, sd(e), write, end)
+        (d / f'm{end}.index.json').unlink()
+    out = tmp_path / 's.safetensors'
+    second = [d / f'm-00002-of-00002{end}' for d in each]
+    for what in ([tmp_path / 'in'], each, second, [f for d in each for f in sorted(d.iterdir())]):
+        code, said, _ = cook(capsys, *what, '--recipe', 'ema', '--out', out)
+        assert code == 0, said
+        assert abs(mean(out) - (2 + 0.8) / 1.8) < 1e-6 and len(load_file(out)) == 3
+    assert contents(second[0]).files == 2
+    for f in (each[0] / f'm-00001-of-00002{end}', second[1]):
+        f.unlink()
+        for what in (f.parent, next(f.parent.iterdir())):
+            code, said, _ = cook(capsys, what, '--out', out)
+            assert code == 2 and f'{f.name} is not beside it; copy' in said
+
+
+def test_a_shard_that_is_the_only_one(tmp_path):
+    for e in (1, 2):
+        (tmp_path / str(e)).mkdir()
+        save_file(sd(e), tmp_path / str(e) / 'model-00001-of-00001.safetensors')
+    save_file(sd(7), tmp_path / 'odd-00003-of-00002.safetensors')
+    assert mean(tmp_path / 'odd-00003-of-00002.safetensors') == 7
+    assert [contents(f).kind for f in find_checkpoints(tmp_path / '1')] == ['weights']
+
+
 def test_folders_of_folders(tmp_path, capsys):
     for e in (500, 1000):
         d = tmp_path / f'checkpoint-{e}'
@@ -307,6 +478,38 @@ def test_folders_of_folders(tmp_path, capsys):
         'checkpoint-500/model',
         'checkpoint-1000/model',
     ]
+
+
+@pytest.mark.parametrize(
+    'places',
+    [
+        ['lightning_logs/version_0/checkpoints'],
+        ['runs/a/b/c'],
+        ['logs/version_2/checkpoints', 'logs/version_10/checkpoints'],
+        [f'multirun/{n}/lightning_logs/version_0/checkpoints' for n in range(5)],
+    ],
+)
+def test_checkpoints_that_lie_deep_are_pointed_at(tmp_path, capsys, places):
+    for p in places:
+        (tmp_path / p).mkdir(parents=True)
+        for e in (1, 2):
+            torch.save(sd(e), tmp_path / p / f'epoch={e}.ckpt')
+    code, said, _ = cook(capsys, tmp_path, '--out', tmp_path / 's.safetensors')
+    named = [p for p in places if str(tmp_path / p) in said]
+    assert code == 2 and 'they lie deeper' in said and named == places[:3] and '; they end in' not in said
+    assert cook(capsys, tmp_path / named[0], '--out', tmp_path / 's.safetensors')[0] == 0
+
+
+@pytest.mark.parametrize('wide, deep', [(3, 20), (500, 2), (30_000, 0)])
+def test_a_large_folder_is_not_searched_for_ever(tmp_path, wide, deep):
+    for i in range(wide if deep else 0):
+        (tmp_path / str(i) / '/'.join('d' * deep)).mkdir(parents=True)
+    for i in range(0 if deep else wide):
+        (tmp_path / f'{i}.txt').touch()
+    start = time.monotonic()
+    with pytest.raises(BadInput, match='holds no checkpoints; they end in'):
+        find_checkpoints(tmp_path)
+    assert time.monotonic() - start < 20
 
 
 class Net(nn.Module):
@@ -339,6 +542,28 @@ def test_names_that_do_not_fit():
     twice = {p + k: v for p in ('a.', 'b.') for k, v in w.items()}
     with pytest.raises(BadInput, match='--part a'):
         fit_names(twice, m)
+
+
+@pytest.mark.parametrize('trained, asked', [(96, 64), (48, 96), (128, 32)])
+@pytest.mark.parametrize('arch', ['vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224'])
+def test_the_size_that_a_network_was_trained_at_is_said(arch, trained, asked):
+    weights = blank_model(arch, 3, trained).state_dict()
+    with pytest.raises(
+        BadInput, match=f'trained at {trained} pixels: give --size {trained}, or size={trained}'
+    ):
+        fit_names(weights, blank_model(arch, 3, asked))
+    with pytest.raises(BadInput, match="'head.*; give images of the classes"):
+        fit_names(weights, blank_model(arch, 4, trained))
+
+
+@pytest.mark.parametrize(
+    'weights', [sd(1), {'net.' + k: v for k, v in sd(1).items()}, {'conv1.weight': torch.ones(1)}]
+)
+def test_what_is_no_network_of_that_name_is_said_once(tmp_path, weights):
+    torch.save(weights, tmp_path / 'e1.pth')
+    with pytest.raises(BadInput, match='e1.pth is not a test_resnet of 3 classes: it has') as e:
+        as_classifier(tmp_path / 'e1.pth', arch='test_resnet', classes=3, size=32)
+    assert 'not weights of this' not in str(e.value)
 
 
 def test_partly_compiled_and_prefixed_files_are_one_model():
@@ -381,6 +606,77 @@ def test_equal_infinities_pass(tmp_path, mask):
         average([files[0], _with(files[1], 'inf')])
 
 
+@pytest.mark.parametrize(
+    'pad',
+    [
+        torch.full((5, 5), torch.nan).triu(1),
+        torch.tensor(torch.nan),
+        torch.full((5, 5), torch.nan).t().triu(),
+        torch.tensor([torch.nan, torch.inf, 1.0]).half(),
+        torch.full((200, 1000), torch.nan),
+    ],
+)
+def test_a_nan_in_a_constant_passes(tmp_path, pad):
+    files = [tmp_path / f'{e}.pth' for e in (1, 2)]
+    for e, f in enumerate(files, 1):
+        torch.save(sd(e, mask=pad), f)
+    equal = functools.partial(torch.testing.assert_close, pad, rtol=0, atol=0, equal_nan=True)
+    equal(average(files)['mask'])
+    equal(average([load_weights(f) for f in files])['mask'])
+    equal(load_weights(average(files, out=tmp_path / 'o.safetensors'))['mask'])
+    equal(average(files, [2.0, -1.0], dtype=torch.float16)['mask'].to(pad.dtype))
+    for name in ('uniform', 'greedy', 'pruned', 'stock', 'ema', 'last', 'greedy_passes', 'posthoc_ema'):
+        for given in (files, [load_weights(f) for f in files]):
+            soup = RECIPES[name](given, lambda w: -float((w['conv.bias'] - 1.6).abs().sum()))
+            equal(soup.weights['mask'])
+            assert soup.weights['conv.bias'].isfinite().all(), name
+    one = last_soup(files, k=1)
+    one.save(tmp_path / 'one.safetensors')
+    equal(load_weights(tmp_path / 'one.safetensors')['mask'])
+
+
+@pytest.mark.parametrize(
+    'rows, says',
+    [
+        ([[1.0, torch.nan], [1.0, 2.0]], '1: tensor .w. holds NaN or infinity; leave that'),
+        ([[1.0, 2.0], [1.0, torch.nan]], '2: tensor .w. holds NaN or infinity; leave that'),
+        ([[1.0, torch.nan], [2.0, torch.nan]], 'NaN or infinity'),
+        ([[torch.nan, 1.0], [1.0, torch.nan]], 'NaN or infinity'),
+        ([[1.0, torch.nan]], '1: tensor .w. holds NaN or infinity; leave that'),
+    ],
+)
+def test_a_nan_in_a_trained_weight_is_refused(tmp_path, rows, says):
+    files = [tmp_path / f'{i}.safetensors' for i, _ in enumerate(rows, 1)]
+    for e, (f, row) in enumerate(zip(files, rows), 1):
+        pad = dict(pad=torch.tensor([torch.nan])) if len(rows) > 1 else {}
+        save_file(sd(e, w=torch.tensor(row), **pad), f)
+    for make in (
+        lambda: average(files),
+        lambda: average(files, out=tmp_path / 'o.safetensors'),
+        lambda: RECIPES['greedy'](files, lambda w: -float(w['conv.bias'].sum())),
+        lambda: RECIPES['stock'](files).weights,
+    ):
+        with pytest.raises(BadInput, match=says):
+            make()
+
+
+@pytest.mark.parametrize(
+    'finite', [{}, {'stem.weight': torch.ones(4, 3)}, {'stem.bias': torch.ones(4), 'n': torch.tensor(3)}]
+)
+def test_a_training_that_diverged_is_no_constant(tmp_path, finite):
+    files = [tmp_path / f'{e}.safetensors' for e in (1, 2, 3)]
+    for f in files:
+        save_file(sd(torch.nan, **finite), f)
+    for make in (
+        lambda: average(files),
+        lambda: average([load_weights(f) for f in files]),
+        lambda: average(files, out=tmp_path / 'o.safetensors'),
+        lambda: RECIPES['greedy'](files, lambda w: 1.0),
+    ):
+        with pytest.raises(BadInput, match='holds NaN or infinity'):
+            make()
+
+
 def _with(f, what):
     w = load_weights(f)
     if what == 'nan':
@@ -420,6 +716,21 @@ def test_eight_bits(tmp_path):
             files = [tmp_path / '1.safetensors', tmp_path / '3.safetensors']
             got = average(files)['w'], load_weights(average(files, out=tmp_path / 'o.safetensors'))['w']
             assert all(g.dtype == (a if a == b else torch.float32) and g.float().eq(2).all() for g in got)
+
+
+@pytest.mark.parametrize('name', ['float8_e8m0fnu', 'float8_e4m3fn', 'float8_e5m2'])
+def test_a_type_that_no_soup_can_hold_is_told_the_way(tmp_path, capsys, name):
+    if not hasattr(torch, name):
+        pytest.skip('needs a newer torch')
+    for e in (1, 2):
+        torch.save(
+            dict(w=torch.full((4, 4), 2.0).to(getattr(torch, name)), b=torch.ones(e + 1)[:2] * e),
+            tmp_path / f'{e}.pth',
+        )
+    files, out = [tmp_path / '1.pth', tmp_path / '2.pth'], tmp_path / 's.safetensors'
+    code, said, _ = cook(capsys, *files, '--out', out)
+    assert code == 0 or 'convert the files to float32, or call average(..., dtype=torch.float32)' in said
+    assert average(files, out=out, dtype=torch.float32) == out and load_file(out)['w'].eq(2).all()
 
 
 def test_paths_begin_at_home(tmp_path, capsys, monkeypatch):

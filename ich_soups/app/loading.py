@@ -47,10 +47,11 @@ def _broken(name, v):
 def _fitting(weights, info, name):
     "`BadInput` if these are not weights of that network, or no numbers."
     arch, n = info['arch'], len(info['classes'])
+    what = f'{name} is not a {arch} of {n} classes'
     try:
-        fit_names(weights, blank_model(arch, n, info['size']))
+        fit_names(weights, blank_model(arch, n, info['size']), what)
     except BadInput as e:
-        raise BadInput(f'{name} is not a {arch} of {n} classes: {e}') from None
+        raise BadInput(str(e) if str(e).startswith(what) else f'{what}: {e}') from None
     if odd := [k for k, v in weights.items() if _broken(k, v)]:
         raise BadInput(f'{name}: tensor {odd[0]!r} holds NaN or infinity; cook or train it again')
 

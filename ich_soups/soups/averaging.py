@@ -56,7 +56,7 @@ def _header(spans, shapes, meta):
     if odd:
         raise BadInput(
             f'a safetensors file cannot hold {odd[0].dtype}, the type of '
-            f'{shown(odd[0].names[0])}; ask for another with dtype='
+            f'{shown(odd[0].names[0])}; convert the files to float32, or call average(..., dtype=torch.float32)'
         )
     return file_header(((k, s.dtype, shapes[k]) for s in spans for k in s.names), meta)
 
@@ -98,14 +98,14 @@ def _check_wish(out, dtype):
         raise BadInput(f'{out} is a directory; name a file in it')
 
 # %% ../../nbs/soups/29_averaging.ipynb #cd59b54d
-def _average(snapshots, weights=None, out=None, dtype=None, meta=None, look=lambda *opened: None):
+def _average(snapshots, weights=None, out=None, dtype=None, meta=None, look=lambda *opened: None, beside=()):
     "`average`; `look` sees the opened checkpoints, their names and the coefficients."
     _check_wish(out, dtype)
     sources, names = open_all(snapshots)
     coefs = coefficients(weights, len(sources))
     look(sources, names, coefs)
     spans = spans_of(sources, coefs, dtype, merge=out is not None)
-    parts = Sum(sources, names, dtype)
+    parts = Sum(sources, names, dtype, beside)
     places = sources[0].places
     if out is not None:
         return _to_file(spans, parts, {k: tuple(p.shape) for k, p in places.items()}, out, meta)
@@ -127,11 +127,15 @@ def average(
     return _average(snapshots, weights, out, dtype, meta, note_strangers)
 
 # %% ../../nbs/soups/29_averaging.ipynb #ca3819e7
-def weighted_mean(snapshots, weights=None):
+def weighted_mean(
+    snapshots,  # as in `average`
+    weights=None,
+    beside=(),  # all checkpoints of which these are some: a constant, which may hold a NaN, is the same in all
+):
     "What `average` gives in memory, without a note: for those that have looked at the checkpoints already."
-    return _average(snapshots, weights)
+    return _average(snapshots, weights, beside=beside)
 
 
-def written_mean(snapshots, weights, out, meta):
+def written_mean(snapshots, weights, out, meta, beside=()):
     "The same, written to a file as `average` does."
-    return _average(snapshots, weights, out, meta=meta)
+    return _average(snapshots, weights, out, meta=meta, beside=beside)

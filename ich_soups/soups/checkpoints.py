@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..errors import BadInput
 from .checksums import Sums
 from .file_index import OpenFile
-from .parts import unwrap
+from .parts import SAVE, unwrap
 from .run_files import check_listed
 from .refusals import Other, Unwanted, shown
 from .shards import checkpoint_stem, shards, whole_index
@@ -30,7 +30,7 @@ def _told_index(path, files, part):
     try:
         index, bases = whole_index(path, files, part)
         if not index.places:
-            raise BadInput('it holds no tensors')
+            raise BadInput(f'it holds no tensors; {SAVE}')
         return index, bases
     except Other as e:
         raise Other(e.kind, f'the checkpoint {path} was refused: {e}', e.parts) from None

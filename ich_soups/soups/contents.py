@@ -14,7 +14,7 @@ from .checkpoints import Checkpoint
 from .progress import progress_in, said_beside
 from .records import soup_header_of, SoupHeader
 from .refusals import Other
-from .shards import SHARD
+from .shards import index_of_shard, SHARD
 from .tensor_names import is_factor
 
 # %% ../../nbs/soups/20_contents.ipynb #c9287a98
@@ -65,7 +65,7 @@ def _kind(c):
     "What an opened checkpoint is."
     if c.is_soup:
         return 'soup'
-    if SHARD.search(c.path.name):
+    if SHARD.search(c.path.name) and index_of_shard(c.path):
         return 'shard'
     places = c.places.values()
     if all(p.dtype == torch.uint8 and len(p.shape) == 1 for p in places):

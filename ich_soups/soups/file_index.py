@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import BadInput
 from ..files import check_regular
 from .legacy_files import legacy_index
-from .parts import below_part, unwrap
+from .parts import below_part, unwrap, without_lists
 from .places import check_places, Place
 from .progress import said_inside
 from .refusals import refuse_foreign
@@ -108,7 +108,7 @@ def _of_safetensors(f, part):
 # %% ../../nbs/soups/16_file_index.ipynb #c27ab9bf
 def _of_pickle(f, part, form, obj, starts, records=()):
     "The index of a file that holds a pickled object, whose storages begin at `starts`."
-    said = dict(format=form) | said_inside(obj)
+    said = dict(format=form) | said_inside(without_lists(obj))
     found = unwrap(obj, part)
     places = {k: Place(t.dtype, t.shape, starts[t.key] + t.start, t.stride) for k, t in found.items()}
     check_places(places, f.size)

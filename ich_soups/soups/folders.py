@@ -6,15 +6,17 @@
 __all__ = ['SUFFIXES', 'find_checkpoints']
 
 # %% ../../nbs/soups/21_folders.ipynb #d75be14a
+import os
 import re
 import warnings
+from itertools import islice
 from pathlib import Path
 from ..errors import BadInput
 from .checkpoints import check_snapshot, Checkpoint
 from .contents import contents, contents_of
 from .refusals import known_ending
 from .run_files import strays
-from .shards import INDEX, index_of_shard, SHARD
+from .shards import INDEX, index_of_shard, SHARD, shard_set
 
 # %% ../../nbs/soups/21_folders.ipynb #cfe04f2c
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.ckpt', '.pth.tar', '.bin', '.th', '.pyth')
@@ -35,8 +37,10 @@ def _by_file(files):
 
 # %% ../../nbs/soups/21_folders.ipynb #8f9cf5c8
 def _whole(f):
-    "The index of a file if it is a shard that one lists, or the file itself."
-    return index_of_shard(f) or f if SHARD.search(f.name) else f
+    "The index of a file if it is a shard that one lists, else the first shard of its set, or the file itself."
+    if SHARD.search(f.name):
+        return index_of_shard(f) or next(s for s in shard_set(f) if s.exists())
+    return f
 
 
 def _may_be(f):
@@ -121,13 +125,48 @@ def _is_run(folder):
     "Whether nothing but its snapshots can be meant."
     return (folder / 'config.json').exists() and (folder / 'snapshots').is_dir()
 
+# %% ../../nbs/soups/21_folders.ipynb #14f98920
+_DEEP, _ENTRIES = 6, 20_000  # levels below a folder; entries that are looked at
+
+
+def _entries(folder):
+    "What is in a folder, as far as it may be looked at."
+    try:
+        with os.scandir(folder) as found:
+            return list(islice(found, _ENTRIES))
+    except OSError:
+        return []
+
+
+def _walk(folder, deep):
+    "The files below a folder, level by level, of a bounded number of entries."
+    level, left = [folder], _ENTRIES
+    for _ in range(deep):
+        below = []
+        for d in level:
+            found = _entries(d)[: max(left, 0)]
+            left -= len(found)
+            below += [Path(e) for e in found if e.is_dir(follow_symlinks=False) and e.name[0] != '.']
+            yield from (Path(e) for e in found if not e.is_dir(follow_symlinks=False))
+        level = sorted(below, key=_number_key)
+
 # %% ../../nbs/soups/21_folders.ipynb #6a0d1e04
+def _known_file(folder):
+    "The end of a sentence on a file near the top of a folder that is of another known kind, or ''."
+    for f in sorted(f for f in _walk(folder, 2) if known_ending(f)):
+        return f', but {f.relative_to(folder)}, which is {known_ending(f)[1]}'
+    return ''
+
+
 def _what_instead(folder):
-    "The end of a sentence on a folder without checkpoints: what is there, or what they are called."
-    for f in sorted([*folder.iterdir(), *folder.glob('*/*')]):
-        if ending := known_ending(f):
-            return f', but {f.relative_to(folder)}, which is {ending[1]}'
-    return f"; they end in {', '.join(SUFFIXES)}"
+    "The end of a sentence on a folder without checkpoints: where they are, what is there, or their names."
+    places = list(dict.fromkeys(f.parent for f in _walk(folder, _DEEP) if _may_be(f)))
+    if not places:
+        return _known_file(folder) or f"; they end in {', '.join(SUFFIXES)}"
+    if len(places) == 1:
+        return f' itself; they lie deeper: give {places[0]}'
+    named = ', '.join(map(str, sorted(places, key=_number_key)[:3]))
+    return f' itself; they lie deeper, in several folders: give one of {named}{" ..." if places[3:] else ""}'
 
 # %% ../../nbs/soups/21_folders.ipynb #d98b6600
 def find_checkpoints(

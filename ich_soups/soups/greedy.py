@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 import torch
 from ..errors import BadInput
+from .agreement import open_all
 from .averaging import weighted_mean
 from .checkpoints import load_weights
 from .scorers import NeedsScorer, ScoreOrBound
+from .sums import is_constant, odd_numbers
 from ich_soups.soups.soup import (
     checked_snapshots,
     kept_logits,
@@ -35,7 +37,7 @@ class RunningSum:
 
     def __init__(self, snapshots, names):
         self.snapshots, self.names = snapshots, names
-        self.total, self.n, self.infinite = {}, 0, {}
+        self.total, self.n, self.odd = {}, 0, {}
 
     def take(self, total, sign=1):
         "Make a tried sum the current one."
@@ -47,8 +49,8 @@ def tried(self: RunningSum, i: int, sign: int = 1) -> tuple:
     "The sum and the mean with checkpoint `i` added, or taken out."
     w, n = load_weights(self.snapshots[i]), self.n + sign
     floats = [k for k, v in w.items() if v.is_floating_point()]
-    odd = [k for k in floats if not _finite(w[k])]
-    self.check_infinities(i, w, odd)
+    odd = [k for k in floats if k in self.odd or not _finite(w[k])]
+    self.check_odd(i, w, odd)
     floats = [k for k in floats if k not in odd]
     if not floats:
         return {}, w
@@ -59,24 +61,27 @@ def tried(self: RunningSum, i: int, sign: int = 1) -> tuple:
     return dict(zip(floats, total)), {k: mean.get(k, v) for k, v in w.items()}
 
 # %% ../../nbs/soups/34_greedy.ipynb #73c73931
-def _infinities(v):
-    return v.isinf() * v.sign()
+def _same(a, b):
+    return torch.allclose(odd_numbers(a), odd_numbers(b), 0, 0, equal_nan=True)
 
 # %% ../../nbs/soups/34_greedy.ipynb #354f5510
 @patch
-def check_infinities(self: RunningSum, i: int, w: dict, names: list):
-    "`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks do."
+def check_odd(self: RunningSum, i: int, w: dict, names: list):
+    """`BadInput` unless those tensors hold the infinities that the first checkpoint has there, as masks do, or
+    are constants with a NaN."""
     for k in names:
-        first = self.infinite.setdefault(k, w[k])
-        if w[k].isnan().any() or not torch.equal(_infinities(w[k]), _infinities(first)):
+        new = k not in self.odd
+        first = self.odd.setdefault(k, w[k])
+        is_nan = new and bool(w[k].isnan().any())
+        if not _same(w[k], first) or is_nan and not is_constant(open_all(self.snapshots)[0], k):
             raise BadInput(f'{self.names[i]}: tensor {k!r} holds NaN or infinity; leave that checkpoint out')
 
 # %% ../../nbs/soups/34_greedy.ipynb #ea1ef6d8
 @patch
 def as_weights(self: RunningSum, mean: dict, chosen: list) -> dict:
     "The mean as a soup's weights: types and whole numbers as `average` has them, in tensors of its own."
-    like = weighted_mean([self.snapshots[i] for i in chosen])
-    as_they_are = lambda k, v: k in self.infinite or not v.is_floating_point()
+    like = weighted_mean([self.snapshots[i] for i in chosen], beside=self.snapshots)
+    as_they_are = lambda k, v: k in self.odd or not v.is_floating_point()
     return {k: v if as_they_are(k, v) else mean[k].to('cpu', v.dtype).clone() for k, v in like.items()}
 
 # %% ../../nbs/soups/34_greedy.ipynb #2ab29147

@@ -9,10 +9,13 @@ __all__ = ['once', 'ingredients']
 import hashlib
 import warnings
 import torch
+from ..errors import BadInput
 from .checkpoints import Checkpoint
 from .contents import contents_of, soup_info
 from .folders import find_checkpoints
+from .refusals import some_names
 from .shards import checkpoint_stem
+from .tensor_names import names_a_copy, twins
 from .training_order import bare_name, training_times
 
 # %% ../../nbs/soups/23_ingredients.ipynb #ce8c3eb3
@@ -76,6 +79,17 @@ def _label(opened):
         if names.count(checkpoint_stem(c.path)) > 1:
             c.label = f'{folder.name}/{checkpoint_stem(c.path)}'
 
+# %% ../../nbs/soups/23_ingredients.ipynb #3ade16c5
+def _note_twins(c):
+    "A note if a checkpoint holds one network several times; `BadInput` if one of these is called a copy."
+    found = twins({k: p.shape for k, p in c.places.items()})
+    if not found:
+        return
+    first, says = found[0], f'{c.path} holds one network {len(found)} times, under {some_names(found)}'
+    if names_a_copy(found):
+        raise BadInput(f'{says}; say which with --part {first}, or part={first!r}')
+    warnings.warn(f'{says}: all of it is taken, --part {first} takes one of them')
+
 # %% ../../nbs/soups/23_ingredients.ipynb #aaa78f52
 def ingredients(
     names,  # files and folders
@@ -86,6 +100,8 @@ def ingredients(
     known = {}
     files = list(dict.fromkeys(f for n in names for f in find_checkpoints(n, part, known)))
     opened = once([known.get(f) or Checkpoint(f, part) for f in files])
+    if opened and not part:
+        _note_twins(opened[0])
     _label(opened)
     times, how = training_times([contents_of(c) for c in opened])
     if times is None:

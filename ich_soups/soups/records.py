@@ -204,6 +204,10 @@ def folder_info(
     "What such a folder says of its model; `BadInput` if it is another folder."
     path = Path(path)
     f = path / 'config.json'
+    if f.is_file() and ((path / 'snapshots').is_dir() or (path / 'DONE').exists()):
+        raise BadInput(
+            f'{path} is a run, of which a model is cooked first: ich-soups cook {path} --out soup.safetensors'
+        )
     if not f.is_file():
         raise BadInput(
             f'{path} is no folder of save_pretrained; give a soup (.safetensors), such a folder, or an '

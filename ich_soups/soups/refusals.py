@@ -50,26 +50,31 @@ def some_names(
 
 # %% ../../nbs/soups/00_refusals.ipynb #39331952
 AGAIN = 'copy or download the file again'  # what helps against a file that is damaged
-_MAGIC_OF = {  # first bytes of a format: what it is
-    b'\x89HDF': 'an HDF5 file, as Keras writes them',
-    b'GGUF': 'a GGUF file',
-    b'\x93NUMPY': 'a NumPy array',
-    b'\x1f\x8b': 'a gzip archive',
-    b'\xfd7zXZ': 'an xz archive',
-    b'BZh': 'a bzip2 archive',
-    b'7z\xbc\xaf': 'a 7z archive',
-    b'Rar!': 'a RAR archive',
-    b'\x89PNG': 'an image',
-    b'\xff\xd8\xff': 'an image',
-    b'%PDF': 'a PDF document',
+_CONVERT, _UNPACK = 'convert it to safetensors', 'unpack it'
+_ANOTHER = 'give a checkpoint, such as torch.save(model.state_dict(), FILE) writes'
+_IMAGE = 'an image', _ANOTHER
+_MAGIC_OF = {  # first bytes of a format: what it is, and what to do
+    b'\x89HDF': ('an HDF5 file, as Keras writes them', _CONVERT),
+    b'GGUF': ('a GGUF file', _CONVERT),
+    b'\x93NUMPY': ('a NumPy array', _CONVERT),
+    b'\x1f\x8b': ('a gzip archive', _UNPACK),
+    b'\xfd7zXZ': ('an xz archive', _UNPACK),
+    b'BZh': ('a bzip2 archive', _UNPACK),
+    b'7z\xbc\xaf': ('a 7z archive', _UNPACK),
+    b'Rar!': ('a RAR archive', _UNPACK),
+    b'\x89PNG': _IMAGE,
+    b'\xff\xd8\xff': _IMAGE,
+    b'GIF8': _IMAGE,
+    b'II*\0': _IMAGE,
+    b'MM\0*': _IMAGE,
+    b'%PDF': ('a PDF document', _ANOTHER),
 }
 
 # %% ../../nbs/soups/00_refusals.ipynb #679de84d
 def _refuse_magic(head):
-    for magic, what in _MAGIC_OF.items():
+    for magic, (what, remedy) in _MAGIC_OF.items():
         if head.startswith(magic):
-            kind = what.split(' ', 1)[1].split(',')[0]
-            raise Other(kind, f'it is {what}; unpack or convert it to safetensors')
+            raise Other(what.split(' ', 1)[1].split(',')[0], f'it is {what}; {remedy}')
 
 # %% ../../nbs/soups/00_refusals.ipynb #048c5b9e
 def _refuse_pointer(text):
@@ -125,6 +130,34 @@ def _begins_like_one(head):
     "Whether these bytes may begin a zip archive, a pickle or a safetensors file."
     return head[:2] == b'PK' or head[:1] == b'\x80' or head[8:9] == b'{'
 
+# %% ../../nbs/soups/00_refusals.ipynb #f370df25
+_TORCH_NUMBER = b'\x8a\n'  # how the first number in a file of torch before 1.6 begins
+
+
+def _refuse_plain_pickle(head):
+    is_pickle = head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5') and head[8:9] != b'{'
+    if is_pickle and _TORCH_NUMBER not in head[:16]:
+        raise Other(
+            'other pickle',
+            'it is a plain pickle, no checkpoint of torch; load it where it was written, and save the weights '
+            'in it with torch.save',
+        )
+
+
+def _refuse_zeros(head):
+    if not head.strip(b'\0'):
+        raise Other('empty file', f'it holds zeros alone, as a copy that broke off does; {AGAIN}')
+
+# %% ../../nbs/soups/00_refusals.ipynb #943da2bd
+_ONNX_FIELDS = b'\x12\x1a"*2:B'  # what follows on the version in an ONNX file
+
+
+def _refuse_onnx(head):
+    if len(head) < 8 or not any(head[4:8]):
+        return  # short, or the length of a header in front of a safetensors file
+    if head[0] == 8 and 1 <= head[1] < 32 and head[2] in _ONNX_FIELDS:
+        raise Other(_ENDINGS['.onnx'][0], f'it is {_ENDINGS[".onnx"][1]}')
+
 # %% ../../nbs/soups/00_refusals.ipynb #4d35c094
 def refuse_foreign(
     head: bytes,  # the first bytes of a file
@@ -137,7 +170,8 @@ def refuse_foreign(
     text = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
     _refuse_pointer(text)
     _refuse_page(text)
-    _refuse_magic(head)
+    for refuse in (_refuse_magic, _refuse_plain_pickle, _refuse_zeros, _refuse_onnx):
+        refuse(head)
     ending = None if _begins_like_one(head) else known_ending(path)
     if ending:
         raise Other(ending[0], f'it is {ending[1]}')

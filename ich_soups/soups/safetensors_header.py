@@ -166,7 +166,10 @@ def _entry(name, v, first):
         raise ValueError(f'tensor {shown(name)} has no place')
     kind, shape, at = v['dtype'], v['shape'], v['data_offsets']
     if type(kind) is not str or kind not in SAFE_TYPES:
-        raise BadInput(f'tensor {shown(name)} is of the type {shown(kind)}, which cannot be averaged')
+        raise BadInput(
+            f'tensor {shown(name)} is of the type {shown(kind)}, which cannot be averaged; convert it to F32, or '
+            'leave it out'
+        )
     _check_shape(name, shape, at)
     dtype = SAFE_TYPES[kind]
     if at[0] + math.prod(shape) * dtype.itemsize != at[1]:

@@ -32,6 +32,7 @@ class Mix:
 
     snapshots: list
     coefs: list  # one each, summing to 1
+    beside: list = ()  # all checkpoints of which these are some
 
 # %% ../../nbs/soups/33_soup.ipynb #3d654e34
 _SHORT = Repr()  # arrays are kept as text, which nobody reads
@@ -58,7 +59,7 @@ class Soup:
         meta = {k: getattr(self, k) for k in ('ingredients', 'coefs', 'recipe', 'history', 'info')}
         meta = dict(soup=json.dumps(meta))
         if isinstance(self._weights, Mix):
-            written_mean(self._weights.snapshots, self._weights.coefs, path, meta)
+            written_mean(self._weights.snapshots, self._weights.coefs, path, meta, self._weights.beside)
         else:
             save_weights(self.weights, path, meta)
 
@@ -79,7 +80,7 @@ class Soup:
 # %% ../../nbs/soups/33_soup.ipynb #582b8b0d
 def _read_when_asked(self):
     if isinstance(self._weights, Mix):
-        self._weights = weighted_mean(self._weights.snapshots, self._weights.coefs)
+        self._weights = weighted_mean(self._weights.snapshots, self._weights.coefs, self._weights.beside)
     return self._weights
 
 
@@ -217,9 +218,9 @@ def mixed(
     mix = [snapshots[i] for i in used]
     on_disk = all(isinstance(s, (str, Path, Checkpoint)) for s in mix)
     if on_disk and score is None and history is None:
-        weights = Mix(mix, list(coefs))
+        weights = Mix(mix, list(coefs), snapshots)
     else:
-        weights = weighted_mean(mix, coefs)
+        weights = weighted_mean(mix, coefs, snapshots)
     if history is None:
         history = scored_once(weights, score, len(used))
     return Soup(weights, [names[i] for i in used], [float(c) for c in coefs], recipe, history, info)

@@ -8,14 +8,14 @@ __all__ = ['bare_name', 'training_times']
 # %% ../../nbs/soups/22_training_order.ipynb #81d1e68e
 import re
 from .folders import SUFFIXES
-from .shards import INDEX
+from .shards import INDEX, SHARD
 
 # %% ../../nbs/soups/22_training_order.ipynb #3461b80b
 def bare_name(
     path,  # of a checkpoint
 ) -> str:
     "The name of a file without what makes it one: ends, and the digits in them."
-    name = path.name.removesuffix(INDEX)
+    name = SHARD.sub('', path.name.removesuffix(INDEX))
     for s in sorted(SUFFIXES, key=len, reverse=True):
         name = name.removesuffix(s)
     return name

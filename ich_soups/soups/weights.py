@@ -52,7 +52,7 @@ def last_soup(
     if k < 1:
         raise BadInput(f'the last {k} checkpoints are none; k is a positive number')
     rank = np.argsort(np.argsort(-_epochs(snapshots), kind='stable'), kind='stable')
-    return mixed(snapshots, names, (rank < k).astype(float), f'last {k}', score)
+    return mixed(snapshots, names, (rank < k).astype(float), f'last {min(k, len(names))}', score)
 
 # %% ../../nbs/soups/35_weights.ipynb #78a2d5f0
 def swa_soup(
@@ -145,7 +145,8 @@ def _stock_ratios(anchor, snapshots):
     "For each tensor t of Model Stock, and its number of elements."
     gram, size = {}, {}
     for n, _, x in side_by_side([anchor, *snapshots]):
-        d = torch.where(x[1:] == x[:1], torch.zeros(()), x[1:] - x[:1]).double()
+        same = (x[1:] == x[:1]) | (x[1:].isnan() & x[:1].isnan())
+        d = torch.where(same, torch.zeros(()), x[1:] - x[:1]).double()
         gram[n] = gram.get(n, 0) + d @ d.T
         size[n] = size.get(n, 0) + x.shape[1]
         if not torch.isfinite(gram[n]).all():
