@@ -410,3 +410,24 @@ def test_the_reader_goes_away():
 def test_a_seed_that_is_none_is_said_at_the_start(sh, kitchen, command, seed):
     code, out, err = sh(*command.split(), '--seed', seed)
     assert code == 2 and len(err) == 1 and '--seed' in err[0] and not Path('r').exists()
+
+
+def test_a_part_that_was_drawn_here_is_noted_for_checkpoints_of_others(sh, kitchen):
+    "Nobody knows what they were trained on; where the part was given, or the model says it, there is no note."
+    from ich_soups.train.models import create_model
+
+    torch.save(create_model('test_resnet', 3, 32).state_dict(), 'foreign.pth')
+    for p in ('train', 'val', 'test'):
+        shutil.copytree('photos', f'parts/{p}')
+    ask = ('eval', 'foreign.pth', '--arch', 'test_resnet', '--size', '32', '--data')
+    for words, noted in (
+        ((*ask, 'photos'), 'test'),
+        ((*ask, 'photos', '--split', 'val'), 'val'),
+        ((*ask, 'parts'), ''),
+        ((*ask, 'photos', '--split', 'all'), ''),
+        (('eval', 'run'), ''),
+    ):
+        code, out, err = sh(*words)
+        said = [l for l in err if 'was drawn here' in l]
+        assert code == 0 and len(said) == bool(noted), (words, err)
+        assert not noted or f'the {noted} part of photos' in said[0]

@@ -8,6 +8,7 @@ __all__ = ['eval_']
 # %% ../../nbs/app/47_cli_eval.ipynb #6be77921
 from pathlib import Path
 from typing import List, Optional
+from .cli_files import note_drawn
 from .cli_models import classifier_logits, note_seen, open_models, share_seen, targets, unfair
 from .cli_places import known, pictures_of
 from .cli_shared import argument, command, HIGHEST, option
@@ -107,6 +108,11 @@ def _answers(name, c, pics, idx):
         raise BadInput(f'what {name} says of these images is no number; leave it out')
     return logits, targets(c, pics, idx)
 
+# %% ../../nbs/app/47_cli_eval.ipynb #79245f0d
+def _is_foreign(c, share) -> bool:
+    "Whether nobody wrote down what a model was trained on."
+    return share is None and not c.info.get('pictures')
+
 # %% ../../nbs/app/47_cli_eval.ipynb #5673fd9e
 @command(
     ('ich-soups eval soup.safetensors', 'on the test part of the images it was trained on'),
@@ -134,6 +140,8 @@ def eval_(
     seen = {n: share_seen(c, n, data, pics, idx) for n, c in opened.items()}
     for n in seen:
         note_seen(n, seen[n], opened, split)
+    if len(opened) == 1 and split in ('val', 'test') and _is_foreign(*opened.values(), *seen.values()):
+        note_drawn(data, split)
     docs, lines, hits = {}, [f'{len(idx)} images, {split} of {Path(data).name or data}'], {}
     for n, c in opened.items():
         logits, targs = _answers(n, c, pics, idx)

@@ -140,17 +140,19 @@ def told_by_all(files) -> dict:
     return {k: v for k, v in said[0].items() if all(k in t for t in said)}
 
 # %% ../../nbs/app/44_cli_files.ipynb #eb95fa72
-def note_drawn(data):
-    """A note if the val part of some images was drawn here, so that nobody knows what the checkpoints
-    were trained on."""
+def note_drawn(
+    data,
+    part: str = 'val',  # that they are chosen by or scored on
+):
+    "A note if a part of some images was drawn here: nobody knows what the checkpoints were trained on."
     from ich_soups.data.collections import load_pictures
 
     if load_pictures(data, 0).fingerprint == load_pictures(data, 1).fingerprint:
         return
     say(
-        f'note: the val part of {data} was drawn here, and the checkpoints may have been trained on some '
-        'of it, so that their scores say too much; give images with a val part that they have not seen '
-        '(a folder val, or a list)'
+        f'note: the {part} part of {data} was drawn here, and the checkpoints may have been trained on some '
+        f'of it, so that their scores say too much; give images with a {part} part that they have not '
+        f'seen (a folder {part}, or a list)'
     )
 
 # %% ../../nbs/app/44_cli_files.ipynb #ab18b6be
