@@ -923,6 +923,7 @@ demo._block(Blocks())
 """
 
 
+@pytest.mark.slow  # two processes with all imports; what they do is tested in this one too
 @pytest.mark.skipif(os.name != 'posix', reason='to run this, use a system with signals')
 def test_a_page_that_is_ended_leaves_no_uploads(tmp_path):
     "Asked to end it ends as after Ctrl-C; what a killed one left is swept by the next, nothing else is."
