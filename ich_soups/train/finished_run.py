@@ -8,13 +8,14 @@ __all__ = ['first_lost', 'Run']
 # %% ../../nbs/train/14_finished_run.ipynb #246740e4
 import csv
 import hashlib
+import io
 from functools import cached_property
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..config import load_config
 from ..errors import BadInput
-from ..files import may_write
+from ..files import may_write, read_file
 from ..kinds import read_json
 from ..kept import keep_array, kept_array
 from ..data.collections import pictures_for
@@ -127,13 +128,16 @@ def _check_scores(self: Run):
             )
 
 # %% ../../nbs/train/14_finished_run.ipynb #80f5057a
+_LONGEST = 512 << 20  # bytes of the list of a run
+
+
 def _written_down(path):
     "`{digest: (file, label, part)}` of the images of a run; empty where it did not note them."
     try:
-        with open(path / 'split.csv', encoding='utf-8', newline='') as f:
-            rows = [(r['path'], r['label'], r['split']) for r in csv.DictReader(f)]
+        words = read_file(path / 'split.csv', _LONGEST).decode('utf-8')
+        rows = [(r['path'], r['label'], r['split']) for r in csv.DictReader(io.StringIO(words, newline=''))]
         return dict(zip(read_json(path / 'digests.json')['digests'], rows))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+    except (BadInput, OSError, ValueError, KeyError, TypeError, csv.Error):
         return {}
 
 
