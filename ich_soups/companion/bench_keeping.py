@@ -29,7 +29,7 @@ class _Meter(Callback):
         self.stop, self.rows = stop, []
 
     def before_fit(self):
-        _time_events(self, 'snapshot', self.snapshot, 'before_epoch', 'after_pred', 'after_epoch')
+        _time_events(self, 'snapshot', self.snapshot, 'before_train', 'after_pred', 'after_epoch')
         _time_events(self, 'state', self.journal, 'after_epoch')
         self._open()
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from ..config import Config, config_of
+from ..config import Config, to_config
 from ..errors import BadInput
 from ..files import atomic, make_folder, write_json
 from ..kinds import anything, listed, read_json, text
@@ -222,7 +222,7 @@ def _read_plan(out) -> dict:
     "What `plan_more` wrote for the run in `out`; `BadInput` if it is damaged."
     plan = out / 'more' / 'plan.json'
     said = read_json(plan, out, kinds=_PLAN, needs=tuple(_PLAN), others=anything)
-    return said | dict(cfg=config_of(said['cfg'], plan, f'delete {out} to begin anew'))
+    return said | dict(cfg=to_config(said['cfg'], plan, f'delete {out} to begin anew'))
 
 # %% ../../nbs/train/28_more.ipynb #2d9ef3f2
 def _planned(told, out):
