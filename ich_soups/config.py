@@ -127,7 +127,7 @@ class Config:
     "Everything that decides a training run."
 
     profile: str = 'tiny'  # which preset it came from
-    data: str = 'scenes17'  # a name, a folder of photos or a list of them: what `load_images` takes
+    data: str = 'scenes17'  # a name, a folder of photos or a list of them: what `load_pictures` takes
     arch: str = 'test_coatnet'  # any timm name, or a small relative from `models`
     pretrained: str = ''  # '' from scratch; 'bundled' with this package; 'timm'; 'pip'; or a path of weights
     size: int = 64  # width and height of the images in pixels

@@ -5,7 +5,9 @@ from importlib.util import resolve_name
 import pandas as pd
 import pytest
 from conftest import ROOT
+from ich_soups.config import COLLECTIONS
 from ich_soups.core import in_smoke
+from ich_soups.data import collections
 
 pytestmark = pytest.mark.quick
 
@@ -110,6 +112,11 @@ def test_a_public_name_means_one_thing():
             where.setdefault(n, []).append(m)
     assert len(where) > 500
     assert not {n: ms for n, ms in where.items() if len(ms) > 1}, 'rename one, or make it #| exporti'
+
+
+def test_collections_with_a_name_are_named_in_the_configuration_too():
+    "Else a folder of that name would be trained on, and the collection loaded elsewhere."
+    assert set(COLLECTIONS) == {*collections._NAMED, *collections._MADE}
 
 
 def test_notebooks_that_are_named_are_there():

@@ -90,8 +90,19 @@ def slope(r):
     a = r.choice([-1, 1]) * r.uniform(0.4, 0.9)
     return [(r.uniform(0.4, 0.6), r.uniform(0.4, 0.6), r.uniform(0.24, 0.38), a)]
 
+# %% ../../nbs/data/00_canvas.ipynb #bcbfd177
+GROUNDS = [
+    ('water', ((70, 105, 120), (125, 160, 160))),
+    ('sky', ((120, 160, 200), (215, 215, 205))),
+    ('courtyard', ((150, 125, 105), (185, 165, 145))),
+    ('cloth', ((110, 40, 45), (165, 75, 60))),
+    ('market', ((95, 95, 70), (190, 150, 110))),
+    ('field', ((150, 170, 120), (95, 125, 60))),
+]
+
 # %% ../../nbs/data/00_canvas.ipynb #f93779cb
 def _waves(yx, r, fx, fy, amp):
+    "A wave across the image with a random phase, of height `amp`."
     return amp * np.sin(yx[1] * fx + yx[0] * fy + r.uniform(0, 6))
 
 # %% ../../nbs/data/00_canvas.ipynb #cc25413e
@@ -108,16 +119,6 @@ def ground(kind, size, r):
         'field': lambda: (yx[0] > r.uniform(0.2, 0.5)) * 0.6 + _waves(yx, r, r.uniform(20, 45), 15, 0.2),
     }[GROUNDS[kind][0]]()
     return base + np.clip(t, 0, 1)[..., None] * (other - base)
-
-# %% ../../nbs/data/00_canvas.ipynb #bcbfd177
-GROUNDS = [
-    ('water', ((70, 105, 120), (125, 160, 160))),
-    ('sky', ((120, 160, 200), (215, 215, 205))),
-    ('courtyard', ((150, 125, 105), (185, 165, 145))),
-    ('cloth', ((110, 40, 45), (165, 75, 60))),
-    ('market', ((95, 95, 70), (190, 150, 110))),
-    ('field', ((150, 170, 120), (95, 125, 60))),
-]
 
 # %% ../../nbs/data/00_canvas.ipynb #b806d7a0
 PALETTES = np.array(
