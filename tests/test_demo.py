@@ -754,7 +754,7 @@ def raw(url, text):
 
 
 RAW = {
-    'two hosts': ('GET /config HTTP/1.1\nHost: evil.example\nHost: {host}', 400),
+    'two hosts': ('GET /config HTTP/1.1\nHost: evil.example\nHost: {host}\nConnection: close', 400),
     'no host': ('GET /config HTTP/1.0', 400),
     'a websocket': (
         'GET /gradio_api/queue/join HTTP/1.1\nHost: {host}\nUpgrade: websocket\nConnection: Upgrade\n'

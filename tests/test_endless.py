@@ -1,6 +1,6 @@
 "What never ends: pipes, devices, and pickles that hold themselves, wherever a stranger's files are read."
 
-import os, zipfile
+import os, time, zipfile
 import pytest
 import torch
 from ich_soups.core import BadInput
@@ -13,6 +13,7 @@ from ich_soups.soups.folders import find_checkpoints
 from ich_soups.soups.progress import said_beside
 from ich_soups.soups.run_files import file_sha256, read_history, read_state
 from ich_soups.soups.saving import save_weights
+from ich_soups.soups.tensor_names import fitting
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='to run this, use a system that has named pipes')
 
@@ -112,3 +113,13 @@ def test_files_of_a_run(tmp_path, kind):
             read(endless(tmp_path / name, kind))
     endless(tmp_path / '.lock.by', kind)
     assert holder(tmp_path / '.lock') == 'another process'
+
+
+@pytest.mark.parametrize('names', ([''], ['', 'a'], ['a.b', '']), ids=['none', 'none first', 'none last'])
+def test_very_many_names(names):
+    "One of them empty, which is the end of every name: a hundred thousand are compared in seconds."
+    own = {f'layers.{k}.weight' for k in range(100_000)}
+    given = [*names, *(f'x{k}' for k in range(100_000 - len(names)))]
+    t0 = time.process_time()
+    assert fitting(own, given) is None
+    assert time.process_time() - t0 < 5

@@ -120,10 +120,12 @@ def _prefix(own, given):
     "What stands before each given name in the model's own, or None."
     if own == given:
         return ''
-    first = next(iter(given), '')
+    if len(own) != len(given):
+        return None
+    longest = max(given, key=len, default='')  # which ends few names, where '' would end them all
     for k in own:
-        p = k.removesuffix(first)
-        if k.endswith(first) and {p + n for n in given} == own:
+        p = k.removesuffix(longest)
+        if k.endswith(longest) and {p + n for n in given} == own:
             return p
     return None
 
