@@ -122,9 +122,10 @@ def _predicted(c, files, bs, top, accept_all=False):
 def _note_threshold(model, unknown, features):
     "A note for a model that knows no strangers, or knows them by its logits alone."
     if not unknown:
+        how = ', as it is or exported with --to onnx' if str(model).endswith('.onnx') else ''
         say(
             f'note: {model} does not say from when on an image is unknown, so each gets a class; that takes a '
-            'soup cooked with at least 19 labelled images in the val part'
+            f'soup cooked with at least 19 labelled images in the val part{how}'
         )
     elif unknown['score'] == 'likeness' and not features:
         say(
