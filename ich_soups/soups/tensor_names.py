@@ -216,6 +216,6 @@ def fit_names(
     beside = sorted(weights.keys() - names.keys())
     if beside:
         warnings.warn(f'left out, since it is no part of the network: {some_names(beside, 3)}')
-    for k, name in names.items():
+    for k, name in sorted(names.items()):  # the same one is named every time
         _check_shape(k, tuple(weights[k].shape), tuple(own[name].shape), what, model)
     return {names[k]: v for k, v in weights.items() if k in names}

@@ -6,12 +6,12 @@
 __all__ = ['first_lost', 'Run']
 
 # %% ../../nbs/train/14_finished_run.ipynb #246740e4
-import csv
 import hashlib
 import io
 from functools import cached_property
 from pathlib import Path
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from ..config import load_config
 from ..errors import BadInput
@@ -19,6 +19,7 @@ from ..files import may_write, read_file
 from ..kinds import read_json
 from ..kept import keep_array, kept_array
 from ..data.collections import pictures_for
+from ..data.splits import SPLITS
 from ..soups.checkpoints import Checkpoint, load_weights
 from ..soups.cook import LOWER_LR, sound_snapshots
 from ..soups.run_files import check_file, file_sha256, read_done, read_history
@@ -131,13 +132,27 @@ def _check_scores(self: Run):
 _LONGEST = 512 << 20  # bytes of the list of a run
 
 
+def _own_list(path, advice):
+    "`path, label, split` of the images that a run wrote down; `BadInput` for what no run writes."
+    try:
+        rows = pd.read_csv(io.BytesIO(read_file(path, _LONGEST)), dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as e:
+        raise BadInput(f'{path} is not readable as a list ({type(e).__name__}); {advice}') from None
+    lacks = [k for k in ('label', 'split', 'path') if k not in rows]
+    if lacks:
+        raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
+    odd = [k for k in rows.split if k not in SPLITS]
+    if odd:
+        raise BadInput(f'{path} speaks of a part {odd[0][:40]!r}, which no run has; {advice}')
+    return rows[['path', 'label', 'split']]
+
+# %% ../../nbs/train/14_finished_run.ipynb #14ab5556
 def _written_down(path):
     "`{digest: (file, label, part)}` of the images of a run; empty where it did not note them."
     try:
-        words = read_file(path / 'split.csv', _LONGEST).decode('utf-8')
-        rows = [(r['path'], r['label'], r['split']) for r in csv.DictReader(io.StringIO(words, newline=''))]
+        rows = _own_list(path / 'split.csv', '').itertuples(index=False, name=None)
         return dict(zip(read_json(path / 'digests.json')['digests'], rows))
-    except (BadInput, OSError, ValueError, KeyError, TypeError, csv.Error):
+    except (BadInput, KeyError, TypeError):
         return {}
 
 

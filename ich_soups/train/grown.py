@@ -6,19 +6,17 @@
 __all__ = ['MISSING', 'finished', 'images_of', 'in_turn', 'split_new', 'Grown', 'grown']
 
 # %% ../../nbs/train/27_grown.ipynb #d40bf8b1
-import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..errors import BadInput
-from ..files import read_file
 from ..kinds import anything, listed, read_json, text
 from ..data.collections import load_pictures, pictures_for
 from ..data.pictures import Pictures
-from ..data.splits import split_by, SPLITS, stratified_split
-from .finished_run import Run
+from ..data.splits import split_by, stratified_split
+from .finished_run import _own_list, Run
 
 # %% ../../nbs/train/27_grown.ipynb #e97a53fd
 def finished(
@@ -39,22 +37,6 @@ def finished(
 
 # %% ../../nbs/train/27_grown.ipynb #408d2cbf
 _NOTED = dict(digests=listed(text(100)))
-_LONGEST = 512 << 20  # bytes of the list of a run
-
-
-def _own_list(path, advice):
-    "`label, split` of the images that a run wrote down; `BadInput` for what no run writes."
-    try:
-        rows = pd.read_csv(io.BytesIO(read_file(path, _LONGEST)), dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as e:
-        raise BadInput(f'{path} is not readable as a list ({type(e).__name__}); {advice}') from None
-    lacks = [k for k in ('label', 'split') if k not in rows]
-    if lacks:
-        raise BadInput(f'{path} has no column {lacks[0]!r}; {advice}')
-    odd = [k for k in rows.split if k not in SPLITS]
-    if odd:
-        raise BadInput(f'{path} speaks of a part {odd[0][:40]!r}, which no run has; {advice}')
-    return rows[['label', 'split']]
 
 # %% ../../nbs/train/27_grown.ipynb #7225c3f7
 def images_of(run: Run) -> pd.DataFrame:
@@ -71,7 +53,7 @@ def images_of(run: Run) -> pd.DataFrame:
     if len(digests) != len(rows) or classes and sorted(set(rows.label)) != classes:
         others = f'{noted} and {run.path / "DONE"} do not belong to {its_list}'
         raise BadInput(f'{others}; restore them, or delete {run.path} to train anew')
-    return rows.assign(digest=digests)
+    return rows[['label', 'split']].assign(digest=digests)
 
 # %% ../../nbs/train/27_grown.ipynb #983c2f86
 def _read_again(run, listed):
